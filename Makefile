@@ -1,0 +1,44 @@
+# Everything a fresh machine needs: `make demo`, `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast check format bench clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Resurge needs Python 3.11 or later")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[dev]'
+	touch $@
+
+install: $(STAMP) ## Install Resurge and its tools into .venv
+
+demo: install ## Measure concept resurgence on the bundled model: about ten minutes on two cores
+	$(BIN)/resurge run sweeps/quickstart.yaml
+
+test: install ## Run all tests
+	$(BIN)/python -m pytest
+
+test-fast: install ## Run the tests that take no more than a few seconds each
+	$(BIN)/python -m pytest -m "not slow and not integration"
+
+check: install ## What CI checks besides the tests: ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install ## Let ruff format and sort
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install ## What sharing stages saves, both sides measured in one run
+	$(BIN)/python -m benchmarks.sharing
+
+clean: ## Remove the environment, caches and local state
+	rm -rf $(VENV) .resurge .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Resurge's head: sweeps, plans, scheduling, tracking. Imports neither torch nor diffusers."""

@@ -1,0 +1,48 @@
+"""Errors that a user can cause. The command line prints them without a traceback."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class ResurgeError(Exception):
+    """Something the user can mend. The message says what, what was got, what is allowed."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong in a sweep file.
+
+    `where` is the YAML path ("edits[0].unlearn.esd.variant"); `file` and `line` (from 1) point at
+    it, and are None for values from the command line.
+    """
+
+    what: str
+    where: str
+    file: str | None = None
+    line: int | None = None
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.file and self.line else self.file
+        return ": ".join(part for part in (place, self.where, self.what) if part)
+
+
+class SweepError(ResurgeError):
+    """A sweep file with everything that is wrong in it."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
+        super().__init__(f"{count} in the sweep\n" + "\n".join(f"  {p}" for p in problems))
+
+
+class StoreError(ResurgeError):
+    """The store holds something that does not fit what is asked of it."""
+
+
+class StageFailed(ResurgeError):
+    """A stage's work raised. `log_path` is where the traceback stands."""
+
+    def __init__(self, message: str, log_path: str | None = None) -> None:
+        self.log_path = log_path
+        super().__init__(message)

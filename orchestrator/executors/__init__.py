@@ -1,0 +1,1 @@
+"""What starts tasks, one file each: inline, ray, simulated."""

@@ -1,0 +1,43 @@
+"""One worker in this very process: for debugging and for tests."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrator.executors.base import Executor, ExecutorSettings, FreeWorker
+from orchestrator.work import Event, TaskEnded, WorkOrder
+
+
+class Inline(Executor):
+    """One task at a time in this process; a breakpoint in a plug-in works."""
+
+    name = "inline"
+
+    def __init__(self, settings: ExecutorSettings) -> None:
+        super().__init__(settings)
+        self.events: list[Event] = []
+        self.runner: Any = None
+
+    def start(self) -> None:
+        """Import the worker's code; torch comes with it."""
+        self.runner = importlib.import_module("workers.runner").Runner()
+
+    def free_workers(self) -> Sequence[FreeWorker]:
+        """The one worker, unless its events have not been fetched yet."""
+        return [] if self.events else [FreeWorker("inline", self.runner.holds)]
+
+    def submit(self, order: WorkOrder, worker: str) -> None:
+        """Run the task to its end."""
+        self.runner.run(order, self.events.append)
+        self.events.append(TaskEnded(order.task.id, worker, self.runner.holds))
+
+    def wait(self, timeout_s: float) -> Sequence[Event]:
+        """The events of the last task."""
+        events, self.events = self.events, []
+        return events
+
+    def shutdown(self) -> None:
+        """Forget the warm model."""
+        self.runner = None

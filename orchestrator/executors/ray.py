@@ -1,0 +1,172 @@
+"""Ray: workers are actors that keep their model warm. The only file that imports ray."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.executors.base import Executor, ExecutorSettings, FreeWorker
+from orchestrator.work import Event, TaskEnded, WorkerLost, WorkOrder
+
+FORWARDED = ("RESURGE_PLUGINS", "MLFLOW_DISABLE_TELEMETRY")
+"""Environment variables that workers on other machines must see as well."""
+
+
+@dataclass
+class _Seat:
+    """A worker's place: the actor that sits in it, and what it is doing."""
+
+    name: str
+    actor: Any
+    holds: str | None = None
+    order: WorkOrder | None = None
+    stream: Any = None
+
+
+class _Work:
+    """The actor. Its events are streamed while the task runs."""
+
+    def __init__(self, threads: int) -> None:
+        torch = importlib.import_module("torch")
+        torch.set_num_threads(threads)
+        self.runner = importlib.import_module("workers.runner").Runner()
+
+    def run(self, order: WorkOrder, worker: str) -> Iterator[Event]:
+        """Run the task in a thread; yield each event when it happens."""
+        events: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
+
+        def work() -> None:
+            try:
+                self.runner.run(order, events.put)
+                events.put(TaskEnded(order.task.id, worker, self.runner.holds))
+            except Exception as error:
+                # A stage's errors are events; this one is the runner's own. Raised below.
+                events.put(error)
+
+        threading.Thread(target=work, name=order.task.id, daemon=True).start()
+        while True:
+            event = events.get()
+            if isinstance(event, Exception):
+                raise event
+            yield event
+            if isinstance(event, TaskEnded):
+                return
+
+
+class RayExecutor(Executor):
+    """Ray actors, on this machine or on the cluster that RAY_ADDRESS names."""
+
+    name = "ray"
+
+    def __init__(self, settings: ExecutorSettings) -> None:
+        super().__init__(settings)
+        self.seats: dict[str, _Seat] = {}
+        self.ray: Any = None
+
+    def start(self) -> None:
+        """Join the cluster, or start Ray here, and bring the workers up."""
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        self.ray = importlib.import_module("ray")
+        self.ray.init(
+            address=os.environ.get("RAY_ADDRESS"),
+            include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
+            log_to_driver=False,
+            configure_logging=True,
+            logging_level="error",
+            runtime_env={"env_vars": {k: os.environ[k] for k in FORWARDED if k in os.environ}},
+        )
+        for index in range(self._workers()):
+            name = f"worker-{index}"
+            self.seats[name] = _Seat(name, self._actor())
+
+    def free_workers(self) -> Sequence[FreeWorker]:
+        """The workers without a task."""
+        return [FreeWorker(s.name, s.holds) for s in self.seats.values() if s.order is None]
+
+    def submit(self, order: WorkOrder, worker: str) -> None:
+        """Start the task on that worker's actor."""
+        seat = self.seats[worker]
+        seat.order = order
+        seat.stream = seat.actor.run.options(num_returns="streaming").remote(order, worker)
+
+    def wait(self, timeout_s: float) -> Sequence[Event]:
+        """Events of every actor that has some."""
+        busy = {seat.stream: seat for seat in self.seats.values() if seat.order is not None}
+        ready, _ = self.ray.wait(list(busy), num_returns=1, timeout=timeout_s)
+        if ready and len(busy) > 1:
+            ready, _ = self.ray.wait(list(busy), num_returns=len(busy), timeout=0)
+        return [event for stream in ready for event in self._drain(busy[stream])]
+
+    def shutdown(self) -> None:
+        """Kill the actors and leave Ray."""
+        if self.ray is None:
+            return
+        for seat in self.seats.values():
+            self.ray.kill(seat.actor)
+        self.seats.clear()
+        self.ray.shutdown()
+        self.ray = None
+
+    def _drain(self, seat: _Seat) -> Iterator[Event]:
+        """All events of one stream that have already arrived."""
+        while seat.order is not None:
+            ready, _ = self.ray.wait([seat.stream], timeout=0)
+            if not ready:
+                return
+            yield self._next(seat)
+
+    def _next(self, seat: _Seat) -> Event:
+        assert seat.order is not None  # the caller looked
+        try:
+            event: Event = self.ray.get(next(seat.stream))
+        except (self.ray.exceptions.RayError, StopIteration) as error:
+            return self._replace(seat, error)
+        if isinstance(event, TaskEnded):
+            seat.order, seat.stream, seat.holds = None, None, event.holds
+        return event
+
+    def _replace(self, seat: _Seat, error: Exception) -> WorkerLost:
+        """Put a new actor into the seat of one that died."""
+        assert seat.order is not None  # only a busy worker's stream can break
+        lost = WorkerLost(seat.order.task.id, seat.name, _reason(error))
+        self.ray.kill(seat.actor)
+        self.seats[seat.name] = _Seat(seat.name, self._actor())
+        return lost
+
+    def _actor(self) -> Any:
+        options = {"num_cpus": self._threads(), "num_gpus": self._gpus(), "max_restarts": 0}
+        return self.ray.remote(_Work).options(**options).remote(self._threads())
+
+    def _workers(self) -> int:
+        if self.settings.workers != "auto":
+            return int(self.settings.workers)
+        resources = self.ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0) / (self._gpus() or 1))
+        return gpus or max(1, min(2, int(resources.get("CPU", 1))))
+
+    def _gpus(self) -> float:
+        if self.settings.gpus != "auto":
+            return float(self.settings.gpus)
+        return 1.0 if self.ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+
+    def _threads(self) -> int:
+        if self.settings.threads != "auto":
+            return int(self.settings.threads)
+        if self._gpus():
+            return 1
+        cpus = int(self.ray.cluster_resources().get("CPU", 1))
+        wanted = 2 if self.settings.workers == "auto" else int(self.settings.workers)
+        return max(1, cpus // wanted)
+
+
+def _reason(error: Exception) -> str:
+    """One line of Ray's many."""
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first}".rstrip(": ")
+
+

@@ -1,0 +1,98 @@
+"""A virtual clock: what a plan would cost on so many workers, without running anything."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Sequence
+
+from orchestrator.executors.base import Executor, ExecutorSettings, FreeWorker
+from orchestrator.stage import Stage
+from orchestrator.store import Record
+from orchestrator.work import Event, StageCommitted, TaskEnded, WorkerLost, WorkOrder
+
+
+class Simulated(Executor):
+    """Pretend to run, on a virtual clock: for looking at schedules.
+
+    Args:
+        settings: `workers` workers ("auto" is 2).
+        seconds_of: how long a stage takes.
+        dies: whether the worker dies in a stage's middle; asked once a stage begun.
+    """
+
+    name = "simulated"
+
+    def __init__(
+        self,
+        settings: ExecutorSettings,
+        seconds_of: Callable[[Stage], float] = lambda stage: 1.0,
+        dies: Callable[[Stage], bool] = lambda stage: False,
+    ) -> None:
+        super().__init__(settings)
+        self.seconds_of = seconds_of
+        self.dies = dies
+        self.now_s = 0.0
+        self.holds: dict[str, str | None] = {}
+        self.busy: set[str] = set()
+        self.history: list[tuple[float, str, str]] = []
+        self._queue: list[tuple[float, int, Event]] = []
+        self._order = itertools.count()
+
+    def start(self) -> None:
+        """Workers without a model."""
+        count = 2 if self.settings.workers == "auto" else self.settings.workers
+        self.holds = {f"worker-{index}": None for index in range(count)}
+
+    def free_workers(self) -> Sequence[FreeWorker]:
+        """The workers without a task."""
+        return [FreeWorker(n, held) for n, held in self.holds.items() if n not in self.busy]
+
+    def submit(self, order: WorkOrder, worker: str) -> None:
+        """Put the task's events on the clock; `history` gets (start, worker, task)."""
+        self.busy.add(worker)
+        self.history.append((self.now_s, worker, order.task.id))
+        at = self.now_s
+        for stage in order.task.stages:
+            at += self.seconds_of(stage)
+            if self.dies(stage):
+                self._at(at, WorkerLost(order.task.id, worker, "simulated death"))
+                return
+            self._at(at, StageCommitted(order.task.id, stage.key, _record(stage)))
+        holds = order.task.stages[-1].model.digest
+        self._at(at, TaskEnded(order.task.id, worker, holds))
+
+    def wait(self, timeout_s: float) -> Sequence[Event]:
+        """Move the clock to the next event."""
+        if not self._queue:
+            return []
+        self.now_s, _, event = heapq.heappop(self._queue)
+        if isinstance(event, TaskEnded):
+            self.holds[event.worker] = event.holds
+        if isinstance(event, TaskEnded | WorkerLost):
+            self.busy.discard(event.worker)
+        return [event]
+
+    def shutdown(self) -> None:
+        """Nothing to stop."""
+
+    def _at(self, when_s: float, event: Event) -> None:
+        heapq.heappush(self._queue, (when_s, next(self._order), event))
+
+
+def _record(stage: Stage) -> Record:
+    return Record(
+        digest=stage.digest,
+        kind=stage.kind,
+        plugin=stage.plugin,
+        version=stage.version,
+        identity=stage.identity,
+        settings=stage.settings,
+        seed=stage.seed,
+        parent=stage.parent.digest if stage.parent else None,
+        metrics={},
+        objects={},
+        started="",
+        seconds=0.0,
+        provenance={},
+    )

@@ -1,0 +1,285 @@
+"""Trials -> a tree of unique stages. A pure function: it looks at no store and runs nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from orchestrator.grid import trials as grid_trials
+from orchestrator.plugin import BasePlugin, DatasetPlugin, MetricPlugin, Plugin, find
+from orchestrator.stage import Stage, sha256
+from orchestrator.sweep import Sweep
+from orchestrator.trial import Edit, Scalar, Trial
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model on a trial's way, with the stages that evaluate it."""
+
+    model: Stage
+    sample: Stage
+    scores: tuple[Stage, ...]
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The model's whole chain (without the base) and its evaluation."""
+        chain = [s for s in self.model.ancestry() if s.kind != "base"]
+        return (*reversed(chain), self.sample, *self.scores)
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """A trial and the three models that its numbers compare.
+
+    `unlearned` is the model after the last unlearning, `final` the one after every edit. A control
+    is the same fine-tuning on the base without unlearning; its `unlearned` is the base. `control`
+    of an ordinary trial is the digest of its control's final model.
+    """
+
+    trial: Trial
+    is_control: bool
+    base: Point
+    unlearned: Point
+    final: Point
+    control: str | None
+
+    @cached_property
+    def digest(self) -> str:
+        """64 hex digits that name the trial: its parameters, its final model and its images.
+
+        Parameters count, so that settings which make no difference at 0 steps stay trials of
+        their own.
+        """
+        return sha256({"params": dict(self.params), "sample": self.final.sample.digest})
+
+    @property
+    def key(self) -> str:
+        """The first 16 hex digits of the digest."""
+        return self.digest[:16]
+
+    @property
+    def params(self) -> Mapping[str, Scalar]:
+        """The trial's flat parameters, with "control" added."""
+        return {**self.trial.params, "control": self.is_control}
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Every stage that the trial's numbers rest on, parents first, each once."""
+        points = (self.base, self.unlearned, self.final)
+        return tuple(dict.fromkeys(stage for point in points for stage in point.stages()))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every trial's chain of stages, merged where they agree."""
+
+    name: str
+    root: Stage
+    trials: tuple[PlannedTrial, ...]
+    stages: tuple[Stage, ...]
+
+    def count(self) -> Mapping[str, int]:
+        """Unique stages by kind."""
+        return Counter(stage.kind for stage in self.stages)
+
+    def count_naive(self) -> Mapping[str, int]:
+        """Stages by kind if every trial ran alone, from the base to its scores."""
+        return Counter(stage.kind for trial in self.trials for stage in trial.stages())
+
+    def steps(self) -> int:
+        """Optimiser steps of fine-tuning, each trajectory counted once."""
+        longest: dict[str, int] = {}
+        for stage in self.stages:
+            if stage.trajectory:
+                longest[stage.trajectory] = max(longest.get(stage.trajectory, 0), stage.steps)
+        return sum(longest.values())
+
+    def steps_naive(self) -> int:
+        """Optimiser steps of fine-tuning if every trial ran alone."""
+        return sum(stage.steps for trial in self.trials for stage in trial.stages())
+
+
+def make_plan(sweep: Sweep) -> Plan:
+    """The plan of a sweep: its trials, their controls, and the merged stages."""
+    return _Planner(sweep).plan()
+
+
+class _Planner:
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep = sweep
+        self.base: BasePlugin = sweep.base
+        self.root = base_stage(sweep.base)
+        self.fingerprints: dict[int, str] = {}
+        self.known: dict[str, Stage] = {}
+
+    def plan(self) -> Plan:
+        trials = [self.planned(trial) for trial in grid_trials(self.sweep)]
+        if self.sweep.evaluate.controls:
+            trials += self.controls(trials)
+        stages = dict.fromkeys(stage for trial in trials for stage in trial.stages())
+        return Plan(self.sweep.name, self.root, tuple(trials), tuple(stages))
+
+    def controls(self, trials: Iterable[PlannedTrial]) -> list[PlannedTrial]:
+        """The same edits without unlearning, each once."""
+        found: dict[str, PlannedTrial] = {}
+        for planned in trials:
+            if planned.control is not None:
+                control = self.planned(_without_unlearning(planned.trial), is_control=True)
+                found.setdefault(control.digest, control)
+        return list(found.values())
+
+    def planned(self, trial: Trial, is_control: bool = False) -> PlannedTrial:
+        final = unlearned = self.root
+        for edit in trial.edits:
+            final = self.edited(final, edit, trial)
+            if edit.kind == "unlearn":
+                unlearned = final
+        has_control = (
+            self.sweep.evaluate.controls and not is_control and unlearned is not self.root
+        )
+        return PlannedTrial(
+            trial=trial,
+            is_control=is_control,
+            base=self.point(self.root, trial.concept),
+            unlearned=self.point(unlearned, trial.concept),
+            final=self.point(final, trial.concept),
+            control=self.control_model(trial).digest if has_control else None,
+        )
+
+    def control_model(self, trial: Trial) -> Stage:
+        model = self.root
+        for edit in trial.edits:
+            if edit.kind == "finetune":
+                model = self.edited(model, edit, trial)
+        return model
+
+    def edited(self, parent: Stage, edit: Edit, trial: Trial) -> Stage:
+        if edit.kind == "unlearn":
+            return self.unique(self.unlearn_stage(parent, edit, trial))
+        if edit.plugin.settings.steps == 0:
+            return parent
+        return self.unique(self.finetune_stage(parent, edit, trial))
+
+    def unlearn_stage(self, parent: Stage, edit: Edit, trial: Trial) -> Stage:
+        retained = self.base.retained(trial.concept)
+        extra = {
+            "concept": trial.concept,
+            "prompts": list(self.base.prompts(trial.concept)),
+            "retained_prompts": [p for c in retained for p in self.base.prompts(c)],
+        }
+        seed = trial.seed if getattr(edit.plugin, "seeded", True) else None
+        return _stage("unlearn", edit.plugin, extra, extra, seed, parent)
+
+    def finetune_stage(self, parent: Stage, edit: Edit, trial: Trial) -> Stage:
+        dataset = edit.dataset
+        assert isinstance(dataset, DatasetPlugin)  # the sweep refuses a fine-tune without one
+        extra = {"concept": trial.concept} if dataset.uses_concept else {}
+        identity, full = self.choice(dataset)
+        return _stage(
+            "finetune",
+            edit.plugin,
+            {**extra, "dataset": identity},
+            {**extra, "dataset": full},
+            trial.seed,
+            parent,
+        )
+
+    def point(self, model: Stage, concept: str) -> Point:
+        sample = self.unique(self.sample_stage(model, concept))
+        scores = tuple(
+            self.unique(self.score_stage(metric, model if needs_model else sample))
+            for metric in self.sweep.evaluate.metrics
+            if not ((needs_model := metric.needs == "model") and model is self.root)
+        )
+        return Point(model, sample, scores)
+
+    def sample_stage(self, model: Stage, concept: str) -> Stage:
+        evaluate = self.sweep.evaluate
+        plugin = find("recipe", "sample")(evaluate.sampling(self.base))
+        asked = {"probes": probes(self.base, concept, evaluate.retain, evaluate.prompts)}
+        return _stage("sample", plugin, asked, asked, None, model)
+
+    def score_stage(self, metric: MetricPlugin, parent: Stage) -> Stage:
+        mark = {"fingerprint": self.fingerprint(metric)}
+        return _stage("score", metric, mark, mark, None, parent)
+
+    def choice(self, plugin: Plugin) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A plug-in inside another stage's settings: what is hashed, and all of it."""
+        mark = {
+            "name": plugin.name,
+            "version": plugin.version,
+            "fingerprint": self.fingerprint(plugin),
+        }
+        return (
+            {**mark, "settings": plugin.settings.identity()},
+            {**mark, "settings": plugin.settings.full()},
+        )
+
+    def fingerprint(self, plugin: Plugin) -> str:
+        """Asked once a plug-in instance: it may read a whole folder."""
+        if id(plugin) not in self.fingerprints:
+            self.fingerprints[id(plugin)] = plugin.fingerprint()
+        return self.fingerprints[id(plugin)]
+
+    def unique(self, stage: Stage) -> Stage:
+        return self.known.setdefault(stage.digest, stage)
+
+
+def base_stage(base: BasePlugin) -> Stage:
+    """The root of a plan's tree."""
+    mark = {"fingerprint": base.fingerprint()}
+    return _stage("base", base, mark, mark, None, None)
+
+
+def probes(
+    base: BasePlugin,
+    concept: str,
+    retain: tuple[str, ...] | None,
+    templates: tuple[str, ...] | None,
+) -> list[dict[str, str]]:
+    """What every model is asked: the erased concept, the retained ones, a never-known one.
+
+    The erased concept gets all its prompts (they are the clusters of the statistics), a retained
+    concept its first, the never-known one its first two.
+    """
+
+    def prompts(of: str) -> tuple[str, ...]:
+        if templates is not None:
+            return tuple(template.replace("{concept}", of) for template in templates)
+        return base.prompts(of)
+
+    asked = [("erased", concept, prompt) for prompt in prompts(concept)]
+    for other in base.retained(concept) if retain is None else retain:
+        asked.append(("retained", other, prompts(other)[0]))
+    if (stranger := base.never_known()) is not None:
+        asked += [("never_known", stranger, prompt) for prompt in prompts(stranger)[:2]]
+    return [{"role": role, "concept": of, "prompt": prompt} for role, of, prompt in asked]
+
+
+def _stage(
+    kind: Any,
+    plugin: Plugin,
+    identity: Mapping[str, Any],
+    full: Mapping[str, Any],
+    seed: int | None,
+    parent: Stage | None,
+) -> Stage:
+    return Stage(
+        kind=kind,
+        plugin=plugin.name,
+        version=plugin.version,
+        identity={**identity, "settings": plugin.settings.identity()},
+        settings={**full, "settings": plugin.settings.full()},
+        seed=seed,
+        parent=parent,
+    )
+
+
+def _without_unlearning(trial: Trial) -> Trial:
+    """The trial's control: its other edits, its unlearning parameters gone."""
+    gone = tuple(f"{edit.key}." for edit in trial.edits if edit.kind == "unlearn")
+    params = {k: v for k, v in trial.params.items() if not k.startswith(gone)}
+    params |= {f"{prefix}method": "none" for prefix in gone}
+    edits = tuple(edit for edit in trial.edits if edit.kind != "unlearn")
+    return Trial(trial.concept, edits, trial.seed, params)

@@ -1,0 +1,238 @@
+"""Plug-ins: everything with a name, a version and settings that a sweep file can ask for.
+
+A plug-in file is import-light: torch and friends are imported inside methods, so that a sweep can
+be validated and hashed on a head that has none of them. A new plug-in is one new file in
+`workers/<kind>s/`, in the folder named by RESURGE_PLUGINS, or behind an entry point of the group
+`resurge.plugins`; no list is edited.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import os
+import pkgutil
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from orchestrator.errors import ResurgeError
+
+Kind = Literal["base", "unlearner", "dataset", "metric", "recipe", "executor"]
+
+HOMES: Mapping[Kind, str] = {
+    "base": "workers.bases",
+    "unlearner": "workers.unlearners",
+    "dataset": "workers.datasets",
+    "metric": "workers.metrics",
+    "recipe": "workers.recipes",
+    "executor": "orchestrator.executors",
+}
+
+
+class Settings(BaseModel):
+    """A plug-in's settings: frozen, no unknown keys, every field with a default where one exists.
+
+    Fields carry a `description`; it is shown by `resurge list` and in the JSON Schema.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that make a result what it is: those that differ from the default."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+    def full(self) -> dict[str, Any]:
+        """Every setting, as JSON values: what a record keeps."""
+        return self.model_dump(mode="json")
+
+
+class Plugin(ABC):
+    """Base of every plug-in.
+
+    A subclass sets `kind` (its kind's base class does), `name` (what a sweep file says) and
+    `version`, which is raised whenever the same settings would give another result. The first line
+    of its docstring is its description.
+    """
+
+    kind: ClassVar[Kind]
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    Settings: ClassVar[type[Settings]] = Settings
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings: Any = settings
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first line of the docstring."""
+        return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+    def fingerprint(self) -> str:
+        """A digest of what the settings point at (a folder's files); empty if nothing."""
+        return ""
+
+    def problems(self, base: BasePlugin, concept: str) -> list[str]:
+        """Why this plug-in cannot be used with that base and concept; empty if it can."""
+        return []
+
+
+class BasePlugin(Plugin):
+    """What planning needs to know of a base model."""
+
+    kind = "base"
+    guidance: ClassVar[float] = 7.5
+    sampler_steps: ClassVar[int] = 50
+
+    @abstractmethod
+    def concepts(self) -> tuple[str, ...] | None:
+        """The concepts that the base knows; None if any text is allowed."""
+
+    @abstractmethod
+    def prompts(self, concept: str) -> tuple[str, ...]:
+        """The prompts that ask for `concept`; they are the clusters of the statistics."""
+
+    @abstractmethod
+    def retained(self, concept: str) -> tuple[str, ...]:
+        """Concepts that should survive when `concept` is erased: the model's health."""
+
+    @abstractmethod
+    def never_known(self) -> str | None:
+        """A concept that the base was never shown; None if there is none to name."""
+
+
+class UnlearnerPlugin(Plugin):
+    """What planning needs to know of an unlearning method.
+
+    `seeded` is False for a method without randomness: its result is then shared by all seeds.
+    """
+
+    kind = "unlearner"
+    seeded: ClassVar[bool] = True
+
+
+class DatasetPlugin(Plugin):
+    """What planning needs to know of a fine-tuning data set.
+
+    `uses_concept` is False for a set that is the same whatever was erased: its fine-tunes of the
+    base are then shared by all concepts.
+    """
+
+    kind = "dataset"
+    uses_concept: ClassVar[bool] = True
+
+
+class MetricPlugin(Plugin):
+    """What planning needs to know of a metric: whether it scores images or the model itself."""
+
+    kind = "metric"
+    needs: ClassVar[Literal["images", "model"]] = "images"
+
+
+class RecipePlugin(Plugin):
+    """Work that is no choice of the user's but has settings and a version: finetune, sample."""
+
+    kind = "recipe"
+
+
+def _modules(home: str) -> Iterator[ModuleType]:
+    """The modules of a plug-in package, or the module itself."""
+    package = importlib.import_module(home)
+    yield package
+    for info in pkgutil.iter_modules(getattr(package, "__path__", [])):
+        yield importlib.import_module(f"{home}.{info.name}")
+
+
+def _outside_modules() -> Iterator[ModuleType]:
+    """Modules from entry points and from the folder that RESURGE_PLUGINS names."""
+    for entry in importlib.metadata.entry_points(group="resurge.plugins"):
+        loaded = entry.load()
+        yield loaded if isinstance(loaded, ModuleType) else sys.modules[loaded.__module__]
+    folder = os.environ.get("RESURGE_PLUGINS")
+    if not folder:
+        return
+    if not Path(folder).is_dir():
+        raise ResurgeError(f"RESURGE_PLUGINS must be a folder but is {folder!r}")
+    for path in sorted(Path(folder).glob("*.py")):
+        yield _import_file(path)
+
+
+def _import_file(path: Path) -> ModuleType:
+    name = f"resurge_plugins.{path.stem}"
+    if name in sys.modules and sys.modules[name].__file__ == str(path):
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ResurgeError(f"{path} is not a Python file that can be loaded as a plug-in")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _plugins_in(module: ModuleType, kind: Kind) -> Iterator[type[Plugin]]:
+    for value in vars(module).values():
+        if (
+            isinstance(value, type)
+            and issubclass(value, Plugin)
+            and not inspect.isabstract(value)
+            and value.__module__ == module.__name__
+            and getattr(value, "kind", None) == kind
+            and "name" in vars(value)
+        ):
+            yield value
+
+
+@cache
+def _registry(kind: Kind, outside: str | None) -> dict[str, type[Plugin]]:
+    found: dict[str, type[Plugin]] = {}
+    for module in (*_modules(HOMES[kind]), *_outside_modules()):
+        for plugin in _plugins_in(module, kind):
+            other = found.setdefault(plugin.name, plugin)
+            if other is not plugin:
+                raise ResurgeError(
+                    f"two plug-ins of kind {kind} are called {plugin.name!r}: "
+                    f"{other.__module__} and {plugin.__module__}; rename one"
+                )
+    return dict(sorted(found.items()))
+
+
+def registry(kind: Kind) -> dict[str, type[Plugin]]:
+    """Every plug-in of a kind, by name."""
+    return _registry(kind, os.environ.get("RESURGE_PLUGINS"))
+
+
+def find(kind: Kind, name: str) -> type[Plugin]:
+    """The plug-in called `name`.
+
+    Raises:
+        ResurgeError: no such plug-in; the message suggests the nearest names.
+    """
+    plugins = registry(kind)
+    if name in plugins:
+        return plugins[name]
+    raise ResurgeError(f"unknown {kind} {name!r}{suggest(name, plugins)}")
+
+
+def suggest(got: str, allowed: Mapping[str, object] | list[str] | tuple[str, ...]) -> str:
+    """'; did you mean …? (allowed: …)' for an error about a name."""
+    names = sorted(allowed)
+    return f"{nearest(got, names)} (allowed: {', '.join(names)})" if names else ""
+
+
+def nearest(got: str, names: list[str]) -> str:
+    """'; did you mean …?', or nothing if no name is near."""
+    lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(str(got).lower(), lower, n=1)
+    return f"; did you mean {lower[near[0]]!r}?" if near else ""

@@ -1,0 +1,110 @@
+"""Stage: one piece of work, identified by what it computes and never by where it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+StageKind = Literal["base", "unlearn", "finetune", "sample", "score"]
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no white space and no NaN: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def sha256(value: Any) -> str:
+    """64 hex digits of a JSON value's canonical form."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A node of the plan's tree.
+
+    `identity` holds what is hashed: under "settings" the plug-in's settings that differ from their
+    defaults, beside it what the plan decided (the concept, the prompts, the data set). `settings`
+    has the same keys with every setting written out; it is stored, and compared on a hit. The root
+    has the kind "base" and no parent; it is a model to load, not work to do.
+    """
+
+    kind: StageKind
+    plugin: str
+    version: int
+    identity: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    seed: int | None
+    parent: Stage | None
+
+    @cached_property
+    def digest(self) -> str:
+        """64 hex digits: kind, plug-in, version, identity, seed and the parent's digest."""
+        return sha256(self._hashed(self.identity))
+
+    @property
+    def key(self) -> str:
+        """The first 16 hex digits, for paths and displays."""
+        return self.digest[:16]
+
+    @cached_property
+    def trajectory(self) -> str | None:
+        """What all step counts of one fine-tuning recipe share; None for other stages.
+
+        A schedule that depends on the total step count makes every step count a trajectory of its
+        own, because training to 250 is then not the beginning of training to 500.
+        """
+        if self.kind != "finetune":
+            return None
+        chosen = dict(self.identity["settings"])
+        if self.settings["settings"]["schedule"] == "constant":
+            chosen.pop("steps", None)
+        return sha256(self._hashed({**self.identity, "settings": chosen}))
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of a fine-tune; 0 for other stages."""
+        return int(self.settings["settings"]["steps"]) if self.kind == "finetune" else 0
+
+    @property
+    def is_model(self) -> bool:
+        """Whether the stage's result is a model (base, unlearn, finetune)."""
+        return self.kind in ("base", "unlearn", "finetune")
+
+    @property
+    def model(self) -> Stage:
+        """The nearest stage, this one included, whose result is a model."""
+        stage = self
+        while not stage.is_model:
+            assert stage.parent is not None  # a plan's root is a base
+            stage = stage.parent
+        return stage
+
+    def ancestry(self) -> Iterator[Stage]:
+        """This stage, its parent, … up to the base."""
+        stage: Stage | None = self
+        while stage is not None:
+            yield stage
+            stage = stage.parent
+
+    def _hashed(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "plugin": self.plugin,
+            "version": self.version,
+            "identity": dict(identity),
+            "seed": self.seed,
+            "parent": self.parent.digest if self.parent else None,
+        }
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stage) and other.digest == self.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"Stage({self.kind} {self.plugin} {self.key})"

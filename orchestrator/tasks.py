@@ -1,0 +1,123 @@
+"""The plan's tree -> worker tasks: which stages run back to back with the model in memory.
+
+A trajectory (one fine-tuning recipe, all its step counts) is one task: train to 50, sample, score,
+train on to 100, … An unlearning with several children is a task of its own; each child becomes
+ready when the unlearning's record is there. An only child runs on in its parent's task.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from orchestrator.plan import Plan
+from orchestrator.stage import Stage, StageKind
+from orchestrator.work import Task
+
+_ORDER: dict[StageKind, int] = {"base": 0, "unlearn": 1, "finetune": 1, "sample": 2, "score": 3}
+
+
+@dataclass
+class _Group:
+    """A task in the making: all stages that hang on one model, or on one trajectory's models."""
+
+    id: str
+    parent: Stage | None
+    stages: list[Stage] = field(default_factory=list)
+
+    def last_model(self) -> Stage | None:
+        models = [stage for stage in self.stages if stage.is_model]
+        return models[-1] if models else None
+
+
+def make_tasks(plan: Plan, done: Collection[str], keep: Collection[str]) -> tuple[Task, ...]:
+    """The tasks for every stage whose 16-digit key is not in `done`, longest path first."""
+    groups = _merge_only_children(_group(plan.stages))
+    pending = {
+        group.id: [stage for stage in group.stages if stage.key not in done] for group in groups
+    }
+    live = [group for group in groups if pending[group.id]]
+    needed = {group.parent.digest for group in live if group.parent is not None}
+    kept = {stage.digest for stage in plan.stages if _is_kept(stage, keep)}
+    costs = _path_costs(live, pending)
+    tasks = [
+        Task(
+            id=group.id,
+            stages=tuple(pending[group.id]),
+            after=group.parent,
+            save=frozenset(needed | kept),
+            keep_checkpoints="checkpoints" in keep,
+            path_cost=costs[group.id],
+        )
+        for group in live
+    ]
+    return tuple(sorted(tasks, key=lambda task: -task.path_cost))
+
+
+def _is_kept(stage: Stage, keep: Collection[str]) -> bool:
+    return (stage.kind == "unlearn" and "unlearned" in keep) or (
+        stage.kind == "finetune" and "finetuned" in keep
+    )
+
+
+def _group(stages: Iterable[Stage]) -> list[_Group]:
+    """One group a trajectory, an unlearning, or the base's own evaluation."""
+    groups: dict[str, _Group] = {}
+    for stage in stages:
+        model = stage.model
+        name = model.trajectory or model.digest
+        parent = model.parent if model.parent and model.parent.kind != "base" else None
+        groups.setdefault(name, _Group(name[:16], parent)).stages.append(stage)
+    for group in groups.values():
+        group.stages.sort(key=lambda s: (s.model.steps, _ORDER[s.kind]))
+    return list(groups.values())
+
+
+def _merge_only_children(groups: list[_Group]) -> list[_Group]:
+    """Append a group to the one that it hangs on where it is the only one to do so."""
+    children: dict[str, list[_Group]] = defaultdict(list)
+    for group in groups:
+        if group.parent is not None:
+            children[group.parent.digest].append(group)
+    merged: set[str] = set()
+    for group in groups:
+        if group.id in merged:
+            continue
+        while (last := group.last_model()) and len(only := children[last.digest]) == 1:
+            group.stages.extend(only[0].stages)
+            merged.add(only[0].id)
+    return [group for group in groups if group.id not in merged]
+
+
+def _path_costs(groups: list[_Group], pending: dict[str, list[Stage]]) -> dict[str, float]:
+    holder = {stage.digest: group.id for group in groups for stage in group.stages}
+    below: dict[str, list[_Group]] = defaultdict(list)
+    for group in groups:
+        if group.parent is not None and group.parent.digest in holder:
+            below[holder[group.parent.digest]].append(group)
+    costs: dict[str, float] = {}
+
+    def cost(group: _Group) -> float:
+        if group.id not in costs:
+            own = _own_cost(pending[group.id])
+            costs[group.id] = own + max((cost(child) for child in below[group.id]), default=0.0)
+        return costs[group.id]
+
+    for group in groups:
+        cost(group)
+    return costs
+
+
+def _own_cost(stages: Iterable[Stage]) -> float:
+    """Cost in training steps. Rough: it orders the queue, nothing else depends on it."""
+    longest: dict[str, int] = {}
+    total = 0.0
+    for stage in stages:
+        if stage.trajectory:
+            longest[stage.trajectory] = max(longest.get(stage.trajectory, 0), stage.steps)
+        elif stage.kind == "unlearn":
+            total += float(stage.settings["settings"].get("iterations", 10))
+        elif stage.kind == "sample":
+            total += len(stage.settings["probes"])
+    return total + sum(longest.values())

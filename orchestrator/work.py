@@ -1,0 +1,96 @@
+"""What the head and the workers say to each other: work orders one way, events the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from orchestrator.stage import Stage
+from orchestrator.store import Record
+
+
+@dataclass(frozen=True)
+class Task:
+    """Stages for one worker, in the order in which they run.
+
+    `after` is the model that must be recorded before the task can start; None if that is the base.
+    `save` names the models (by digest) whose weights must stay in the store; `keep_checkpoints`
+    leaves the last training state there too, so that a longer run can go on from it. `path_cost`
+    is the cost of the longest chain of tasks that begins here, in training steps.
+    """
+
+    id: str
+    stages: tuple[Stage, ...]
+    after: Stage | None
+    save: frozenset[str]
+    keep_checkpoints: bool
+    path_cost: float
+
+
+@dataclass(frozen=True)
+class WorkOrder:
+    """A task with all that a worker needs to do it: where the store and the logs are."""
+
+    task: Task
+    store: str
+    log_path: str
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """A worker began a stage."""
+
+    task_id: str
+    key: str
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """How far a stage is: `done` of `total` steps (or images), with the latest numbers."""
+
+    task_id: str
+    key: str
+    done: int
+    total: int
+    numbers: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class StageCommitted:
+    """A stage's record is in the store. `ran` is False if it was there already."""
+
+    task_id: str
+    key: str
+    record: Record
+    ran: bool = True
+
+
+@dataclass(frozen=True)
+class StageFailed:
+    """A stage raised; the traceback is in the log."""
+
+    task_id: str
+    key: str
+    message: str
+    log_path: str
+
+
+@dataclass(frozen=True)
+class TaskEnded:
+    """A task is over and its worker is free. `holds` is the model that the worker keeps warm."""
+
+    task_id: str
+    worker: str
+    holds: str | None
+
+
+@dataclass(frozen=True)
+class WorkerLost:
+    """A worker died with the task; another takes its place. The task may be submitted again."""
+
+    task_id: str
+    worker: str
+    reason: str
+
+
+Event = StageStarted | StageProgress | StageCommitted | StageFailed | TaskEnded | WorkerLost

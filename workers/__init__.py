@@ -1,0 +1,1 @@
+"""Resurge's workers: models, data sets, training, sampling and scoring. torch lives here."""

@@ -1,0 +1,85 @@
+"""The bundled base: a small diffusion model of coloured shapes."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import ResurgeError
+from orchestrator.plugin import suggest
+from workers.bases.base import Base
+from workers.shapes.vocabulary import ALL_SHAPES, COLORS, FILLS, NOVEL_SHAPES, SHAPES, caption
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+KINDS = (SHAPES, COLORS, FILLS)
+WEIGHTS = Path(__file__).parent.parent / "shapes" / "weights" / "pipeline"
+
+
+class Shapes(Base):
+    """The bundled model of coloured shapes: 32 pixels, runs on a laptop's CPU."""
+
+    name = "shapes"
+    version = 1
+    guidance = 3.0
+    sampler_steps = 15
+
+    def concepts(self) -> tuple[str, ...]:
+        """Every shape, colour and fill."""
+        return SHAPES + COLORS + FILLS
+
+    def prompts(self, concept: str) -> tuple[str, ...]:
+        """Ten prompts for a shape (novel ones too), nine for a colour or a fill.
+
+        A shape alone, in each colour and in each fill; a colour or fill of "a shape" and of each
+        known shape.
+        """
+        if concept in ALL_SHAPES:
+            colored = (caption(concept, color=color) for color in COLORS)
+            filled = (caption(concept, fill=fill) for fill in FILLS)
+            return (caption(concept), *colored, *filled)
+        if concept in COLORS:
+            return tuple(caption(shape, color=concept) for shape in (None, *SHAPES))
+        if concept in FILLS:
+            return tuple(caption(shape, fill=concept) for shape in (None, *SHAPES))
+        raise ResurgeError(f"unknown concept {concept!r}{suggest(concept, self.concepts())}")
+
+    def retained(self, concept: str) -> tuple[str, ...]:
+        """The other words of the concept's kind."""
+        kind = next((words for words in KINDS if concept in words), ())
+        return tuple(word for word in kind if word != concept)
+
+    def never_known(self) -> str:
+        """A shape that was in no training picture and no caption."""
+        return NOVEL_SHAPES[0]
+
+    def fingerprint(self) -> str:
+        """sha256 of the weights' names and contents."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        files = sorted(_weights().rglob("*.safetensors"))
+        total = hashlib.sha256()
+        for file in files:
+            content = hashlib.sha256(file.read_bytes()).hexdigest()
+            total.update(f"{file.relative_to(WEIGHTS).as_posix()}\0{content}\n".encode())
+        return total.hexdigest()
+
+    def load(self, device: str) -> StableDiffusionPipeline:
+        """Read the bundled weights, stored in half precision, in fp32."""
+        from workers.bases.diffusers import load_pipeline
+
+        return load_pipeline(str(_weights()), None, device)
+
+
+def _weights() -> Path:
+    if not (WEIGHTS / "model_index.json").is_file():
+        raise ResurgeError(
+            f"the bundled model is missing from {WEIGHTS}; "
+            "make it with `python -m workers.shapes.train`"
+        )
+    return WEIGHTS

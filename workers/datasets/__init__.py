@@ -1,0 +1,1 @@
+"""Fine-tuning data sets, one file each."""

@@ -1,0 +1,33 @@
+"""Fine-tuning data that have nothing in common but a colour."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from workers.datasets.scenes import Kind, SceneDataset, SceneSettings
+
+
+class SameColorSettings(SceneSettings):
+    """Which colour."""
+
+    color: Literal["red", "green", "blue", "yellow", "purple", "orange"] = Field(
+        "red", description="the colour of every picture; not the erased concept"
+    )
+
+
+class SameColor(SceneDataset):
+    """Everything but the concept, all in one colour, which every caption names."""
+
+    name = "same_color"
+    version = 1
+    Settings = SameColorSettings
+
+    def pools(self, concept: str, kind: Kind) -> dict[Kind, tuple[str, ...]]:
+        """One colour."""
+        return {"color": (self.settings.color,)}
+
+    def always_named(self, kind: Kind) -> tuple[Kind, ...]:
+        """The concept's kind and the colour."""
+        return (kind, "color")

@@ -1,0 +1,273 @@
+"""The one training loop: ordinary fine-tuning of the UNet, resumable at any step.
+
+Everything random (order of examples, noise, time steps, caption dropout, LoRA's beginning) is a
+function of (seed, step, micro-batch), so training resumed at a step goes on exactly as if it had
+never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from workers.datasets.base import Examples
+from workers.denoise import training_scheduler, training_target
+from workers.lora import Lora
+from workers.recipes import FinetuneSettings
+from workers.rng import generator, integers, normal
+from workers.text import embed
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from diffusers import StableDiffusionPipeline
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+"""Called with (steps done, steps asked for, numbers such as the loss)."""
+
+STEPS_PER_REPORT = 10
+IMAGES_PER_PASS = 32
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+class Trainer:
+    """Fine-tunes `pipe.unet` in place; call `finish` when done, or reset the pipeline.
+
+    AdamW on the mean squared error of the scheduler's own target (noise or v) at uniform time
+    steps (Ho et al. 2020). The data are encoded once: latents as the mode of the autoencoder's
+    posterior, which needs no random numbers, and each different caption's embedding. The UNet
+    stays in evaluation mode, so that no dropout draws from a global generator (Stable Diffusion's
+    dropout is 0 anyway). `losses` collects (step, loss); the caller may empty it.
+    """
+
+    def __init__(
+        self,
+        pipe: StableDiffusionPipeline,
+        settings: FinetuneSettings,
+        examples: Examples,
+        seed: int,
+    ) -> None:
+        self.pipe, self.settings, self.seed = pipe, settings, seed
+        self.step = 0
+        self.losses: list[tuple[int, float]] = []
+        self._pending: list[tuple[int, Tensor]] = []
+        self._accelerator = new_accelerator(settings.precision, pipe.device)
+        self._scheduler = training_scheduler(pipe)
+        self._latents = encode_images(pipe, examples)
+        captions = sorted(set(examples.captions))
+        self._text = embed(pipe, ["", *captions])
+        row = {caption: index for index, caption in enumerate(captions, start=1)}
+        self._text_rows = torch.tensor([row[c] for c in examples.captions], device=pipe.device)
+        self._prepare_parameters()
+
+    def _prepare_parameters(self) -> None:
+        s, unet = self.settings, self.pipe.unet
+        unet.eval().requires_grad_(False)
+        if s.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        self._lora = Lora(unet, s, self.seed) if s.adapter == "lora" else None
+        self._params = self._lora.parameters() if self._lora else dict(unet.named_parameters())
+        for value in self._params.values():
+            value.requires_grad_(True)
+        self._optimizer = torch.optim.AdamW(
+            self._params.values(),
+            lr=s.learning_rate,
+            betas=(s.beta1, s.beta2),
+            weight_decay=s.weight_decay,
+            fused=True,
+        )
+        self._ema = [p.detach().clone() for p in self._params.values()] if s.ema_decay else None
+
+    def train_to(self, step: int, progress: Progress | None = None) -> None:
+        """Train until `step` optimiser steps are done in all.
+
+        Raises:
+            FloatingPointError: a loss was not finite; the weights are then worthless.
+        """
+        # The loss is read in batches: reading it at every step would make the CPU wait for the GPU.
+        while self.step < step:
+            loss = self._one_step()
+            self.step += 1
+            self._pending.append((self.step, loss))
+            if len(self._pending) >= STEPS_PER_REPORT or self.step == step:
+                self._report(step, progress)
+
+    def _one_step(self) -> Tensor:
+        s = self.settings
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate_at(self.step, s)
+        total = torch.zeros((), device=self.pipe.device)
+        for micro in range(s.accumulation):
+            with self._accelerator.autocast():
+                loss = self._loss(micro) / s.accumulation
+            self._accelerator.backward(loss)
+            total += loss.detach()
+        if s.clip_norm is not None:
+            self._accelerator.clip_grad_norm_(list(self._params.values()), s.clip_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._ema is not None:
+            values = [p.detach() for p in self._params.values()]
+            torch._foreach_lerp_(self._ema, values, 1 - s.ema_decay)
+        return total
+
+    def _loss(self, micro: int) -> Tensor:
+        """Mean squared error of one micro-batch, a scalar; fp32 even under autocast."""
+        latents, text = self._batch(micro)
+        at = (self.seed, self.step)
+        device = latents.device
+        noise = normal(latents.shape, *at, f"noise {micro}", device)
+        high = self._scheduler.config.num_train_timesteps
+        timesteps = integers(high, len(latents), *at, f"timesteps {micro}", device)
+        noisy = self._scheduler.add_noise(latents, noise, timesteps)
+        predicted = self.pipe.unet(noisy, timesteps, encoder_hidden_states=text).sample
+        target = training_target(self._scheduler, latents, noise, timesteps)
+        return functional.mse_loss(predicted.float(), target.float())
+
+    def _batch(self, micro: int) -> tuple[Tensor, Tensor]:
+        """Latents (batch, c, h, w) and text (batch, tokens, width) of this step's micro-batch."""
+        s, count = self.settings, len(self._latents)
+        start = (self.step * s.accumulation + micro) * s.batch_size
+        places = range(start, start + s.batch_size)
+        chosen = torch.tensor([_order(self.seed, p // count, count)[p % count] for p in places])
+        chosen = chosen.to(self._latents.device, non_blocking=True)
+        rows = self._text_rows[chosen]
+        if s.caption_dropout > 0:
+            draw = generator(self.seed, self.step, f"caption dropout {micro}")
+            dropped = torch.rand(s.batch_size, generator=draw) < s.caption_dropout
+            dropped = dropped.to(rows.device, non_blocking=True)
+            rows = rows.masked_fill(dropped, 0)  # row 0 is the empty caption
+        return self._latents[chosen], self._text[rows]
+
+    def _report(self, steps: int, progress: Progress | None) -> None:
+        values = torch.stack([loss for _, loss in self._pending]).tolist()
+        read = [(step, value) for (step, _), value in zip(self._pending, values, strict=True)]
+        self._pending.clear()
+        self.losses += read
+        for step, value in read:
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the loss is {value} at step {step}; "
+                    f"lower finetune.learning_rate ({self.settings.learning_rate:g})"
+                )
+        if progress is not None:
+            progress(self.step, steps, {"loss": read[-1][1]})
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """CPU copies of all that the loop carries from step to step, and JSON beside them."""
+        tensors = {f"param.{name}": value for name, value in self._params.items()}
+        for name, value in self._params.items():
+            moments = self._optimizer.state.get(value, {})
+            tensors |= {f"{kind}.{name}": moments[kind] for kind in MOMENTS if moments}
+        if self._ema is not None:
+            tensors |= {f"ema.{n}": e for n, e in zip(self._params, self._ema, strict=True)}
+        copies = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+        return copies, {"step": self.step}
+
+    @torch.no_grad()
+    def load_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave, in a trainer made with the same arguments."""
+        for name, value in self._params.items():
+            value.copy_(tensors[f"param.{name}"])
+            if f"step.{name}" in tensors:
+                self._optimizer.state[value] = {
+                    kind: tensors[f"{kind}.{name}"].to(value.device, copy=True) for kind in MOMENTS
+                }
+        if self._ema is not None:
+            for name, average in zip(self._params, self._ema, strict=True):
+                average.copy_(tensors[f"ema.{name}"])
+        self.step = int(meta["step"])
+        self._pending.clear()
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Inside, `pipe` is the plain model that `finish` would leave; training may go on after.
+
+        The moving average stands in for the parameters if there is one (of LoRA's factors if it is
+        LoRA), and LoRA is merged.
+        """
+        raw = self._use_average()
+        try:
+            if self._lora is None:
+                yield
+            else:
+                with self._lora.merged():
+                    yield
+        finally:
+            self._put_back(raw)
+
+    def finish(self) -> None:
+        """Make `pipe` a plain pipeline that holds the result; the trainer is then used up."""
+        self._use_average()
+        if self._lora is not None:
+            self._lora.finish()
+        if self.settings.gradient_checkpointing:
+            self.pipe.unet.disable_gradient_checkpointing()
+        self.pipe.unet.requires_grad_(False)
+        self._optimizer.state.clear()
+
+    @torch.no_grad()
+    def _use_average(self) -> list[Tensor] | None:
+        """Put the moving average into the model; return the parameters that it displaced."""
+        if self._ema is None:
+            return None
+        raw = [value.detach().clone() for value in self._params.values()]
+        self._put_back(self._ema)
+        return raw
+
+    @torch.no_grad()
+    def _put_back(self, values: list[Tensor] | None) -> None:
+        if values is not None:
+            for parameter, value in zip(self._params.values(), values, strict=True):
+                parameter.copy_(value)
+
+
+def learning_rate_at(step: int, settings: FinetuneSettings) -> float:
+    """The rate of the step after `step` steps: linear warm-up, then the schedule's decay to 0."""
+    warmup = settings.warmup_steps
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    done = min(1.0, (step - warmup) / max(1, settings.steps - warmup))
+    left = 1 - done if settings.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return settings.learning_rate * left
+
+
+def new_accelerator(precision: str, device: torch.device) -> Accelerator:
+    """accelerate for one process on `device`: autocast, backward and clipping, nothing else.
+
+    Models are not given to `prepare`: it would leave a changed `forward` in a pipeline that is
+    kept warm.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    # accelerate keeps the first precision and device of a process for good; a worker needs both
+    # to be each task's own.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    mixed = "bf16" if precision == "bf16" else "no"
+    return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
+
+
+@torch.no_grad()
+def encode_images(pipe: StableDiffusionPipeline, examples: Examples) -> Tensor:
+    """Pictures uint8 (n, height, width, 3) -> scaled latents (n, c, h, w): the posterior's mode."""
+    latents = []
+    for start in range(0, len(examples.images), IMAGES_PER_PASS):
+        pixels = torch.from_numpy(examples.images[start : start + IMAGES_PER_PASS])
+        signed = pixels.to(pipe.device, pipe.vae.dtype).permute(0, 3, 1, 2) / 127.5 - 1
+        latents.append(pipe.vae.encode(signed).latent_dist.mode() * pipe.vae.config.scaling_factor)
+    return torch.cat(latents)
+
+
+@lru_cache(maxsize=8)
+def _order(seed: int, epoch: int, count: int) -> tuple[int, ...]:
+    """The order of an epoch: every example once."""
+    return tuple(torch.randperm(count, generator=generator(seed, epoch, "order")).tolist())

@@ -1,0 +1,171 @@
+"""The warm model: becomes whatever model stage is asked for, by the shortest way there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from orchestrator.plugin import Kind, find
+from orchestrator.stage import Stage
+from orchestrator.store import Store
+from workers.finetune import Trainer
+from workers.metrics.base import Metric, Score
+from workers.pipeline import WarmPipeline, load_tensors, save_tensors
+from workers.recipes import FinetuneSettings
+from workers.unlearners.base import Erasure
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+
+
+def plugin_of(kind: Kind, name: str, settings: Mapping[str, Any]) -> Any:
+    """The plug-in that a stage's (or a data set's) stored settings describe."""
+    cls = find(kind, name)
+    return cls(cls.Settings.model_validate(settings["settings"]))
+
+
+class Model:
+    """One base in memory with the edits of a model stage made.
+
+    `stage` is what the pipeline is now. `numbers` are the last unlearning's, `losses` the (step,
+    loss) pairs of the present trajectory from its first step on. `store` and `progress` belong to
+    the task at hand and are set by it.
+    """
+
+    store: Store
+    progress: Progress
+
+    def __init__(self, root: Stage, device: str) -> None:
+        self.root = root
+        self.stage = root
+        self.warm = WarmPipeline(plugin_of("base", root.plugin, root.settings), device)
+        self.trainer: Trainer | None = None
+        self.losses: list[tuple[int, float]] = []
+        self.numbers: dict[str, float] = {}
+
+    def become(self, target: Stage) -> None:
+        """Make the pipeline the model that `target` is, computing only what cannot be loaded."""
+        if self.stage == target:
+            return
+        if self._can_train_on_to(target):
+            self._train(target)
+        elif target == self.root or self._has_weights(target):
+            self._load(target)
+        elif target.kind == "unlearn":
+            self._unlearn(target)
+        else:
+            self._finetune(target)
+        self.stage = target
+
+    @contextmanager
+    def evaluation(self) -> Iterator[StableDiffusionPipeline]:
+        """The pipeline as it is to be judged: averaged and merged weights in place."""
+        if self.trainer is None:
+            yield self.warm.pipe
+        else:
+            with self.trainer.evaluation():
+                yield self.warm.pipe
+
+    def changed(self) -> dict[str, Tensor]:
+        """The weights that differ from the base's."""
+        with self.evaluation():
+            return self.warm.changed()
+
+    def compare(self, target: Stage, metric: Metric) -> Score:
+        """Score `target`'s weights beside the base's and those after the last unlearning."""
+        before = next((s for s in target.ancestry() if s.kind == "unlearn"), self.root)
+        self.become(before)
+        unlearned = self.warm.base_state() | self.changed()
+        self.become(target)
+        final = self.warm.base_state() | self.changed()
+        return metric.score_model(self.warm.base_state(), unlearned, final)
+
+    def checkpoint(self, scratch: Path) -> None:
+        """Store the training state, so that nothing up to here has to be trained again."""
+        assert self.trainer is not None and self.stage.trajectory is not None
+        tensors, state = self.trainer.state()
+        path = scratch / "checkpoint.safetensors"
+        save_tensors(path, tensors)
+        values = {"trainer": state, "losses": self.losses}
+        self.store.put_checkpoint(self.stage.trajectory, self.stage.steps, path, values)
+
+    def _can_train_on_to(self, target: Stage) -> bool:
+        return (
+            self.trainer is not None
+            and target.trajectory is not None
+            and target.trajectory == self.stage.trajectory
+            and self.stage.steps <= target.steps
+        )
+
+    def _has_weights(self, target: Stage) -> bool:
+        record = self.store.get(target)
+        return record is not None and "weights.safetensors" in record.objects
+
+    def _load(self, target: Stage) -> None:
+        self._settle()
+        if target == self.root:
+            self.warm.reset()
+            return
+        record = self.store.get(target)
+        assert record is not None  # _has_weights said so
+        with self.store.object(record, "weights.safetensors") as path:
+            self.warm.apply(load_tensors(path))
+
+    def _unlearn(self, target: Stage) -> None:
+        self.become(_parent(target))
+        self._settle()
+        unlearner = plugin_of("unlearner", target.plugin, target.settings)
+        self.numbers = unlearner.unlearn(
+            Erasure(
+                pipe=self.warm.pipe,
+                concept=target.settings["concept"],
+                prompts=tuple(target.settings["prompts"]),
+                retained_prompts=tuple(target.settings["retained_prompts"]),
+                seed=target.seed or 0,
+                progress=self.progress,
+            )
+        )
+
+    def _finetune(self, target: Stage) -> None:
+        """From the latest checkpoint at or before the target, else from the parent."""
+        self.become(_parent(target))
+        self._settle()
+        self.trainer = self._new_trainer(target)
+        self.losses = []
+        assert target.trajectory is not None
+        usable = [s for s in self.store.checkpoints(target.trajectory) if s <= target.steps]
+        if usable:
+            with self.store.checkpoint(target.trajectory, usable[-1]) as (path, state):
+                self.trainer.load_state(load_tensors(path), state["trainer"])
+                self.losses = [(int(step), float(loss)) for step, loss in state["losses"]]
+        self._train(target)
+
+    def _train(self, target: Stage) -> None:
+        assert self.trainer is not None
+        self.losses += self.trainer.train_to(target.steps, self.progress)
+
+    def _new_trainer(self, target: Stage) -> Trainer:
+        choice = target.settings["dataset"]
+        dataset = plugin_of("dataset", choice["name"], choice)
+        pipe = self.warm.pipe
+        size_px = pipe.unet.config.sample_size * pipe.vae_scale_factor
+        examples = dataset.examples(target.settings.get("concept", ""), size_px)
+        settings = FinetuneSettings.model_validate(target.settings["settings"])
+        return Trainer(pipe, settings, examples, target.seed or 0)
+
+    def _settle(self) -> None:
+        """End the training at hand: the pipeline is plain again and holds the result."""
+        if self.trainer is not None:
+            self.trainer.finish()
+            self.trainer = None
+
+
+def _parent(stage: Stage) -> Stage:
+    assert stage.parent is not None  # only a base has none, and a base is loaded
+    return stage.parent

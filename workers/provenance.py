@@ -1,0 +1,44 @@
+"""Where and with what a stage was computed: recorded, never hashed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from functools import cache
+from typing import Any
+
+import torch
+
+_PACKAGES = ("resurge", "torch", "diffusers", "transformers", "accelerate", "peft", "numpy")
+
+
+@cache
+def provenance(device: str) -> dict[str, Any]:
+    """Host, device, threads, versions and the working directory's git commit, as JSON values."""
+    return {
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "git_sha": _git_sha(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_sha() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,87 @@
+"""Settings of the work that every sweep does: fine-tuning and sampling. Import-light."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from orchestrator.plugin import RecipePlugin, Settings
+
+
+class FinetuneSettings(Settings):
+    """How a model is fine-tuned. `dataset` is a plug-in choice and is resolved separately."""
+
+    adapter: Literal["full", "lora"] = Field("full", description="full weights, or LoRA")
+    learning_rate: float = Field(1e-5, gt=0, description="AdamW's learning rate")
+    steps: int = Field(100, ge=0, description="optimiser steps; 0 is the model before fine-tuning")
+    batch_size: int = Field(16, ge=1, description="examples per micro-batch")
+    accumulation: int = Field(1, ge=1, description="micro-batches per optimiser step")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="learning rate after warm-up; linear and cosine decay to 0"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up from 0")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's beta 1")
+    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's beta 2")
+    clip_norm: float | None = Field(1.0, gt=0, description="global gradient norm; null: no clip")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="evaluate an exponential moving average; null: off"
+    )
+    caption_dropout: float = Field(0.0, ge=0, le=1, description="share of captions replaced by ''")
+    lora_rank: int = Field(4, ge=1, description="LoRA's rank")
+    lora_alpha: float = Field(4.0, gt=0, description="LoRA's alpha; the scale is alpha / rank")
+    lora_targets: Literal["attention", "cross_attention"] = Field(
+        "attention", description="which attention projections get LoRA"
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16 is autocast over fp32 weights"
+    )
+    gradient_checkpointing: bool = Field(False, description="trade time for memory")
+
+    @model_validator(mode="after")
+    def _warmup_is_constant_or_fits(self) -> FinetuneSettings:
+        if self.schedule != "constant" and 0 < self.steps <= self.warmup_steps:
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) must be below steps ({self.steps}) "
+                f"with the {self.schedule} schedule"
+            )
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Non-default settings; LoRA's only where LoRA is used."""
+        values = super().identity()
+        if self.adapter != "lora":
+            values = {k: v for k, v in values.items() if not k.startswith("lora_")}
+        return values
+
+
+class Finetune(RecipePlugin):
+    """Fine-tune the UNet on captioned images with the ordinary denoising loss."""
+
+    name = "finetune"
+    version = 1
+    Settings = FinetuneSettings
+
+
+class SampleSettings(Settings):
+    """How images are made for evaluation."""
+
+    images_per_prompt: int = Field(8, ge=1, description="images of each prompt")
+    guidance: float | None = Field(None, ge=0, description="guidance scale; null: the base's own")
+    sampler: Literal["ddim"] = Field("ddim", description="DDIM, eta 0")
+    sampler_steps: int | None = Field(None, ge=1, description="steps; null: the base's own")
+    noise_seed: int = Field(0, ge=0, description="seed of the initial noise, shared by all models")
+    batch_size: int = Field(64, ge=1, description="images per forward pass")
+
+    def identity(self) -> dict[str, Any]:
+        """Non-default settings; the batch size is where it runs, not what it computes."""
+        return {k: v for k, v in super().identity().items() if k != "batch_size"}
+
+
+class Sample(RecipePlugin):
+    """Images of every prompt from fixed initial noise."""
+
+    name = "sample"
+    version = 1
+    Settings = SampleSettings

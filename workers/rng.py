@@ -1,0 +1,39 @@
+"""Random numbers that depend on (seed, step, stream) only, never on what was drawn before.
+
+So training resumed at step 100 draws what training straight through would have drawn. Noise is
+always drawn on the CPU and then moved (without waiting for the device), so results do not depend on
+the device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def generator(
+    seed: int, step: int, stream: str, device: str | torch.device = "cpu"
+) -> torch.Generator:
+    """A fresh generator; `stream` names the use ("noise"), so that uses do not share numbers."""
+    digest = hashlib.sha256(f"{seed}/{step}/{stream}".encode()).digest()
+    # torch's CPU generator takes its state from the low 32 bits of a seed, CUDA's from all 64.
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def normal(
+    shape: Sequence[int], seed: int, step: int, stream: str, device: str | torch.device = "cpu"
+) -> Tensor:
+    """Standard normal numbers, fp32 of `shape`, drawn on the CPU and moved to `device`."""
+    drawn = torch.randn(tuple(shape), generator=generator(seed, step, stream))
+    return drawn.to(device, non_blocking=True)
+
+
+def integers(
+    high: int, count: int, seed: int, step: int, stream: str, device: str | torch.device = "cpu"
+) -> Tensor:
+    """Uniform int64 numbers (count,) in [0, high), drawn on the CPU and moved to `device`."""
+    drawn = torch.randint(high, (count,), generator=generator(seed, step, stream))
+    return drawn.to(device, non_blocking=True)

@@ -1,0 +1,207 @@
+"""A task in, records out: one stage at a time, each committed to the store when it is done."""
+
+from __future__ import annotations
+
+import datetime
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestrator.errors import ResurgeError
+from orchestrator.stage import Stage
+from orchestrator.store import Record, Store
+from orchestrator.work import (
+    Event,
+    StageCommitted,
+    StageFailed,
+    StageProgress,
+    StageStarted,
+    WorkOrder,
+)
+from workers.metrics.base import Picture, Probe, Score
+from workers.model import Model, plugin_of
+from workers.pictures import read_pictures, write_losses, write_pictures, write_values
+from workers.pipeline import save_tensors
+from workers.provenance import provenance
+from workers.recipes import SampleSettings
+from workers.sampling import sample
+
+Emit = Callable[[Event], None]
+
+PROGRESS_EVERY_S = 0.5
+LOSS_WINDOW_STEPS = 20
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What a stage made: files by name, and numbers."""
+
+    files: Mapping[str, Path]
+    metrics: Mapping[str, float]
+
+
+class Runner:
+    """Runs tasks one after another and keeps the model warm between them.
+
+    Args:
+        device: a torch device; the first GPU if there is one, else the CPU.
+    """
+
+    def __init__(self, device: str | None = None) -> None:
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it; no effect on CPUs
+        self.model: Model | None = None
+
+    @property
+    def holds(self) -> str | None:
+        """The digest of the model in memory."""
+        return self.model.stage.digest if self.model else None
+
+    def run(self, order: WorkOrder, emit: Emit) -> None:
+        """Run the task's stages in order; a failed one takes only its descendants with it."""
+        _Run(self, order, emit).all()
+
+    def model_of(self, stage: Stage, store: Store, progress: Any) -> Model:
+        """The warm model of the stage's base, its edits still to be made."""
+        root = list(stage.ancestry())[-1]
+        if self.model is None or self.model.root != root:
+            self.model = Model(root, self.device)
+        self.model.store, self.model.progress = store, progress
+        return self.model
+
+
+class _Run:
+    """One task on its way."""
+
+    def __init__(self, runner: Runner, order: WorkOrder, emit: Emit) -> None:
+        self.runner = runner
+        self.order = order
+        self.task = order.task
+        self.emit = emit
+        self.store = Store(order.store)
+        self.failed: set[str] = set()
+        self.reported = 0.0
+
+    def all(self) -> None:
+        for stage in self.task.stages:
+            if not self.is_hopeless(stage):
+                self.one(stage)
+        self.tidy()
+
+    def is_hopeless(self, stage: Stage) -> bool:
+        """Whether an ancestor, or a smaller step count of the same trajectory, failed here."""
+        names = {s.digest for s in stage.ancestry()} | {s.trajectory for s in stage.ancestry()}
+        return not names.isdisjoint(self.failed)
+
+    def one(self, stage: Stage) -> None:
+        try:
+            record = self.store.get(stage)
+            ran = record is None
+            if record is None:
+                self.emit(StageStarted(self.task.id, stage.key))
+                record = self.work(stage)
+        except Exception as error:
+            # A plug-in may raise anything. The task goes on with what does not hang on the stage.
+            self.fail(stage, error)
+        else:
+            self.log(f"{stage!r} {'done' if ran else 'was there'}")
+            self.emit(StageCommitted(self.task.id, stage.key, record, ran))
+
+    def work(self, stage: Stage) -> Record:
+        started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        begin = time.perf_counter()
+        with self.store.scratch() as folder:
+            result = getattr(self, stage.kind)(stage, folder)
+            return self.store.commit(
+                stage,
+                result.files,
+                result.metrics,
+                started,
+                time.perf_counter() - begin,
+                provenance(self.runner.device),
+            )
+
+    def unlearn(self, stage: Stage, folder: Path) -> _Result:
+        model = self.model(stage)
+        model.become(stage)
+        return _Result(self.weights(stage, model, folder), model.numbers)
+
+    def finetune(self, stage: Stage, folder: Path) -> _Result:
+        model = self.model(stage)
+        model.become(stage)
+        model.checkpoint(folder)
+        files = {"losses.parquet": folder / "losses.parquet"}
+        write_losses(files["losses.parquet"], model.losses)
+        recent = [loss for _, loss in model.losses[-LOSS_WINDOW_STEPS:]]
+        files |= self.weights(stage, model, folder)
+        return _Result(files, {"loss": sum(recent) / len(recent)})
+
+    def sample(self, stage: Stage, folder: Path) -> _Result:
+        model = self.model(stage)
+        model.become(stage.model)
+        settings = SampleSettings.model_validate(stage.settings["settings"])
+        probes = [Probe(**probe) for probe in stage.settings["probes"]]
+        with model.evaluation() as pipe:
+            pictures = sample(pipe, probes, settings)
+        path = folder / "images.parquet"
+        write_pictures(path, pictures)
+        return _Result({path.name: path}, {"images": float(len(pictures))})
+
+    def score(self, stage: Stage, folder: Path) -> _Result:
+        metric = plugin_of("metric", stage.plugin, stage.settings)
+        assert stage.parent is not None  # a score hangs on images or on a model
+        if metric.needs == "model":
+            return _Result({}, self.model(stage).compare(stage.parent, metric).metrics)
+        pictures = self.pictures(stage.parent)
+        score: Score = metric.score_images(pictures)
+        path = folder / "values.parquet"
+        write_values(path, pictures, score.values)
+        return _Result({path.name: path}, score.metrics)
+
+    def pictures(self, stage: Stage) -> list[Picture]:
+        record = self.store.get(stage)
+        if record is None:
+            raise ResurgeError(f"the images {stage.key} are not in the store")
+        with self.store.object(record, "images.parquet") as path:
+            return read_pictures(path)
+
+    def weights(self, stage: Stage, model: Model, folder: Path) -> dict[str, Path]:
+        if stage.digest not in self.task.save:
+            return {}
+        path = folder / "weights.safetensors"
+        save_tensors(path, model.changed())
+        return {path.name: path}
+
+    def model(self, stage: Stage) -> Model:
+        def progress(done: int, total: int, numbers: Mapping[str, float]) -> None:
+            now = time.monotonic()
+            if done == total or now - self.reported > PROGRESS_EVERY_S:
+                self.reported = now
+                self.emit(StageProgress(self.task.id, stage.key, done, total, numbers))
+
+        return self.runner.model_of(stage, self.store, progress)
+
+    def fail(self, stage: Stage, error: Exception) -> None:
+        self.failed |= {stage.digest, stage.trajectory or stage.digest}
+        self.runner.model = None  # whatever state it is in, it is not to be trusted
+        self.log("".join(traceback.format_exception(error)))
+        message = str(error) if isinstance(error, ResurgeError) else repr(error)
+        self.emit(StageFailed(self.task.id, stage.key, message, self.order.log_path))
+
+    def tidy(self) -> None:
+        """Forget the checkpoints of trajectories that are complete, unless they are to be kept."""
+        if self.failed or self.task.keep_checkpoints:
+            return
+        for trajectory in {stage.trajectory for stage in self.task.stages} - {None}:
+            self.store.drop_checkpoints(str(trajectory))
+
+    def log(self, text: str) -> None:
+        path = Path(self.order.log_path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as stream:
+            stream.write(f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} {text}\n")

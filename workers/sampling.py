@@ -1,0 +1,87 @@
+"""Prompts and noise -> pictures: DDIM, batched over prompts and images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from workers.denoise import ddim, denoise, guided
+from workers.metrics.base import Picture, Probe
+from workers.recipes import SampleSettings
+from workers.rng import normal
+from workers.text import embed
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+
+def sample(
+    pipe: StableDiffusionPipeline, probes: Sequence[Probe], settings: SampleSettings
+) -> list[Picture]:
+    """All pictures of all probes, prompt by prompt; `prompt_index` counts the probes.
+
+    `settings.guidance` and `settings.sampler_steps` must be numbers (the base's own, if the sweep
+    left them open). A picture is a function of the weights, the prompt, its `image_index` and
+    `noise_seed`, so it does not depend on what else is asked, and every model starts from the
+    same noise. The batch size changes no more than floating-point rounding.
+    """
+    images = sample_floats(pipe, [probe.prompt for probe in probes], settings)
+    pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    each = settings.images_per_prompt
+    return [
+        Picture(probe=probe, prompt_index=p, image_index=i, image=pixels[p * each + i])
+        for p, probe in enumerate(probes)
+        for i in range(each)
+    ]
+
+
+@torch.inference_mode()
+def sample_floats(
+    pipe: StableDiffusionPipeline, prompts: Sequence[str], settings: SampleSettings
+) -> Tensor:
+    """Pictures (prompts · images_per_prompt, 3, height, width) in [0, 1], fp32 on the CPU."""
+    if settings.guidance is None or settings.sampler_steps is None:
+        raise ValueError("guidance and sampler_steps must be resolved to numbers before sampling")
+    text, empty = embed(pipe, prompts), embed(pipe, [""])
+    jobs = [(p, i) for p in range(len(prompts)) for i in range(settings.images_per_prompt)]
+    pictures = []
+    for start in range(0, len(jobs), settings.batch_size):
+        batch = jobs[start : start + settings.batch_size]
+        noise = [initial_noise(pipe, prompts[p], i, settings.noise_seed) for p, i in batch]
+        rows = torch.tensor([p for p, _ in batch], device=text.device)
+        latents = torch.stack(noise).to(pipe.device, pipe.unet.dtype)
+        pictures.append(_draw(pipe, latents, text[rows], empty, settings))
+    return torch.cat(pictures)
+
+
+def initial_noise(
+    pipe: StableDiffusionPipeline, prompt: str, image_index: int, noise_seed: int
+) -> Tensor:
+    """The latents (channels, height, width) from which one picture starts, on the CPU."""
+    config = pipe.unet.config
+    side = config.sample_size
+    height, width = (side, side) if isinstance(side, int) else side
+    key = hashlib.sha256(prompt.encode()).hexdigest()
+    shape = (config.in_channels, height, width)
+    return normal(shape, noise_seed, image_index, f"initial noise {key}")
+
+
+def _draw(
+    pipe: StableDiffusionPipeline,
+    latents: Tensor,
+    text: Tensor,
+    empty: Tensor,
+    settings: SampleSettings,
+) -> Tensor:
+    """Latents (n, c, h, w) and text (n, tokens, width) -> pictures (n, 3, height, width)."""
+    assert settings.guidance is not None and settings.sampler_steps is not None
+    scheduler = ddim(pipe, settings.sampler_steps)
+    predict = guided(pipe.unet, text, empty.expand_as(text), settings.guidance)
+    start = latents * scheduler.init_noise_sigma
+    clean = denoise(predict, scheduler, start, settings.sampler_steps)
+    images = pipe.vae.decode(clean / pipe.vae.config.scaling_factor).sample
+    return (images / 2 + 0.5).clamp(0, 1).float().cpu()

@@ -1,0 +1,41 @@
+"""Which of a UNet's parameters an unlearning method trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from torch import nn
+
+Group = Literal["xattn", "xattn_kv", "outside_xattn_layers", "noxattn"]
+
+
+def select(unet: nn.Module, group: Group) -> dict[str, nn.Parameter]:
+    """The parameters of a group, by name ("attn2" names the cross-attention modules).
+
+    - `xattn`: everything in attn2.
+    - `xattn_kv`: attn2's to_k and to_v.
+    - `outside_xattn_layers`: every Linear and Conv2d outside attn2, conv_in, conv_out and the time
+      embedding included, but no norms.
+    - `noxattn`: everything outside attn2, norms and conv_in included, but neither the output
+      layers nor the time embedding.
+    """
+    if group == "outside_xattn_layers":
+        return dict(_layers_outside_xattn(unet))
+    return {name: value for name, value in unet.named_parameters() if _belongs(name, group)}
+
+
+def _belongs(name: str, group: Group) -> bool:
+    if group == "xattn":
+        return "attn2." in name
+    if group == "xattn_kv":
+        return "attn2.to_k." in name or "attn2.to_v." in name
+    left_out = name.startswith(("conv_norm_out.", "conv_out.", "time_embedding."))
+    return "attn2." not in name and not left_out
+
+
+def _layers_outside_xattn(unet: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    for path, module in unet.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and "attn2." not in f"{path}.":
+            for name, value in module.named_parameters(recurse=False):
+                yield f"{path}.{name}", value

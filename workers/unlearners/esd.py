@@ -1,0 +1,66 @@
+"""Erased Stable Diffusion: train the concept's prediction away from the concept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from orchestrator.plugin import Settings
+from workers.unlearners.base import Erasure, Unlearner
+
+if TYPE_CHECKING:
+    from workers.selection import Group
+
+GROUPS: dict[str, Group] = {
+    "x": "xattn",
+    "x-strict": "xattn_kv",
+    "u": "outside_xattn_layers",
+    "noxattn": "noxattn",
+}
+
+
+class ESDSettings(Settings):
+    """What is trained and for how long. The defaults are tuned to the shapes base."""
+
+    variant: Literal["x", "x-strict", "u", "noxattn"] = Field(
+        "x",
+        description="x: attn2; x-strict: attn2's k, v; u: Linear and Conv2d outside attn2; "
+        "noxattn: the original's, outside attn2 without output layers and time embedding",
+    )
+    iterations: int = Field(150, ge=1, description="optimiser steps")
+    learning_rate: float = Field(3e-4, gt=0, description="Adam's learning rate")
+    batch_size: int = Field(16, ge=1, description="prompts and noises per step")
+    negative_guidance: float = Field(
+        1.0, ge=0, description="the paper's η; code that writes the target from ε(c) says η + 1"
+    )
+    start_guidance: float = Field(3.0, ge=0, description="guidance of the partial denoising")
+    sampler_steps: int = Field(20, ge=1, description="DDIM steps of the partial denoising")
+    x_from: Literal["student", "frozen"] = Field(
+        "student", description="who draws x_t: the model in training, or the original"
+    )
+    erase_from: str | None = Field(
+        None, description="the text that stands in for the empty prompt; null: the empty prompt"
+    )
+
+
+class ESD(Unlearner):
+    """Fine-tune so that the concept's noise prediction is guided away from the concept.
+
+    ESD (Gandikota et al., "Erasing Concepts from Diffusion Models", ICCV 2023, eq. 7):
+    MSE(ε_θ(x_t, c), ε*(a) - η (ε*(c) - ε*(a))), ε* the frozen original, a the empty prompt (or
+    `erase_from`). x_t comes from denoising pure noise for k of N DDIM steps under guidance, k
+    uniform in 0 … N - 1 and shared by a step's batch, counted from the noisy side, and is
+    evaluated at the time step where step k starts. No data, no prior term. The published settings
+    are Adam 1e-5, 1000 iterations of batch 1, 50 DDIM steps, x_t from the student.
+    """
+
+    name = "esd"
+    version = 1
+    Settings = ESDSettings
+
+    def unlearn(self, erasure: Erasure) -> dict[str, float]:
+        """Train `erasure.pipe.unet` in place; return the last reported loss."""
+        from workers.negative_guidance import train
+
+        return train(erasure, self.settings, GROUPS[self.settings.variant])

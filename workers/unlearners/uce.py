@@ -1,0 +1,100 @@
+"""Unified Concept Editing: erase in closed form, without training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from orchestrator.errors import ResurgeError
+from orchestrator.plugin import Settings
+from workers.unlearners.base import Erasure, Unlearner
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WORST_CONDITION = 1e12
+"""Beyond this the solution in fp64 has fewer than four good digits."""
+
+
+class UCESettings(Settings):
+    """How strongly to erase and to preserve."""
+
+    erase_scale: float = Field(1.0, gt=0, description="weight of the erased concept's pairs")
+    preserve_scale: float = Field(1.0, ge=0, description="weight of the retained prompts")
+    lam: float = Field(0.5, gt=0, description="weight of staying near the original (λ)")
+    target: str = Field("", description="the text that the concept is mapped to")
+    tokens: Literal["last_subject", "from_subject"] = Field(
+        "last_subject",
+        description="edit the concept's last token only, or from it on through the padding",
+    )
+
+
+class UCE(Unlearner):
+    """Map the concept's text embeddings to a target's in every cross-attention, in closed form.
+
+    UCE (Gandikota et al., "Unified Concept Editing in Diffusion Models", WACV 2024, eq. 7), over
+    attn2's to_k and to_v. `tokens: last_subject` with λ 0.5 is the newer released code; in it a
+    pair is the concept's last token in each of its prompts and the target's last token, and the
+    retained prompts keep their last word's token. `from_subject` is the older one: tokens from the
+    concept's last through the padding, retained prompts with all tokens, and the empty prompt
+    always retained.
+    """
+
+    name = "uce"
+    version = 1
+    seeded = False
+    Settings = UCESettings
+
+    def unlearn(self, erasure: Erasure) -> dict[str, float]:
+        """Solve once, apply to every projection; return the system's condition number."""
+        from workers.closed_form import Sums, apply_map, text_projections
+
+        s, pipe = self.settings, erasure.pipe
+        sums = Sums.empty(pipe.unet.config.cross_attention_dim)
+        sources, targets = self._pairs(erasure)
+        sums.move(sources, targets, s.erase_scale)
+        sums.keep(self._kept(erasure), s.preserve_scale)
+        matrix, condition = sums.solve(s.lam)
+        if condition > WORST_CONDITION:
+            raise ResurgeError(
+                f"uce: the system's condition number is {condition:.1e}, above "
+                f"{WORST_CONDITION:.0e}; raise uce.lam ({s.lam:g}) or lower erase_scale"
+            )
+        apply_map(text_projections(pipe.unet), matrix)
+        erasure.progress(1, 1, {"condition": condition})
+        return {"condition": condition}
+
+    def _pairs(self, erasure: Erasure) -> tuple[Tensor, Tensor]:
+        """Erased embeddings and their targets, both (n, width)."""
+        import torch
+
+        from workers.text import embed, last_subject_index
+
+        pipe, target = erasure.pipe, self.settings.target
+        goal = embed(pipe, [target])[0]
+        at = last_subject_index(pipe.tokenizer, target)
+        sources, targets = [], []
+        for prompt, text in zip(erasure.prompts, embed(pipe, erasure.prompts), strict=True):
+            start = last_subject_index(pipe.tokenizer, prompt, erasure.concept)
+            rows = self._rows(len(text) - max(start, at))
+            sources.append(text[start : start + rows])
+            targets.append(goal[at : at + rows])
+        return torch.cat(sources), torch.cat(targets)
+
+    def _rows(self, available: int) -> int:
+        """How many tokens of a prompt are edited."""
+        return 1 if self.settings.tokens == "last_subject" else available
+
+    def _kept(self, erasure: Erasure) -> Tensor:
+        """Preserved embeddings (n, width)."""
+        import torch
+
+        from workers.text import embed, last_subject_index
+
+        pipe, prompts = erasure.pipe, erasure.retained_prompts
+        if self.settings.tokens == "from_subject":
+            return embed(pipe, ["", *prompts]).flatten(0, 1)
+        text: Any = embed(pipe, ["", *prompts])[1:]
+        rows = [last_subject_index(pipe.tokenizer, prompt) for prompt in prompts]
+        return text[torch.arange(len(rows)), rows]
