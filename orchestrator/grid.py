@@ -117,6 +117,11 @@ class Grid:
         """The trials, or why they cannot be had."""
         return expand(self)
 
+    def all_concepts(self) -> tuple[str, ...]:
+        """The concepts that some trial erases."""
+        more = [point.values.get("concept", ()) for point in self.include]
+        return tuple(dict.fromkeys(c for some in (self.concepts, *more) for c in some))
+
     def size(self) -> int:
         """How many points the axes span before `zip`, `exclude` and `include`."""
         count = len(self.concepts) * len(self.seeds)
@@ -145,19 +150,20 @@ def expand(grid: Grid) -> Expansion:
     problems = [problem for part in parts for problem in _too_large(part)]
     if problems:
         return Expansion((), tuple(problems))
-    found: dict[tuple[tuple[str, Scalar], ...], Trial] = {}
+    found: dict[frozenset[tuple[str, Scalar]], Trial] = {}
     unmatched = set(range(len(grid.exclude)))
     for part in parts:
         builder = _Builder(part, unmatched)
         for trial in builder.trials():
-            found.setdefault(tuple(trial.params.items()), trial)
+            found.setdefault(frozenset(trial.params.items()), trial)
         problems += builder.problems
     problems += [
         grid.exclude[i].place.problem("matches no trial of the grid; remove it or mend it")
         for i in sorted(unmatched)
     ]
     if not found and not problems:
-        problems.append(grid.place.problem("every trial is excluded; there is nothing to run"))
+        place = grid.exclude[-1].place
+        problems.append(place.problem("leaves no trial of the grid; there is nothing to run"))
     return Expansion(tuple(found.values()), tuple(dict.fromkeys(problems)))
 
 
@@ -218,7 +224,9 @@ class _Builder:
         self.problems: list[Problem] = []
         self.edits: dict[tuple[Any, ...], tuple[Edit, dict[str, Scalar]] | None] = {}
         self.checked: set[tuple[int, str]] = set()
-        self.values = {(axis.name, axis.when): axis.values for axis in grid.axes}
+        self.axes: dict[str, list[Axis]] = {}
+        for axis in grid.axes:
+            self.axes.setdefault(axis.name, []).append(axis)
         self.names = {edit.key: self._names(edit) for edit in grid.edits}
 
     @staticmethod
@@ -247,12 +255,11 @@ class _Builder:
         return matched
 
     def _has(self, point: Mapping[str, int], name: str, values: Sequence[Any]) -> bool:
-        if name not in point:
-            return False
-        for axis in self.grid.axes:
-            if axis.name == name and (not axis.when or point[axis.when[0]] == axis.when[1]):
-                return axis.values[point[name]] in values
-        return False
+        return name in point and any(
+            axis.values[point[name]] in values
+            for axis in self.axes[name]
+            if not axis.when or point[axis.when[0]] == axis.when[1]
+        )
 
     def _trial(self, point: Mapping[str, int]) -> Trial | None:
         concept = self.grid.concepts[point["concept"]]
@@ -352,9 +359,7 @@ def _still_zipped(group: tuple[str, ...], named: Mapping[str, Any]) -> tuple[str
 
 def _included_edit(edit: EditAxes, named: Mapping[str, tuple[Any, ...]]) -> EditAxes:
     choices = [
-        choice
-        for label in named.get(edit.head, ())
-        for choice in _labelled(edit, label, named)
+        choice for label in named.get(edit.head, ()) for choice in _labelled(edit, label)
     ] or edit.choices
     return replace(
         edit,
@@ -366,7 +371,7 @@ def _included_edit(edit: EditAxes, named: Mapping[str, tuple[Any, ...]]) -> Edit
     )
 
 
-def _labelled(edit: EditAxes, label: str, named: Mapping[str, Any]) -> list[Choice]:
+def _labelled(edit: EditAxes, label: str) -> list[Choice]:
     """The sweep's entries for a plug-in, or the plug-in with its defaults."""
     kind: Literal["unlearner", "dataset"] = "unlearner" if edit.kind == "unlearn" else "dataset"
     entries = [choice for choice in edit.choices if choice.label == label]

@@ -9,9 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from orchestrator.grid import trials as grid_trials
-from orchestrator.plugin import BasePlugin, DatasetPlugin, MetricPlugin, Plugin, find
+from orchestrator.plugin import BasePlugin, DatasetPlugin, MetricPlugin, Plugin
 from orchestrator.stage import Stage, sha256
-from orchestrator.sweep import Sweep
+from orchestrator.sweep import Evaluate, Sweep
 from orchestrator.trial import Edit, Scalar, Trial
 
 
@@ -110,6 +110,7 @@ class _Planner:
         self.sweep = sweep
         self.base: BasePlugin = sweep.base
         self.root = base_stage(sweep.base)
+        self.sample = _resolved(sweep.evaluate.sample, sweep.base)
         self.fingerprints: dict[int, str] = {}
         self.known: dict[str, Stage] = {}
 
@@ -195,10 +196,8 @@ class _Planner:
         return Point(model, sample, scores)
 
     def sample_stage(self, model: Stage, concept: str) -> Stage:
-        evaluate = self.sweep.evaluate
-        plugin = find("recipe", "sample")(evaluate.sampling(self.base))
-        asked = {"probes": probes(self.base, concept, evaluate.retain, evaluate.prompts)}
-        return _stage("sample", plugin, asked, asked, None, model)
+        asked = {"probes": probes(self.base, concept, self.sweep.evaluate)}
+        return _stage("sample", self.sample, asked, asked, None, model)
 
     def score_stage(self, metric: MetricPlugin, parent: Stage) -> Stage:
         mark = {"fingerprint": self.fingerprint(metric)}
@@ -232,29 +231,27 @@ def base_stage(base: BasePlugin) -> Stage:
     return _stage("base", base, mark, mark, None, None)
 
 
-def probes(
-    base: BasePlugin,
-    concept: str,
-    retain: tuple[str, ...] | None,
-    templates: tuple[str, ...] | None,
-) -> list[dict[str, str]]:
+def probes(base: BasePlugin, concept: str, evaluate: Evaluate) -> list[dict[str, str]]:
     """What every model is asked: the erased concept, the retained ones, a never-known one.
 
     The erased concept gets all its prompts (they are the clusters of the statistics), a retained
     concept its first, the never-known one its first two.
     """
-
-    def prompts(of: str) -> tuple[str, ...]:
-        if templates is not None:
-            return tuple(template.replace("{concept}", of) for template in templates)
-        return base.prompts(of)
-
-    asked = [("erased", concept, prompt) for prompt in prompts(concept)]
-    for other in base.retained(concept) if retain is None else retain:
-        asked.append(("retained", other, prompts(other)[0]))
+    asked = [("erased", concept, prompt) for prompt in evaluate.prompts_for(base, concept)]
+    for other in evaluate.retained(base, concept):
+        asked.append(("retained", other, evaluate.prompts_for(base, other)[0]))
     if (stranger := base.never_known()) is not None:
-        asked += [("never_known", stranger, prompt) for prompt in prompts(stranger)[:2]]
+        strange = evaluate.prompts_for(base, stranger)[:2]
+        asked += [("never_known", stranger, prompt) for prompt in strange]
     return [{"role": role, "concept": of, "prompt": prompt} for role, of, prompt in asked]
+
+
+def _resolved(sample: Plugin, base: BasePlugin) -> Plugin:
+    """The sampling recipe with the base's own guidance and steps where the sweep named none."""
+    values = sample.settings.model_dump(exclude_unset=True)
+    own = {"guidance": base.guidance, "sampler_steps": base.sampler_steps}
+    chosen = own | {name: value for name, value in values.items() if value is not None}
+    return type(sample)(sample.Settings.model_validate(chosen))
 
 
 def _stage(

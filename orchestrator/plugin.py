@@ -71,7 +71,7 @@ class Plugin(ABC):
     version: ClassVar[int] = 1
     Settings: ClassVar[type[Settings]] = Settings
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: BaseModel) -> None:
         self.settings: Any = settings
 
     @classmethod
@@ -154,9 +154,15 @@ def _modules(home: str) -> Iterator[ModuleType]:
         yield importlib.import_module(f"{home}.{info.name}")
 
 
+@cache
+def _entry_points() -> tuple[importlib.metadata.EntryPoint, ...]:
+    """Installed plug-ins; finding them reads every distribution's metadata."""
+    return tuple(importlib.metadata.entry_points(group="resurge.plugins"))
+
+
 def _outside_modules() -> Iterator[ModuleType]:
     """Modules from entry points and from the folder that RESURGE_PLUGINS names."""
-    for entry in importlib.metadata.entry_points(group="resurge.plugins"):
+    for entry in _entry_points():
         loaded = entry.load()
         yield loaded if isinstance(loaded, ModuleType) else sys.modules[loaded.__module__]
     folder = os.environ.get("RESURGE_PLUGINS")

@@ -7,6 +7,7 @@ ready when the unlearning's record is there. An only child runs on in its parent
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -91,6 +92,10 @@ def _merge_only_children(groups: list[_Group]) -> list[_Group]:
 
 
 def _path_costs(groups: list[_Group], pending: dict[str, list[Stage]]) -> dict[str, float]:
+    """Each group's cost with its dearest chain of children. The base's evaluation goes first.
+
+    It is short, and no trial has a number before it.
+    """
     holder = {stage.digest: group.id for group in groups for stage in group.stages}
     below: dict[str, list[_Group]] = defaultdict(list)
     for group in groups:
@@ -100,7 +105,7 @@ def _path_costs(groups: list[_Group], pending: dict[str, list[Stage]]) -> dict[s
 
     def cost(group: _Group) -> float:
         if group.id not in costs:
-            own = _own_cost(pending[group.id])
+            own = _own_cost(pending[group.id]) if group.last_model() else math.inf
             costs[group.id] = own + max((cost(child) for child in below[group.id]), default=0.0)
         return costs[group.id]
 

@@ -144,13 +144,11 @@ def _inside(value: Any, loc: Iterable[str | int]) -> tuple[str | int, ...]:
     """The part of pydantic's location that is in the value; the rest names members of unions."""
     path: list[str | int] = []
     for part in loc:
-        if isinstance(value, dict) and part in value:
+        is_key = isinstance(value, dict) and part in value
+        is_index = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        if is_key or is_index:
             value = value[part]
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
-            value = value[part]
-        else:
-            continue
-        path.append(part)
+            path.append(part)
     return tuple(path)
 
 

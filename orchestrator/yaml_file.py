@@ -116,9 +116,9 @@ def read_yaml(text: str, file: str | None, problems: list[Problem], where: str =
     try:
         return _Builder(text, file, problems).document(where)
     except ReaderError as error:
-        line = text.count("\n", 0, int(error.position)) + 1
+        at = text.count("\n", 0, int(error.position)) + 1
         what = f"not valid YAML: the character {chr(error.character)!r} is not allowed"
-        problems.append(Problem(what, where, file, line))
+        problems.append(Problem(what, where, file, at))
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         reason = " ".join(str(part) for part in (error.context, error.problem) if part)
@@ -197,6 +197,8 @@ class _Builder:
             value = self._node(next(self.events), path, depth + 1)
             if not isinstance(key, str):
                 self._say(f"keys must be text but got {show(key)}", where, _line(event))
+            elif key == "<<":
+                self._say("merge keys are not YAML 1.2; repeat the keys", path, _line(event))
             elif key in values:
                 first = f", first on line {lines[key]}" if lines[key] else ""
                 self._say(f"duplicate key {key!r}{first}", path, _line(event))

@@ -43,7 +43,7 @@ class Trainer:
     steps (Ho et al. 2020). The data are encoded once: latents as the mode of the autoencoder's
     posterior, which needs no random numbers, and each different caption's embedding. The UNet
     stays in evaluation mode, so that no dropout draws from a global generator (Stable Diffusion's
-    dropout is 0 anyway). `losses` collects (step, loss); the caller may empty it.
+    dropout is 0 anyway).
     """
 
     def __init__(
@@ -55,7 +55,6 @@ class Trainer:
     ) -> None:
         self.pipe, self.settings, self.seed = pipe, settings, seed
         self.step = 0
-        self.losses: list[tuple[int, float]] = []
         self._pending: list[tuple[int, Tensor]] = []
         self._accelerator = new_accelerator(settings.precision, pipe.device)
         self._scheduler = training_scheduler(pipe)
@@ -84,19 +83,21 @@ class Trainer:
         )
         self._ema = [p.detach().clone() for p in self._params.values()] if s.ema_decay else None
 
-    def train_to(self, step: int, progress: Progress | None = None) -> None:
-        """Train until `step` optimiser steps are done in all.
+    def train_to(self, step: int, progress: Progress | None = None) -> list[tuple[int, float]]:
+        """Train until `step` optimiser steps are done in all; return the new (step, loss) pairs.
 
         Raises:
             FloatingPointError: a loss was not finite; the weights are then worthless.
         """
+        losses: list[tuple[int, float]] = []
         # The loss is read in batches: reading it at every step would make the CPU wait for the GPU.
         while self.step < step:
             loss = self._one_step()
             self.step += 1
             self._pending.append((self.step, loss))
             if len(self._pending) >= STEPS_PER_REPORT or self.step == step:
-                self._report(step, progress)
+                losses += self._report(step, progress)
+        return losses
 
     def _one_step(self) -> Tensor:
         s = self.settings
@@ -145,11 +146,10 @@ class Trainer:
             rows = rows.masked_fill(dropped, 0)  # row 0 is the empty caption
         return self._latents[chosen], self._text[rows]
 
-    def _report(self, steps: int, progress: Progress | None) -> None:
+    def _report(self, steps: int, progress: Progress | None) -> list[tuple[int, float]]:
         values = torch.stack([loss for _, loss in self._pending]).tolist()
         read = [(step, value) for (step, _), value in zip(self._pending, values, strict=True)]
         self._pending.clear()
-        self.losses += read
         for step, value in read:
             if not math.isfinite(value):
                 raise FloatingPointError(
@@ -158,6 +158,7 @@ class Trainer:
                 )
         if progress is not None:
             progress(self.step, steps, {"loss": read[-1][1]})
+        return read
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """CPU copies of all that the loop carries from step to step, and JSON beside them."""

@@ -1,0 +1,183 @@
+"""The command line: parse and print, nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from orchestrator.errors import ResurgeError
+from orchestrator.home import Home
+
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_STOPPED = 0, 1, 2, 130
+
+app = typer.Typer(
+    name="resurge",
+    help="Measure concept resurgence: which ordinary fine-tuning brings an unlearned concept back.",
+    epilog="Begin with: resurge plan sweeps/quickstart.yaml",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+err = Console(highlight=False, stderr=True)
+
+SweepFile = Annotated[
+    str, typer.Argument(metavar="SWEEP", help="A sweep file, or the name of a sweep run before.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[SETTING=VALUE]...",
+        help="Changes to the file: seeds=5 'finetune.learning_rate=[1e-4,3e-4]'",
+    ),
+]
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", metavar="FOLDER", help="Local state (RESURGE_HOME; default .resurge)."),
+]
+
+
+@app.command()
+def plan(
+    sweep: SweepFile,
+    overrides: Overrides = None,
+    home: HomeOption = None,
+    full: Annotated[bool, typer.Option("--full", help="The whole tree, however long.")] = False,
+) -> None:
+    """Show what a sweep would run: stages naive, unique and cached, and their tree."""
+    from orchestrator.overview import show_plan
+    from orchestrator.run import open_job
+
+    show_plan(open_job(sweep, overrides or (), Home.find(home)), out, full)
+
+
+@app.command()
+def run(sweep: SweepFile, overrides: Overrides = None, home: HomeOption = None) -> None:
+    """Run a sweep, or what is left of it, and print its results.
+
+    Finished stages are never run again: the same command resumes a sweep that was stopped or
+    killed, and runs only what is new after a change of the file. Exit code 0: all done; 1: some
+    stages failed; 2: bad input.
+    """
+    from orchestrator.overview import show_outcome, show_plan_line, show_results
+    from orchestrator.run import open_job, run_job
+
+    job = open_job(sweep, overrides or (), Home.find(home))
+    show_plan_line(job, out)
+    outcome = run_job(job, out)
+    show_results(job, out)
+    show_outcome(job, outcome, out)
+    out.print(f"Browse it: resurge ui{_home_flag(home)}", style="bold")
+    raise typer.Exit(EXIT_DONE if outcome.ok else EXIT_FAILED)
+
+
+@app.command()
+def status(sweep: SweepFile, home: HomeOption = None) -> None:
+    """Show how far a sweep is and what failed: read from the store, whoever runs it."""
+    from orchestrator.overview import show_status
+    from orchestrator.run import open_job
+
+    show_status(open_job(sweep, (), Home.find(home)), out)
+
+
+@app.command()
+def results(sweep: SweepFile, home: HomeOption = None) -> None:
+    """Print resurgence, recovery, control and confidence interval of every setting."""
+    from orchestrator.overview import show_results
+    from orchestrator.run import open_job
+
+    show_results(open_job(sweep, (), Home.find(home)), out)
+
+
+@app.command()
+def sync(sweep: SweepFile, home: HomeOption = None) -> None:
+    """Bring MLflow and results.parquet up to date from the store; does no harm when repeated."""
+    from orchestrator.run import open_job, sync_job
+
+    job = open_job(sweep, (), Home.find(home))
+    out.print(sync_job(job))
+
+
+@app.command()
+def export(
+    sweep: SweepFile,
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where to write.")] = Path("."),
+    home: HomeOption = None,
+) -> None:
+    """Write NAME.parquet (one row a trial), NAME.csv and NAME.png (the curves) into a folder."""
+    from orchestrator.run import export_job, open_job
+
+    for path in export_job(open_job(sweep, (), Home.find(home)), to):
+        out.print(str(path))
+
+
+@app.command()
+def ui(
+    home: HomeOption = None,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
+) -> None:
+    """Open the MLflow UI on the right store, on loopback. Ctrl-C ends it."""
+    from orchestrator.tracking import ui_command
+
+    place = Home.find(home)
+    command = ui_command(place.mlflow_uri(), place.artifacts, port)
+    out.print(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)", style="bold")
+    beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    executable = shutil.which(command[0], path=beside_python)
+    if executable is None:
+        raise ResurgeError(f"{command[0]!r} is not installed beside {sys.executable}")
+    sys.stdout.flush()
+    os.execv(executable, command)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of sweep files, for editors.
+
+    With it saved as resurge.schema.json, a first line
+    `# yaml-language-server: $schema=resurge.schema.json` makes an editor complete the file.
+    """
+    from orchestrator.schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+@app.command(name="list")
+def list_plugins(
+    kind: Annotated[
+        str | None,
+        typer.Argument(metavar="[KIND]", help="bases, unlearners, datasets, metrics, executors"),
+    ] = None,
+) -> None:
+    """List what a sweep file can name: bases, unlearners, datasets, metrics, executors."""
+    from orchestrator.overview import show_plugins
+
+    show_plugins(kind, out)
+
+
+def _home_flag(home: Path | None) -> str:
+    return f" --home {home}" if home else ""
+
+
+def main() -> None:
+    """The `resurge` command."""
+    try:
+        app()
+    except ResurgeError as error:
+        err.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        err.print("Stopped. What is finished is kept; the same command goes on from here.")
+        sys.exit(EXIT_STOPPED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""What the command line prints of a sweep: its plan, its state, its outcome, its results."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.tree import Tree
+
+from orchestrator.describe import stage_label
+from orchestrator.errors import ResurgeError
+from orchestrator.plugin import Kind, registry, suggest
+from orchestrator.run import Job
+from orchestrator.scheduler import Outcome
+from orchestrator.stage import Stage
+
+KINDS: Mapping[str, Kind] = {
+    "bases": "base",
+    "unlearners": "unlearner",
+    "datasets": "dataset",
+    "metrics": "metric",
+    "executors": "executor",
+}
+STAGES = ("unlearn", "finetune", "sample", "score")
+BRANCHES_SHOWN = 8
+
+
+def show_plan(job: Job, console: Console, full: bool) -> None:
+    """The counts by kind, what sharing saves, and the tree."""
+    show_plan_line(job, console)
+    done = job.done()
+    unique, naive = job.plan.count(), job.plan.count_naive()
+    cached = Counter(stage.kind for stage in job.plan.stages if stage.key in done)
+    table = Table("stage", *("naive", "unique", "cached", "to run"), box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for kind in STAGES:
+        counts = (naive[kind], unique[kind], cached[kind], unique[kind] - cached[kind])
+        table.add_row(kind, *map(str, counts))
+    totals = (naive.total(), unique.total(), cached.total(), unique.total() - cached.total())
+    table.add_row("all", *map(str, totals), style="bold")
+    console.print(table)
+    steps, steps_naive = job.plan.steps(), job.plan.steps_naive()
+    if steps:
+        saved = f"{steps_naive / steps:.1f} times fewer than trial by trial"
+        console.print(f"fine-tuning steps: {steps:,} instead of {steps_naive:,} ({saved})")
+    console.print(_tree(job, done, None if full else BRANCHES_SHOWN))
+
+
+def show_plan_line(job: Job, console: Console) -> None:
+    """One line: the sweep, its trials, its stages."""
+    plan = job.plan
+    controls = sum(trial.is_control for trial in plan.trials)
+    console.print(
+        f"[bold]{plan.name}[/bold]: {len(plan.trials) - controls} trials and {controls} controls "
+        f"on base {plan.root.plugin}, {len(plan.stages)} unique stages"
+    )
+
+
+def _tree(job: Job, done: set[str], limit: int | None) -> Tree:
+    """Models only; a trajectory is one line, and branches beyond the limit are counted."""
+    children: dict[str, dict[str, list[Stage]]] = defaultdict(lambda: defaultdict(list))
+    for stage in job.plan.stages:
+        if stage.is_model and stage.parent is not None:
+            children[stage.parent.digest][stage.trajectory or stage.digest].append(stage)
+    tree = Tree(f"base {job.plan.root.plugin}")
+
+    def grow(branch: Tree, digest: str) -> None:
+        groups = list(children[digest].values())
+        groups.sort(key=lambda group: (group[0].kind != "unlearn", stage_label(group[0])))
+        for group in islice(groups, limit):
+            twig = branch.add(_group_label(group, done))
+            for stage in group:
+                grow(twig, stage.digest)
+        if limit is not None and len(groups) > limit:
+            branch.add(f"… and {len(groups) - limit} more (--full shows them)")
+
+    grow(tree, job.plan.root.digest)
+    return tree
+
+
+def _group_label(group: list[Stage], done: set[str]) -> str:
+    label = stage_label(group[0], with_steps=False)
+    if group[0].kind == "finetune":
+        label += " · " + ", ".join(str(s.steps) for s in sorted(group, key=lambda s: s.steps))
+        label += " steps"
+    cached = sum(stage.key in done for stage in group)
+    return label + (" [dim](cached)[/dim]" if cached == len(group) else "")
+
+
+def show_status(job: Job, console: Console) -> None:
+    """How much has a record, and what failed."""
+    done = job.done()
+    failures = job.store.failures()
+    stages = {stage.key: stage for stage in job.plan.stages}
+    trials = sum(all(s.key in done for s in trial.stages()) for trial in job.plan.trials)
+    failed = [key for key in failures if key in stages and key not in done]
+    console.print(
+        f"[bold]{job.plan.name}[/bold]: trials {trials}/{len(job.plan.trials)} done · "
+        f"stages {len(done)}/{len(stages)} · {len(failed)} failed"
+    )
+    if failed:
+        console.print(_failures((stages[k], failures[k]) for k in failed))
+
+
+def show_outcome(job: Job, outcome: Outcome, console: Console) -> None:
+    """What ran, failed and was skipped in this run."""
+    console.print(
+        f"{len(outcome.ran)} stages ran · {len(outcome.failed)} failed · "
+        f"{len(outcome.skipped)} skipped"
+    )
+    if outcome.failed:
+        stages = {stage.key: stage for stage in job.plan.stages}
+        rows = (
+            (stages[key], {"message": event.message, "log_path": event.log_path})
+            for key, event in outcome.failed.items()
+        )
+        console.print(_failures(rows))
+        console.print("The same command runs the failed and skipped stages again.")
+
+
+def _failures(rows: Iterable[tuple[Stage, Mapping[str, Any]]]) -> Table:
+    table = Table("failed stage", "why", "log", box=None, pad_edge=False)
+    for stage, failure in rows:
+        table.add_row(stage_label(stage), failure["message"], str(failure["log_path"]), style="red")
+    return table
+
+
+def show_results(job: Job, console: Console) -> None:
+    """The table of settings with resurgence, recovery, control and interval."""
+    from orchestrator.results import aggregate, render
+
+    render(aggregate(job.plan, job.store), console)
+
+
+def show_plugins(kind: str | None, console: Console) -> None:
+    """Plug-ins by kind, with the first line of what they say of themselves."""
+    if kind is not None and kind not in KINDS:
+        raise ResurgeError(f"unknown kind {kind!r}{suggest(kind, KINDS)}")
+    for title in KINDS if kind is None else [kind]:
+        table = Table(title, "", box=None, pad_edge=False, header_style="bold")
+        for name, plugin in registry(KINDS[title]).items():
+            table.add_row(f"  {name}", plugin.summary())
+        console.print(table)

@@ -1,0 +1,188 @@
+"""Reads what a sweep file says in many places: mappings of known keys, plug-ins, axes of values."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from orchestrator.grid import Choice
+from orchestrator.plugin import Kind, Plugin, Settings, nearest, registry, suggest
+from orchestrator.values import build, check, is_list_field, missing
+from orchestrator.yaml_file import At, Node, show
+
+NOUNS: dict[Kind, str] = {
+    "base": "base",
+    "unlearner": "unlearner",
+    "dataset": "data set",
+    "metric": "metric",
+    "recipe": "recipe",
+    "executor": "executor",
+}
+
+
+def known(at: At, allowed: Collection[str], required: Iterable[str] = ()) -> dict[str, At]:
+    """The entries of a mapping; unknown and missing keys are reported."""
+    if not isinstance(at.value, dict):
+        at.say(f"must be a mapping but got {show(at.node.plain())}{suggest('', list(allowed))}")
+        return {}
+    hints = []
+    for name in at.value:
+        if name not in allowed:
+            hints.append(nearest(name, list(allowed)))
+            at.say_key(name, f"unknown key{suggest(name, list(allowed))}")
+    for name in required:
+        is_misspelt = any(repr(name) in hint for hint in hints)
+        if name not in at.value and not is_misspelt:
+            at.say(f"missing key {name!r}")
+    return {name: at.key(name) for name in at.value if name in allowed}
+
+
+def text(at: At) -> str | None:
+    """A text that is not empty."""
+    if isinstance(at.value, str) and at.value.strip():
+        return at.value
+    is_scalar = isinstance(at.value, int | float) and not isinstance(at.value, bool)
+    hint = f"; quote it: '{at.value}'" if is_scalar else ""
+    at.say(f"must be text but got {show(at.node.plain())}{hint}")
+    return None
+
+
+def texts(at: At) -> tuple[str, ...]:
+    """One text or a list of texts, each once."""
+    if not at.items():
+        at.say("must have at least one value but is empty")
+    found: list[str] = []
+    for item in at.items():
+        value = text(item)
+        if value in found:
+            item.say(f"duplicate value {show(value)}")
+        elif value is not None:
+            found.append(value)
+    return tuple(found)
+
+
+def named(at: At, kind: Kind) -> tuple[type[Plugin], At] | None:
+    """The plug-in that `esd` or `esd: {…}` names, with the mapping of its settings."""
+    plugins = registry(kind)
+    if isinstance(at.value, str):
+        name, settings = at.value, At(Node({}, at.node.line), at.where, at.file, at.problems)
+    elif isinstance(at.value, dict) and len(at.value) == 1:
+        name = next(iter(at.value))
+        settings = at.key(name)
+        if settings.value is None:
+            settings = At(Node({}, settings.node.line), settings.where, settings.file, at.problems)
+    else:
+        at.say(_not_one(at, kind, plugins))
+        return None
+    if name in plugins:
+        return plugins[name], settings
+    at.say(f"unknown {NOUNS[kind]} {name!r}{suggest(name, plugins)}")
+    return None
+
+
+def _not_one(at: At, kind: Kind, plugins: Collection[str]) -> str:
+    got = at.value
+    if not isinstance(got, dict) or not got:
+        allowed = suggest("", list(plugins))
+        return f"must be the name of one {NOUNS[kind]} but got {show(at.node.plain())}{allowed}"
+    here = [name for name in got if name in plugins]
+    if len(here) == 1:
+        others = ", ".join(repr(name) for name in got if name not in here)
+        return f"must name one {NOUNS[kind]}; indent {others} to be under {here[0]!r}"
+    names = ", ".join(got)
+    hint = "" if kind in ("base", "executor") else "; write a list to have each"
+    return f"must name one {NOUNS[kind]} but names {len(got)} ({names}){hint}"
+
+
+def choice(at: At, kind: Kind) -> Choice | None:
+    """A plug-in whose settings are axes."""
+    found = named(at, kind)
+    if found is None:
+        return None
+    plugin, settings = found
+    given = known(settings, plugin.Settings.model_fields)
+    values = {name: axis(plugin.Settings, name, value) for name, value in given.items()}
+    _say_missing(plugin.Settings, given, settings)
+    return Choice(plugin, values, settings.place)
+
+
+def choices(at: At, kind: Kind) -> tuple[Choice, ...]:
+    """One plug-in or a list of them; the list is an axis."""
+    if not at.items():
+        at.say(f"must have at least one {NOUNS[kind]} but is empty")
+    found: list[Choice] = []
+    for item in at.items():
+        made = choice(item, kind)
+        if made in found:
+            item.say(f"duplicate value: {made.label!r} with the same settings stands before")
+        elif made is not None:
+            found.append(made)
+    return tuple(found)
+
+
+def single(at: At, kind: Kind) -> tuple[type[Plugin], Settings] | None:
+    """A plug-in whose settings have one value each."""
+    found = named(at, kind)
+    if found is None:
+        return None
+    plugin, settings = found
+    given = known(settings, plugin.Settings.model_fields)
+    made = fill(plugin.Settings, given, settings)
+    return None if made is None else (plugin, made)
+
+
+def fill(cls: type[Settings], given: Mapping[str, At], at: At) -> Settings | None:
+    """Settings of one value each; `at` is where missing ones are missed."""
+    before = len(at.problems)
+    values = {}
+    for name, value in given.items():
+        if isinstance(value.value, list) and not is_list_field(cls, name):
+            got = show(value.node.plain())
+            value.say(f"must be one value but got {got}; only the settings of edits are axes")
+        else:
+            values[name] = value_of(cls, name, value)
+    _say_missing(cls, given, at)
+    if len(at.problems) > before:
+        return None
+    made, faults = build(cls, values)
+    for fault in faults:
+        at.say(fault)
+    return made
+
+
+def _say_missing(cls: type[Settings], given: Collection[str], at: At) -> None:
+    for name in missing(cls, given):
+        about = cls.model_fields[name].description
+        at.say(f"missing key {name!r}" + (f" ({about})" if about else ""))
+
+
+def value_of(cls: type[Settings], name: str, at: At) -> Any:
+    """One value of a setting."""
+    value, faults = check(cls, name, at.node.plain())
+    for fault in faults:
+        inner = at
+        for part in fault.inside:
+            inner = inner.key(part) if isinstance(part, str) else inner.items()[part]
+        inner.say(fault.what)
+    return value
+
+
+def axis(cls: type[Settings], name: str, at: At) -> tuple[Any, ...]:
+    """The values to try of a setting: a list, or one value.
+
+    Where one value is itself a list, a list of lists is the axis.
+    """
+    items = at.items() if isinstance(at.value, list) else []
+    if is_list_field(cls, name) and not (items and all(isinstance(i.value, list) for i in items)):
+        return (value_of(cls, name, at),)
+    if not isinstance(at.value, list):
+        return (value_of(cls, name, at),)
+    if not items:
+        at.say("must have at least one value but is empty")
+    values: list[Any] = []
+    for item in items:
+        value = value_of(cls, name, item)
+        if value in values:
+            item.say(f"duplicate value {show(value)}")
+        values.append(value)
+    return tuple(values)

@@ -1,0 +1,78 @@
+"""Reads the edits of a sweep file: what is done to a model, and over which values."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from orchestrator.grid import EditAxes
+from orchestrator.plugin import find, nearest, registry
+from orchestrator.read_choices import axis, choices, known
+from orchestrator.yaml_file import At, show
+
+EditKind = Literal["unlearn", "finetune"]
+KINDS: tuple[EditKind, ...] = get_args(EditKind)
+
+ALWAYS_SHOWN = ("adapter", "learning_rate", "steps")
+"""Fine-tuning settings that every trial names, given or not."""
+
+
+def edits(at: At) -> tuple[EditAxes, ...]:
+    """The list of edits, in the order in which they are applied."""
+    if not isinstance(at.value, list):
+        at.say("must be a list of edits ('- unlearn: …' and '- finetune: …')")
+        return ()
+    if not at.value:
+        at.say("must have at least one edit but is empty")
+    found: list[EditAxes] = []
+    counts = dict.fromkeys(KINDS, 0)
+    for item in at.items():
+        kind = _kind(item)
+        if kind is None:
+            continue
+        counts[kind] += 1
+        key = kind if counts[kind] == 1 else f"{kind}_{counts[kind]}"
+        read = _unlearn if kind == "unlearn" else _finetune
+        found.append(read(key, item.key(kind)))
+    return tuple(found)
+
+
+def _kind(at: At) -> EditKind | None:
+    got = at.value
+    if not isinstance(got, dict) or not got:
+        at.say(f"must be 'unlearn: …' or 'finetune: …' but got {show(at.node.plain())}{_hint(got)}")
+        return None
+    if len(got) > 1:
+        at.say(f"must be one edit but names {len(got)} ({', '.join(got)}); begin each with '-'")
+        return None
+    name = next(iter(got))
+    for kind in KINDS:
+        if kind == name:
+            return kind
+    hint = nearest(name, list(KINDS)) or _hint(name)
+    at.say_key(name, f"unknown edit {name!r}{hint} (allowed: unlearn, finetune)")
+    return None
+
+
+def _hint(got: object) -> str:
+    if not isinstance(got, str):
+        return ""
+    if got in registry("unlearner"):
+        return f"; did you mean 'unlearn: {got}'?"
+    if got in registry("dataset"):
+        return f"; did you mean 'finetune: {{dataset: {got}}}'?"
+    return ""
+
+
+def _unlearn(key: str, at: At) -> EditAxes:
+    return EditAxes(key, "unlearn", choices(at, "unlearner"), place=at.place)
+
+
+def _finetune(key: str, at: At) -> EditAxes:
+    """`dataset` chooses the data; the other keys are the fine-tuning recipe's settings."""
+    cls = find("recipe", "finetune").Settings
+    given = known(at, ("dataset", *cls.model_fields), required=("dataset",))
+    datasets = choices(given.pop("dataset"), "dataset") if "dataset" in given else ()
+    defaults = cls().full()
+    settings = {name: (defaults[name],) for name in ALWAYS_SHOWN if name not in given}
+    settings |= {name: axis(cls, name, value) for name, value in given.items()}
+    return EditAxes(key, "finetune", datasets, settings, at.place)

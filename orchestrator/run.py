@@ -1,0 +1,184 @@
+"""A sweep from file to results: what `resurge run`, `sync` and `export` do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from orchestrator.errors import ResurgeError
+from orchestrator.executors.base import Executor
+from orchestrator.home import Home
+from orchestrator.plan import Plan, make_plan
+from orchestrator.plugin import find, suggest
+from orchestrator.progress import Progress
+from orchestrator.scheduler import Outcome, Scheduler
+from orchestrator.stage import sha256
+from orchestrator.store import Store
+from orchestrator.sweep import Sweep, load, parse
+from orchestrator.tasks import make_tasks
+from orchestrator.work import Event, StageCommitted, StageFailed
+
+CLOSE_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A sweep with its plan and the places that it works in."""
+
+    sweep: Sweep
+    plan: Plan
+    store: Store
+    home: Home
+
+    @classmethod
+    def of(cls, sweep: Sweep, home: Home) -> Job:
+        """Plan a sweep."""
+        return cls(sweep, make_plan(sweep), Store(home.store_location(sweep)), home)
+
+    def done(self) -> set[str]:
+        """Keys of the plan's stages that have a record.
+
+        Raises:
+            StoreError: a record was made with a default that has moved since.
+        """
+        keys = self.store.keys()
+        return {s.key for s in self.plan.stages if s.key in keys and self.store.get(s)}
+
+
+def open_job(sweep: str, overrides: Iterable[str], home: Home) -> Job:
+    """The job of a sweep file, or of a sweep's name as it was last run."""
+    if Path(sweep).suffix in (".yaml", ".yml") or Path(sweep).exists():
+        return Job.of(load(Path(sweep), tuple(overrides)), home)
+    store = Store(home.store_location())
+    known = store.sweep(sweep)
+    if known is None:
+        names = store.sweeps()
+        hint = suggest(sweep, names) if names else "; none has been run yet"
+        raise ResurgeError(f"no sweep file and no known sweep is called {sweep!r}{hint}")
+    return Job.of(parse(json.dumps(known["sweep"]), None, tuple(overrides)), home)
+
+
+def run_job(job: Job, console: Console) -> Outcome:
+    """Run what has no record yet; bring MLflow and the Parquet file up to date."""
+    values = {"sweep": job.sweep.canonical(), "source": job.sweep.source}
+    job.store.put_sweep(job.sweep.name, values)
+    done = job.done()
+    tasks = make_tasks(job.plan, done, job.sweep.keep)
+    outcome = Outcome()
+    if tasks:
+        with _executor(job, console) as executor, _live_tracking(job, console) as tell:
+            workers = len(executor.free_workers())
+            with Progress(job.plan, done, workers, console) as progress:
+
+                def listener(event: Event) -> None:
+                    progress(event)
+                    tell(event)
+
+                logs = job.home.logs(job.sweep.name)
+                outcome = Scheduler(tasks, done, executor, job.store, logs, listener).run()
+    elif not _is_synced(job):
+        console.print(sync_job(job))
+    return outcome
+
+
+def sync_job(job: Job) -> str:
+    """Bring MLflow and the Parquet file up to date from the store; a sentence on what was done.
+
+    Raises:
+        ResurgeError: MLflow does not answer.
+    """
+    from orchestrator.tracking import sync
+
+    write_results(job)
+    counts = sync(
+        job.plan, job.store, job.sweep.source, job.home.mlflow_uri(job.sweep), job.home.artifacts
+    )
+    _mark_synced(job)
+    return str(counts)
+
+
+def write_results(job: Job) -> Path:
+    """Write the sweep's Parquet file."""
+    from orchestrator.results import table, write
+
+    path = job.home.results(job.sweep.name)
+    write(table(job.plan, job.store), path)
+    return path
+
+
+def export_job(job: Job, folder: Path) -> list[Path]:
+    """Write results as Parquet and CSV, and the figure, into a folder of the user's."""
+    from pyarrow import csv
+
+    from orchestrator.figures import figure
+    from orchestrator.results import table, write
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{job.sweep.name}.{ending}" for ending in ("parquet", "csv", "png")]
+    rows = table(job.plan, job.store)
+    write(rows, paths[0])
+    csv.write_csv(rows, paths[1])
+    figure(job.plan, job.store, paths[2])
+    return paths
+
+
+def _executor(job: Job, console: Console) -> Executor:
+    resources = job.sweep.resources
+    executor_class: Any = find("executor", resources.executor)
+    shared = resources.model_dump(include={"workers", "gpus", "threads"})
+    settings = executor_class.Settings.model_validate(shared | resources.executor_settings)
+    console.print(f"Starting workers ({resources.executor}) …", style="dim")
+    executor: Executor = executor_class(settings)
+    return executor
+
+
+@contextlib.contextmanager
+def _live_tracking(job: Job, console: Console) -> Iterator[Any]:
+    """What to tell of each event so that MLflow follows; says so if MLflow fell behind."""
+    from orchestrator.tracking import BackgroundTracker
+
+    uri = job.home.mlflow_uri(job.sweep)
+    tracker = BackgroundTracker(job.plan, job.store, job.sweep.source, uri, job.home.artifacts)
+
+    def tell(event: Event) -> None:
+        if isinstance(event, StageCommitted | StageFailed):
+            tracker.notify()
+
+    try:
+        yield tell
+    finally:
+        write_results(job)
+        with console.status("Bringing MLflow up to date …"):
+            is_synced = tracker.close(CLOSE_TIMEOUT_S)
+        if is_synced:
+            _mark_synced(job)
+        else:
+            console.print(
+                f"MLflow is behind ({tracker.last_error}); nothing is lost: "
+                f"resurge sync {job.sweep.name}",
+                style="yellow",
+            )
+
+
+def _sync_state(job: Job) -> str:
+    """A digest of what MLflow should know: where it is, the trials, and which are recorded."""
+    present = sorted(job.store.keys() & {stage.key for stage in job.plan.stages})
+    trials = [trial.digest for trial in job.plan.trials]
+    return sha256([job.home.mlflow_uri(job.sweep), trials, present])
+
+
+def _is_synced(job: Job) -> bool:
+    mark = job.home.sync_mark(job.sweep.name)
+    return mark.exists() and mark.read_text() == _sync_state(job)
+
+
+def _mark_synced(job: Job) -> None:
+    mark = job.home.sync_mark(job.sweep.name)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.write_text(_sync_state(job))

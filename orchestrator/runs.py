@@ -1,0 +1,350 @@
+"""What MLflow should show of a sweep: a run for it, for every trajectory and for every trial.
+
+A pure view of the store. Times are those of the records, so that writing a point a second time
+writes the same point.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from orchestrator.describe import number, varying
+from orchestrator.measure import Measured, Reader, steps_of, steps_param
+from orchestrator.plan import Plan, PlannedTrial
+from orchestrator.stage import sha256
+from orchestrator.store import Record
+
+RunKind = Literal["sweep", "trajectory", "trial"]
+RunStatus = Literal["RUNNING", "FINISHED", "FAILED"]
+
+LOSS_POINTS = 200
+
+
+@dataclass(frozen=True)
+class MetricPoint:
+    """A number at an optimiser step."""
+
+    name: str
+    value: float
+    step: int
+    time_ms: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: what it is called, what it logs.
+
+    `key` tells it from the sweep's other runs and does not change while more becomes known.
+    `images` are the sample records to draw a grid of, by optimiser step; `texts` are artifacts.
+    """
+
+    kind: RunKind
+    key: str
+    name: str
+    status: RunStatus
+    start_ms: int
+    end_ms: int
+    params: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    points: tuple[MetricPoint, ...] = ()
+    images: Mapping[int, Record] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        """Changes when there is something to write."""
+        shown = {
+            "head": [self.kind, self.key, self.name, self.status],
+            "params": dict(self.params),
+            "tags": dict(self.tags),
+            "points": [[p.name, repr(p.value), p.step, p.time_ms] for p in self.points],
+            "images": {str(step): record.key for step, record in self.images.items()},
+            "texts": dict(self.texts),
+        }
+        return sha256(shown)
+
+
+def runs(reader: Reader, source: str | None) -> Iterator[Run]:
+    """The sweep's run first, then those of its trajectories and trials that have begun.
+
+    Args:
+        source: the sweep file's text.
+    """
+    trials = reader.all()
+    yield _sweep(reader, trials, source)
+    for members in _trajectories(trials):
+        if (run := _trajectory(reader, members)) is not None:
+            yield run
+    for measured in trials:
+        if (run := _trial(reader, measured)) is not None:
+            yield run
+
+
+def _sweep(reader: Reader, trials: Sequence[Measured], source: str | None) -> Run:
+    plan = reader.plan
+    records = [record for stage in plan.stages if (record := reader.record(stage)) is not None]
+    texts = {"plan.json": _plan_text(plan), "environment.json": _environment_text(records)}
+    if source is not None:
+        texts["sweep.yaml"] = source
+    newest = max(records, key=lambda record: record.started, default=None)
+    sha = newest.provenance.get("git_sha") if newest else None
+    tags = {"resurge.trials": str(len(plan.trials)), "resurge.stages": str(len(plan.stages))}
+    return Run(
+        kind="sweep",
+        key="sweep",
+        name=plan.name,
+        status=_status(trials),
+        start_ms=min((_start_ms(record) for record in records), default=0),
+        end_ms=max((_end_ms(record) for record in records), default=0),
+        tags=tags | ({"resurge.git_sha": sha, "mlflow.source.git.commit": sha} if sha else {}),
+        texts=texts,
+    )
+
+
+def _trial(reader: Reader, measured: Measured) -> Run | None:
+    """None before the trial's last model is there."""
+    planned = measured.planned
+    own = [r for s in planned.final.stages() if (r := reader.record(s)) is not None]
+    model = planned.final.model
+    if measured.status != "failed" and model.kind != "base" and reader.record(model) is None:
+        return None
+    if not own:
+        return None
+    end_ms = max(_end_ms(record) for record in own)
+    return Run(
+        kind="trial",
+        key=planned.key,
+        name=run_name(reader.plan, planned, with_steps=True),
+        status=_status([measured]),
+        start_ms=min(_start_ms(record) for record in own),
+        end_ms=end_ms,
+        params=_params(planned.params),
+        tags=_digests(planned),
+        points=tuple(_points(_trial_numbers(measured), step=0, time_ms=end_ms)),
+    )
+
+
+def _trajectories(trials: Iterable[Measured]) -> list[list[Measured]]:
+    """Trials that differ in nothing but the steps of their last fine-tune, fewest steps first."""
+    groups: dict[str, list[Measured]] = {}
+    for measured in trials:
+        if steps_param(measured.planned) is not None:
+            groups.setdefault(_trajectory_key(measured.planned), []).append(measured)
+    sorted_groups = [sorted(g, key=lambda m: steps_of(m.planned)) for g in groups.values()]
+    return [group for group in sorted_groups if steps_of(group[-1].planned) > 0]
+
+
+def _trajectory_key(planned: PlannedTrial) -> str:
+    params = {k: v for k, v in planned.params.items() if k != steps_param(planned)}
+    return sha256({"params": params, "unlearned": planned.unlearned.sample.digest})[:16]
+
+
+def _trajectory(reader: Reader, members: Sequence[Measured]) -> Run | None:
+    """None before the curve has its first point."""
+    first = members[0].planned
+    points = [*_curve(reader, members), *_loss_points(reader, members)]
+    if not points:
+        return None
+    params = {k: v for k, v in first.params.items() if k != steps_param(first)}
+    return Run(
+        kind="trajectory",
+        key=_trajectory_key(first),
+        name=run_name(reader.plan, first, with_steps=False),
+        status=_status(members),
+        start_ms=min(point.time_ms for point in points),
+        end_ms=max(point.time_ms for point in points),
+        params=_params(params),
+        tags={"resurge.unlearned_model": first.unlearned.model.digest},
+        points=tuple(points),
+        images=_images(reader, members),
+    )
+
+
+def _curve(reader: Reader, members: Sequence[Measured]) -> Iterator[MetricPoint]:
+    """The scores at each step count; step 0 is the unlearned model."""
+    for step, record, numbers in _curve_numbers(reader, members):
+        yield from _points(numbers, step, _end_ms(record))
+
+
+def _curve_numbers(
+    reader: Reader, members: Sequence[Measured]
+) -> Iterator[tuple[int, Record, Mapping[str, float | None]]]:
+    start = members[0]
+    sample = reader.record(start.planned.unlearned.sample)
+    if _starts_unlearned(start.planned) and sample and start.unlearned.erased is not None:
+        yield 0, sample, {**asdict(start.unlearned), "resurgence": 0.0, "recovery": 0.0}
+    for measured in members:
+        sample = reader.record(measured.planned.final.sample)
+        if steps_of(measured.planned) and sample and measured.final.erased is not None:
+            yield steps_of(measured.planned), sample, _final_numbers(measured)
+
+
+def _starts_unlearned(planned: PlannedTrial) -> bool:
+    """Whether nothing lies between the unlearned model and the trajectory."""
+    kinds = [edit.kind for edit in planned.trial.edits]
+    return kinds.count("finetune") == 1 and kinds[-1] == "finetune"
+
+
+def _final_numbers(measured: Measured) -> dict[str, float | None]:
+    paired = measured.paired
+    share = paired.recovery if paired else None
+    return {
+        **asdict(measured.final),
+        "resurgence": paired.resurgence.value if paired else None,
+        "recovery": share.value if share else None,
+    }
+
+
+def _trial_numbers(measured: Measured) -> dict[str, float | None]:
+    paired = measured.paired
+    back, share = (paired.resurgence, paired.recovery) if paired else (None, None)
+    failed = measured.unlearning_failed
+    return {
+        **_final_numbers(measured),
+        "resurgence_low": back.low if back else None,
+        "resurgence_high": back.high if back else None,
+        "recovery_low": share.low if share else None,
+        "recovery_high": share.high if share else None,
+        "base": measured.base.erased,
+        "unlearned": measured.unlearned.erased,
+        "control": measured.control,
+        "unlearning_failed": None if failed is None else float(failed),
+        **measured.metrics,
+    }
+
+
+def _loss_points(reader: Reader, members: Sequence[Measured]) -> Iterator[MetricPoint]:
+    """`loss` where the model was evaluated, `train_loss` on the way there."""
+    before = 0
+    for measured in members:
+        model = measured.planned.final.model
+        record = reader.record(model) if model.kind == "finetune" else None
+        if record is None:
+            continue
+        if "loss" in record.metrics:
+            yield MetricPoint("loss", record.metrics["loss"], model.steps, _end_ms(record))
+        losses = [pair for pair in reader.losses(record) if pair[0] > before]
+        for step, value in _thinned(losses):
+            yield MetricPoint("train_loss", value, step, _end_ms(record))
+        before = model.steps
+
+
+def _thinned(losses: Sequence[tuple[int, float]]) -> Iterator[tuple[int, float]]:
+    """At most LOSS_POINTS means over equal stretches, each at its last step."""
+    width = -(-len(losses) // LOSS_POINTS) or 1
+    for begin in range(0, len(losses), width):
+        stretch = losses[begin : begin + width]
+        yield stretch[-1][0], sum(value for _, value in stretch) / len(stretch)
+
+
+def _images(reader: Reader, members: Sequence[Measured]) -> dict[int, Record]:
+    first = members[0].planned
+    stages = {0: first.unlearned.sample} if _starts_unlearned(first) else {}
+    stages |= {steps_of(m.planned): m.planned.final.sample for m in members if steps_of(m.planned)}
+    found = {step: reader.record(stage) for step, stage in stages.items()}
+    return {step: record for step, record in found.items() if record is not None}
+
+
+def run_name(plan: Plan, planned: PlannedTrial, with_steps: bool) -> str:
+    """'esd related lr=1e-3 full seed 0 · 100 steps'; a control begins with 'control'."""
+    params = dict(planned.trial.params)
+    steps = params.pop(steps_param(planned) or "", None)
+    seed = params.pop("seed", None)
+    axes = {axis for axis in varying(plan) if axis in params}
+    shown = [axis for axis in params if axis in axes or axis.endswith(_ALWAYS_NAMED)]
+    words = [word for axis in shown if (word := _word(axis, params[axis]))]
+    words = [*(["control"] if planned.is_control else []), *words]
+    words += [f"seed {seed}"] if seed is not None else []
+    return " ".join(words) + (f" · {steps} steps" if with_steps and steps is not None else "")
+
+
+_ALWAYS_NAMED = (".method", ".dataset", ".learning_rate")
+
+
+def _word(axis: str, value: Any) -> str:
+    last = axis.rpartition(".")[2]
+    if value is None or (last == "method" and value == "none"):
+        return ""
+    if last in ("method", "dataset", "adapter", "concept"):
+        return str(value)
+    return f"{'lr' if last == 'learning_rate' else last}={number(value)}"
+
+
+def _params(params: Mapping[str, Any]) -> dict[str, str]:
+    """As MLflow compares and plots them: numbers as numbers, true and false as in YAML."""
+    return {name: _param(value) for name, value in params.items() if value is not None}
+
+
+def _param(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _digests(planned: PlannedTrial) -> dict[str, str]:
+    return {
+        "resurge.trial": planned.digest,
+        "resurge.base_model": planned.base.model.digest,
+        "resurge.unlearned_model": planned.unlearned.model.digest,
+        "resurge.final_model": planned.final.model.digest,
+        "resurge.sample": planned.final.sample.digest,
+    }
+
+
+def _points(numbers: Mapping[str, float | None], step: int, time_ms: int) -> Iterator[MetricPoint]:
+    for name, value in numbers.items():
+        if value is not None:
+            yield MetricPoint(name, value, step, time_ms)
+
+
+def _status(trials: Iterable[Measured]) -> RunStatus:
+    trials = list(trials)
+    if all(measured.is_final for measured in trials):
+        return "FINISHED"
+    over = all(measured.is_final or measured.status == "failed" for measured in trials)
+    return "FAILED" if over else "RUNNING"
+
+
+def _start_ms(record: Record) -> int:
+    return round(datetime.datetime.fromisoformat(record.started).timestamp() * 1000)
+
+
+def _end_ms(record: Record) -> int:
+    return _start_ms(record) + round(record.seconds * 1000)
+
+
+def _plan_text(plan: Plan) -> str:
+    values = {
+        "name": plan.name,
+        "stages": {"unique": dict(plan.count()), "naive": dict(plan.count_naive())},
+        "steps": {"unique": plan.steps(), "naive": plan.steps_naive()},
+        "trials": [
+            {"trial": t.digest, "params": dict(t.params), **_digests(t)} for t in plan.trials
+        ],
+        "tree": [
+            {
+                "digest": stage.digest,
+                "kind": stage.kind,
+                "plugin": stage.plugin,
+                "version": stage.version,
+                "seed": stage.seed,
+                "parent": stage.parent.digest if stage.parent else None,
+                "settings": dict(stage.settings),
+            }
+            for stage in plan.stages
+        ],
+    }
+    return json.dumps(values, indent=1)
+
+
+def _environment_text(records: Iterable[Record]) -> str:
+    """Every environment that the records were made in, and how many in each."""
+    counts: dict[str, int] = {}
+    for record in records:
+        text = json.dumps(dict(record.provenance), sort_keys=True)
+        counts[text] = counts.get(text, 0) + 1
+    found = [{"records": count, **json.loads(text)} for text, count in sorted(counts.items())]
+    return json.dumps(found, indent=1)

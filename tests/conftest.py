@@ -1,0 +1,43 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+RECORDING = Path(__file__).parent / "recording"
+
+SMALL = """
+name: small
+base: tiny
+concept: star
+edits:
+  - unlearn: [nudge, shake]
+  - finetune: {dataset: dots, learning_rate: [1e-4, 1e-3], steps: [0, 1, 2], batch_size: 2}
+evaluate: {metrics: [brightness], images_per_prompt: 1}
+seeds: 2
+resources: {executor: inline}
+"""
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """Make the recording plug-ins known; gives what they noted since the last look."""
+    path = tmp_path / "calls.txt"
+    monkeypatch.setenv("RESURGE_PLUGINS", str(RECORDING))
+    monkeypatch.setenv("RESURGE_TEST_CALLS", str(path))
+
+    def look() -> list[str]:
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return lines
+
+    return look
+
+
+@pytest.fixture
+def small() -> str:
+    """A sweep of the recording plug-ins that takes seconds."""
+    return SMALL

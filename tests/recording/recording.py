@@ -1,0 +1,129 @@
+"""Plug-ins that do something small and real, and write down each time that they are asked to.
+
+Found through RESURGE_PLUGINS, as a user's own would be. Each call appends a line to the file that
+RESURGE_TEST_CALLS names, so calls in worker processes are seen as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from orchestrator.plugin import Settings
+from workers.bases.base import Base
+from workers.datasets.base import Dataset, Examples
+from workers.metrics.base import Metric, Picture, Score
+from workers.unlearners.base import Erasure, Unlearner
+
+
+def note(what: str) -> None:
+    """Append a line to the file of calls."""
+    if path := os.environ.get("RESURGE_TEST_CALLS"):
+        with Path(path).open("a") as stream:
+            stream.write(what + "\n")
+
+
+class Tiny(Base):
+    """A randomly initialised pipeline in Stable Diffusion's layout."""
+
+    name = "tiny"
+    guidance = 2.0
+    sampler_steps = 2
+
+    def concepts(self) -> tuple[str, ...]:
+        return ("star", "heart", "circle")
+
+    def prompts(self, concept: str) -> tuple[str, ...]:
+        return (f"a {concept}", f"a red {concept}")
+
+    def retained(self, concept: str) -> tuple[str, ...]:
+        return tuple(other for other in self.concepts() if other != concept)
+
+    def never_known(self) -> str | None:
+        return "bolt"
+
+    def load(self, device: str):
+        import torch
+
+        from workers.shapes.architecture import assemble, new_text_encoder, new_unet, new_vae
+        from workers.shapes.tokenizer import build_tokenizer
+
+        note("load")
+        torch.manual_seed(0)
+        parts = new_vae(), new_text_encoder(build_tokenizer()), new_unet()
+        return assemble(*(part.eval() for part in parts)).to(device)
+
+
+class NudgeSettings(Settings):
+    amount: float = Field(0.01, description="added to every cross-attention value weight")
+    fail: bool = Field(False, description="raise instead")
+    die: str = Field("", description="kill the process if this file does not exist yet")
+
+
+class Nudge(Unlearner):
+    """Add a constant to the cross-attention's value weights."""
+
+    name = "nudge"
+    seeded = False
+    Settings = NudgeSettings
+
+    def unlearn(self, erasure: Erasure) -> dict[str, float]:
+        import torch
+
+        note(f"unlearn {self.settings.amount:g}")
+        if self.settings.fail:
+            raise RuntimeError("told to fail")
+        if self.settings.die and not Path(self.settings.die).exists():
+            Path(self.settings.die).touch()
+            os.kill(os.getpid(), 9)
+        with torch.no_grad():
+            for name, value in erasure.pipe.unet.named_parameters():
+                if "attn2.to_v" in name:
+                    value += self.settings.amount
+        return {"amount": self.settings.amount}
+
+
+class Shake(Nudge):
+    """Nudge that claims to be random, so that each seed has one of its own."""
+
+    name = "shake"
+    seeded = True
+
+
+class DotsSettings(Settings):
+    level: int = Field(128, ge=0, le=255, description="grey level")
+
+
+class Dots(Dataset):
+    """Grey squares."""
+
+    name = "dots"
+    uses_concept = False
+    Settings = DotsSettings
+
+    def examples(self, concept: str, size_px: int) -> Examples:
+        import numpy as np
+
+        note(f"dots {self.settings.level}")
+        images = np.full((4, size_px, size_px, 3), self.settings.level, dtype=np.uint8)
+        return Examples(images, ("a shape",) * 4)
+
+
+class Brightness(Metric):
+    """Mean pixel value in [0, 1]."""
+
+    name = "brightness"
+
+    def score_images(self, pictures: Sequence[Picture]) -> Score:
+        note("brightness")
+        values = [float(picture.image.mean()) / 255 for picture in pictures]
+        roles = dict.fromkeys(picture.probe.role for picture in pictures)
+        means = {
+            role: sum(v for v, p in zip(values, pictures, strict=True) if p.probe.role == role)
+            / sum(p.probe.role == role for p in pictures)
+            for role in roles
+        }
+        return Score(means, values)

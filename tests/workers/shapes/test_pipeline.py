@@ -1,0 +1,62 @@
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from workers.shapes.architecture import load_pipeline
+from workers.shapes.evaluate import generate, measure
+from workers.shapes.judge import WEIGHTS, Judge
+from workers.shapes.vocabulary import NOVEL_SHAPES, SHAPES, caption
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> StableDiffusionPipeline:
+    return load_pipeline(WEIGHTS / "pipeline")
+
+
+def share_named(pipeline: StableDiffusionPipeline, shapes: tuple[str, ...], each: int) -> float:
+    wanted = [shape for shape in shapes for _ in range(each)]
+    images = generate(pipeline, [caption(shape) for shape in wanted], seed=11)
+    named = Judge.load().names(images)["shape"]
+    return sum(a == b for a, b in zip(named, wanted, strict=True)) / len(wanted)
+
+
+def test_loads_in_single_precision_without_a_safety_checker(pipeline):
+    parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+    assert {part.dtype for part in parts} == {torch.float32}
+    assert pipeline.safety_checker is None
+
+
+def test_layout_is_stable_diffusion_1(pipeline):
+    names = [name for name, _ in pipeline.unet.named_modules()]
+    assert any(name.endswith("attn1.to_q") for name in names)
+    assert any(name.endswith("attn2.to_k") for name in names)
+    assert pipeline.scheduler.config.prediction_type == "epsilon"
+    assert pipeline.tokenizer.model_max_length == 16
+
+
+def test_weights_are_small():
+    size_bytes = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
+    assert size_bytes < 12_000_000
+
+
+def test_same_seed_draws_the_same_images(pipeline):
+    first, second = (generate(pipeline, ["a red star"] * 2, seed=1) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_draws_the_shapes_it_knows(pipeline):
+    assert share_named(pipeline, SHAPES, each=12) >= 0.95
+
+
+def test_does_not_draw_novel_shapes(pipeline):
+    assert share_named(pipeline, NOVEL_SHAPES, each=24) <= 0.1
+
+
+@pytest.mark.slow
+def test_draws_every_word_at_its_target(pipeline):
+    drawn = measure(pipeline, Judge.load(), images_per_word=48, seed=12)
+    assert sum(drawn["shape"].values()) / len(SHAPES) >= 0.95
+    assert min(drawn["shape"].values()) >= 0.85
+    assert min(drawn["color"].values()) >= 0.90
+    assert min(drawn["fill"].values()) >= 0.90
+    assert max(drawn["novel"].values()) <= 0.1
