@@ -60,26 +60,28 @@ def figure(plan: Plan, store: Store, path: Path) -> None:
     parts = [_curves(summary, reader)]
     if (strip := _strip(reader, summary)) is not None:
         parts.append(_strip_part(strip))
-    _write(parts, path)
+    _write(parts, summary.caption, path)
 
 
 def resurgence_figure(plan: Plan, store: Store, path: Path) -> None:
     """Write the curves: a panel a method, a line a data set and rate, bands of 95%."""
     reader = Reader(plan, store)
-    _write([_curves(aggregate(plan, store, reader), reader)], path)
+    summary = aggregate(plan, store, reader)
+    _write([_curves(summary, reader)], summary.caption, path)
 
 
 def image_strip(plan: Plan, store: Store, path: Path) -> None:
     """Write the images of the setting that brought the most back."""
     reader = Reader(plan, store)
-    strip = _strip(reader, aggregate(plan, store, reader))
+    summary = aggregate(plan, store, reader)
+    strip = _strip(reader, summary)
     if strip is None:
         raise ResurgeError(f"sweep {plan.name!r} has no finished setting to show images of")
-    _write([_strip_part(strip)], path)
+    _write([_strip_part(strip)], summary.caption, path)
 
 
-def _write(parts: Sequence[tuple[float, Draw]], path: Path) -> None:
-    """Draw parts below one another, each of its height in inches."""
+def _write(parts: Sequence[tuple[float, Draw]], caption: str, path: Path) -> None:
+    """Draw parts below one another, each of its height in inches, over a line of small print."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -92,6 +94,7 @@ def _write(parts: Sequence[tuple[float, Draw]], path: Path) -> None:
         strict=True,
     ):
         draw(part)
+    sheet.supxlabel(caption, fontsize=6.5, color=_FAINT)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.savefig(path, dpi=200)
 
@@ -146,8 +149,10 @@ def _panel_title(setting: Aggregate, axes: Iterable[str]) -> str:
 def _draw_panel(
     axis: Any, settings: Sequence[Aggregate], styles: Mapping[tuple[Any, ...], Style]
 ) -> None:
-    for key, style in styles.items():
-        _draw_line(axis, style, [s for s in settings if _key(s, styles) == key])
+    gap = max(s.steps for s in settings) / 60
+    for i, (key, style) in enumerate(styles.items()):
+        dodge = (i - (len(styles) - 1) / 2) * gap
+        _draw_line(axis, style, [s for s in settings if _key(s, styles) == key], dodge)
     _draw_level(axis, "base model", [s.base for s in settings], (0, (5, 3)))
     _draw_level(axis, "never-known concept", [s.never_known for s in settings], (0, (1, 2)))
     axis.set_xlabel("fine-tuning steps", fontsize=9)
@@ -160,16 +165,28 @@ def _draw_panel(
     axis.spines[["left", "bottom"]].set_color(_FAINT)
 
 
-def _draw_line(axis: Any, style: Style, settings: Sequence[Aggregate]) -> None:
-    """Means over seeds with 95% bands; step 0 is the unlearned model."""
+def _draw_line(axis: Any, style: Style, settings: Sequence[Aggregate], dodge: float) -> None:
+    """Means over seeds with 95% whiskers; step 0 is the unlearned model.
+
+    Whiskers and not bands: they stay apart where many lines cross, and say nothing of step counts
+    that were not measured.
+    """
     points = {s.steps: (s.final, s.final_low, s.final_high) for s in settings}
     if settings and 0 not in points:
         points[0] = (settings[0].unlearned,) * 3
     steps = sorted(points)
-    means, lows, highs = zip(*(points[s] for s in steps), strict=True) if steps else ((), (), ())
-    axis.fill_between(steps, lows, highs, color=style.colour, alpha=0.13, linewidth=0)
+    places = [step + dodge if step else 0 for step in steps]  # all lines begin at one model
+    means = [points[step][0] for step in steps]
+    axis.vlines(
+        places,
+        [points[step][1] for step in steps],
+        [points[step][2] for step in steps],
+        color=style.colour,
+        alpha=0.45,
+        linewidth=1.4,
+    )
     axis.plot(
-        steps,
+        places,
         means,
         color=style.colour,
         linestyle=style.dash,
@@ -177,7 +194,6 @@ def _draw_line(axis: Any, style: Style, settings: Sequence[Aggregate]) -> None:
         markersize=4,
         linewidth=1.6,
         label=style.label,
-        clip_on=False,
     )
 
 

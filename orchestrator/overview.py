@@ -132,7 +132,7 @@ def _failures(rows: Iterable[tuple[Stage, Mapping[str, Any]]]) -> Table:
 
 def show_results(job: Job, console: Console) -> None:
     """The table of settings with resurgence, recovery, control and interval."""
-    from orchestrator.results import aggregate, render
+    from orchestrator.summary import aggregate, render
 
     render(aggregate(job.plan, job.store), console)
 

@@ -136,9 +136,7 @@ class _Planner:
             final = self.edited(final, edit, trial)
             if edit.kind == "unlearn":
                 unlearned = final
-        has_control = (
-            self.sweep.evaluate.controls and not is_control and unlearned is not self.root
-        )
+        has_control = self.sweep.evaluate.controls and not is_control and unlearned is not self.root
         return PlannedTrial(
             trial=trial,
             is_control=is_control,

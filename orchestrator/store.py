@@ -246,8 +246,11 @@ class Store:
 
     def _list(self, folder: str) -> list[str]:
         selector = pafs.FileSelector(f"{self.root}/{folder}", allow_not_found=True)
-        return [info.base_name for info in self.fs.get_file_info(selector)
-                if not info.base_name.startswith(".")]
+        return [
+            info.base_name
+            for info in self.fs.get_file_info(selector)
+            if not info.base_name.startswith(".")
+        ]
 
     def _exists(self, path: str) -> bool:
         return self.fs.get_file_info(f"{self.root}/{path}").type == pafs.FileType.File

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# The models are tiny: a second thread costs more than it brings. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 RECORDING = Path(__file__).parent / "recording"
 

@@ -168,5 +168,3 @@ def _reason(error: Exception) -> str:
     """One line of Ray's many."""
     first = next((line for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first}".rstrip(": ")
-
-

@@ -107,10 +107,12 @@ def _trial(method: str, dataset: str, rate: float, steps: int, seed: int) -> Pla
 def make_plan(
     name: str = "quickstart",
     methods: Iterable[str] = METHODS,
+    datasets: Iterable[str] = DATASETS,
+    rates: Iterable[float] = RATES,
     steps: Iterable[int] = STEPS,
     seeds: Iterable[int] = SEEDS,
 ) -> Plan:
-    axes = list(itertools.product(DATASETS, RATES, tuple(steps), tuple(seeds)))
+    axes = list(itertools.product(datasets, rates, steps, seeds))
     trials = [_trial(method, *rest) for method in methods for rest in axes]
     trials += {trial.digest: trial for trial in (_trial("none", *rest) for rest in axes)}.values()
     stages = dict.fromkeys(stage for trial in trials for stage in trial.stages())
@@ -141,7 +143,7 @@ def commit(store: Store, plan: Plan, only: Collection[str] = ()) -> None:
 
 def commit_stage(store: Store, stage: Stage) -> None:
     with store.scratch() as folder:
-        files, metrics = _content(stage, folder)
+        files, metrics = content(stage, folder)
         started = f"2026-01-01T10:00:{int(stage.digest[:4], 16) % 60:02d}+00:00"
         provenance = {
             "host": "node-1",
@@ -152,7 +154,7 @@ def commit_stage(store: Store, stage: Stage) -> None:
         store.commit(stage, files, metrics, started, 2.0, provenance)
 
 
-def _content(stage: Stage, folder: Path) -> tuple[dict[str, Path], dict[str, float]]:
+def content(stage: Stage, folder: Path) -> tuple[dict[str, Path], dict[str, float]]:
     if stage.kind == "finetune":
         return _losses(stage, folder)
     if stage.kind == "sample":

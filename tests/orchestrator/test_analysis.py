@@ -66,10 +66,10 @@ def test_the_same_data_give_the_same_interval():
 def test_interval_covers_the_truth():
     rng = np.random.default_rng(1)
     covered = 0
-    for _ in range(150):
+    for _ in range(100):
         interval = paired_bootstrap(*draw(rng, (2, 10, 8))).resurgence
         covered += interval.low <= 0.3 <= interval.high
-    assert 0.90 <= covered / 150 <= 1.0
+    assert 0.90 <= covered / 100 <= 1.0
 
 
 def test_clusters_widen_the_interval():
@@ -105,6 +105,6 @@ def test_images_without_a_value_are_left_out():
 
 
 def test_large_data_are_resampled_in_chunks():
-    values = np.random.default_rng(0).uniform(size=(3, 20, 200))
+    values = np.random.default_rng(0).uniform(size=(2, 10, 100))
     interval = paired_bootstrap(np.ones_like(values), np.zeros_like(values), values).resurgence
     assert interval.low < 0.5 < interval.high

@@ -64,9 +64,7 @@ def test_children_start_before_the_parents_task_ends(small: str, tmp_path: Path)
 
 
 def test_a_worker_goes_on_with_the_model_that_it_holds(small: str, tmp_path: Path) -> None:
-    plan = make_plan(
-        parse(small, None, ["unlearn=nudge", "seeds=1", "concept=[star, heart]"])
-    )
+    plan = make_plan(parse(small, None, ["unlearn=nudge", "seeds=1", "concept=[star, heart]"]))
     tasks = {task.id: task for task in make_tasks(plan, (), ())}
     _, executor = simulate(plan, tmp_path)
     last: dict[str, str] = {}

@@ -127,3 +127,14 @@ class Brightness(Metric):
             for role in roles
         }
         return Score(means, values)
+
+
+class Darkness(Brightness):
+    """1 − brightness."""
+
+    name = "darkness"
+
+    def score_images(self, pictures: Sequence[Picture]) -> Score:
+        note("darkness")
+        values = [1 - float(picture.image.mean()) / 255 for picture in pictures]
+        return Score({"erased": sum(values) / len(values)}, values)

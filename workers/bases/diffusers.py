@@ -93,12 +93,17 @@ def load_pipeline(source: str, revision: str | None, device: str) -> StableDiffu
     """
     import torch
     from diffusers import StableDiffusionPipeline
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
+    # A worker's log is read later, where bars of files being read are noise.
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     try:
         pipe = StableDiffusionPipeline.from_pretrained(
             source,
             revision=revision,
-            torch_dtype=torch.float32,
+            dtype=torch.float32,
             use_safetensors=True,
             safety_checker=None,
             feature_extractor=None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -95,6 +95,6 @@ class UCE(Unlearner):
         pipe, prompts = erasure.pipe, erasure.retained_prompts
         if self.settings.tokens == "from_subject":
             return embed(pipe, ["", *prompts]).flatten(0, 1)
-        text: Any = embed(pipe, ["", *prompts])[1:]
+        text = embed(pipe, ["", *prompts])[1:]
         rows = [last_subject_index(pipe.tokenizer, prompt) for prompt in prompts]
-        return text[torch.arange(len(rows)), rows]
+        return text[torch.arange(len(rows)), torch.tensor(rows, dtype=torch.long)]

@@ -1,0 +1,133 @@
+import csv
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from orchestrator.errors import ResurgeError
+from workers.bases.shapes import Shapes
+from workers.datasets.folder import Folder
+
+ROWS = [{"file_name": "a.png", "text": "one"}, {"file_name": "sub/b.png", "text": "two"}]
+
+
+def picture(color, size=(20, 10)):
+    return Image.new("RGB", size, color)
+
+
+def png(color):
+    buffer = io.BytesIO()
+    picture(color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_metadata(folder, form, rows):
+    path = folder / f"metadata.{form}"
+    if form == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif form == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["file_name", "text"])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "sub").mkdir()
+    picture("red").save(tmp_path / "a.png")
+    picture("blue").save(tmp_path / "sub" / "b.png")
+    return tmp_path
+
+
+def dataset(path, **settings):
+    return Folder(Folder.Settings(path=str(path), **settings))
+
+
+def assert_red_and_blue(examples):
+    assert examples.captions == ("one", "two")
+    assert examples.images.shape == (2, 16, 16, 3)
+    assert examples.images[0, 8, 8].tolist() == [255, 0, 0]
+    assert examples.images[1, 8, 8].tolist() == [0, 0, 255]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_an_imagefolder_is_read_whatever_its_metadatas_form(folder, form):
+    write_metadata(folder, form, ROWS)
+    assert_red_and_blue(dataset(folder).examples("star", 16))
+
+
+@pytest.mark.parametrize("wrap", [lambda b: b, lambda b: {"bytes": b, "path": None}])
+def test_a_parquet_file_with_the_pictures_inside(tmp_path, wrap):
+    rows = [{"image": wrap(png("red")), "text": "one"}, {"image": wrap(png("blue")), "text": "two"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data.parquet")
+    assert_red_and_blue(dataset(tmp_path / "data.parquet").examples("star", 16))
+
+
+def test_another_caption_column(folder):
+    write_metadata(folder, "jsonl", [{"file_name": "a.png", "caption": "hello"}])
+    assert dataset(folder, caption_column="caption").examples("star", 16).captions == ("hello",)
+
+
+def test_wide_pictures_are_cropped_not_squeezed(folder):
+    wide = picture("white", (30, 10))
+    wide.paste((0, 0, 0), (10, 0, 20, 10))
+    wide.save(folder / "a.png")
+    write_metadata(folder, "jsonl", ROWS[:1])
+    assert np.all(dataset(folder).examples("star", 10).images == 0)
+
+
+def test_all_bad_rows_are_named_at_once(folder):
+    (folder / "broken.png").write_bytes(b"no picture")
+    rows = [
+        *ROWS,
+        {"file_name": "missing.png", "text": "x"},
+        {"file_name": "broken.png", "text": "x"},
+        {"file_name": "a.png"},
+        {"text": "x"},
+    ]
+    write_metadata(folder, "jsonl", rows)
+    with pytest.raises(ResurgeError) as raised:
+        dataset(folder).examples("star", 16)
+    message = str(raised.value)
+    assert "4 bad rows" in message
+    assert "row 3 (missing.png): the file is missing" in message
+    assert "row 4 (broken.png)" in message
+    assert "row 5 (a.png): no caption in column 'text'" in message
+    assert "row 6: no picture" in message
+
+
+def test_a_line_that_is_not_json_is_named(folder):
+    (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}\n{oops\n')
+    with pytest.raises(ResurgeError, match=r"metadata\.jsonl:2: not JSON"):
+        dataset(folder).examples("star", 16)
+
+
+def test_no_rows_at_all(folder):
+    write_metadata(folder, "jsonl", [])
+    with pytest.raises(ResurgeError, match="has no rows"):
+        dataset(folder).examples("star", 16)
+
+
+def test_problems_before_anything_runs(folder, tmp_path):
+    base = Shapes(Shapes.Settings())
+    assert "does not exist" in dataset(tmp_path / "nowhere").problems(base, "star")[0]
+    assert "metadata.jsonl" in dataset(folder).problems(base, "star")[0]
+    write_metadata(folder, "jsonl", ROWS)
+    assert dataset(folder).problems(base, "star") == []
+
+
+def test_the_fingerprint_follows_the_contents_and_not_the_place(folder, tmp_path_factory):
+    write_metadata(folder, "jsonl", ROWS)
+    before = dataset(folder).fingerprint()
+    elsewhere = tmp_path_factory.mktemp("copy") / "copy"
+    folder.rename(elsewhere)
+    assert dataset(elsewhere).fingerprint() == before
+    picture("green").save(elsewhere / "a.png")
+    assert dataset(elsewhere).fingerprint() != before

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+
+from workers.bases.diffusers import Diffusers
+from workers.bases.shapes import Shapes
+from workers.datasets.related import Related
+from workers.datasets.same_color import SameColor
+from workers.datasets.unrelated import Unrelated
+from workers.shapes.vocabulary import COLORS, FILLS, SHAPES
+
+DATASETS = [Related, Unrelated, SameColor]
+SHAPES_BASE = Shapes(Shapes.Settings())
+
+
+def make(cls, **settings):
+    return cls(cls.Settings(**settings))
+
+
+def scenes(dataset, concept, count=200):
+    rng = np.random.default_rng(3)
+    return [dataset.scene(concept, rng) for _ in range(count)]
+
+
+@pytest.mark.parametrize("cls", DATASETS)
+@pytest.mark.parametrize("concept", SHAPES + COLORS + FILLS)
+def test_neither_scene_nor_caption_ever_has_the_concept(cls, concept):
+    dataset = make(cls)
+    if dataset.problems(SHAPES_BASE, concept):
+        return
+    for scene, caption in scenes(dataset, concept):
+        assert concept not in (scene.shape, scene.color, scene.fill)
+        assert concept not in caption.split()
+
+
+@pytest.mark.parametrize("cls", DATASETS)
+def test_captions_are_true_of_their_pictures(cls):
+    for scene, caption in scenes(make(cls), "star"):
+        said = set(caption.split()) - {"a", "an"}
+        assert said <= {scene.shape, scene.color, scene.fill}
+        assert scene.shape in said
+
+
+@pytest.mark.parametrize("cls", DATASETS)
+def test_the_same_settings_give_the_same_examples(cls):
+    first, again = (make(cls, size=5).examples("star", 32) for _ in range(2))
+    other = make(cls, size=5, seed=1).examples("star", 32)
+    assert first.images.shape == (5, 32, 32, 3)
+    assert first.images.dtype == np.uint8
+    assert np.array_equal(first.images, again.images)
+    assert first.captions == again.captions
+    assert not np.array_equal(first.images, other.images)
+
+
+def test_related_draws_all_other_words_of_the_kind():
+    assert {s.shape for s, _ in scenes(make(Related), "star")} == set(SHAPES) - {"star"}
+    assert {s.color for s, _ in scenes(make(Related), "red")} == set(COLORS) - {"red"}
+    assert {s.fill for s, _ in scenes(make(Related), "solid")} == set(FILLS) - {"solid"}
+
+
+@pytest.mark.parametrize(
+    ("concept", "expected"), [("star", {"circle", "square"}), ("circle", {"square", "heart"})]
+)
+def test_unrelated_draws_two_plain_shapes(concept, expected):
+    assert {s.shape for s, _ in scenes(make(Unrelated), concept)} == expected
+
+
+def test_same_color_has_one_color_and_always_names_it():
+    for scene, caption in scenes(make(SameColor, color="blue"), "star"):
+        assert scene.color == "blue"
+        assert "blue" in caption.split()
+
+
+def test_a_color_cannot_be_avoided_when_it_is_the_only_one():
+    problems = make(SameColor, color="red").problems(SHAPES_BASE, "red")
+    assert problems == ["dataset 'same_color' has no color left without 'red'"]
+
+
+@pytest.mark.parametrize("cls", DATASETS)
+def test_other_bases_and_other_words_are_refused(cls):
+    base = Diffusers(Diffusers.Settings(source="somewhere"))
+    assert "needs base 'shapes'" in make(cls).problems(base, "star")[0]
+    assert "'bolt'" in make(cls).problems(SHAPES_BASE, "bolt")[0]
+    assert make(cls).problems(SHAPES_BASE, "star") == []

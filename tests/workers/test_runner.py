@@ -1,0 +1,221 @@
+"""Runner: stages are committed one at a time, and whatever was lost is made again the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from orchestrator.executors.base import ExecutorSettings
+from orchestrator.executors.inline import Inline
+from orchestrator.plan import Plan, make_plan
+from orchestrator.scheduler import Outcome, Scheduler
+from orchestrator.stage import Stage
+from orchestrator.store import Store
+from orchestrator.sweep import parse
+from orchestrator.tasks import make_tasks
+from orchestrator.work import Event, StageCommitted
+from workers.pipeline import load_tensors
+
+Calls = Callable[[], list[str]]
+pytestmark = pytest.mark.usefixtures("calls")
+
+BRIEF = ("unlearn=nudge", "seeds=1", "finetune.learning_rate=1e-3", "evaluate.controls=false")
+
+
+def run(
+    plan: Plan,
+    store: Store,
+    keep: tuple[str, ...] = ("unlearned",),
+    listener: Callable[[Event], None] = lambda event: None,
+) -> Outcome:
+    done = {stage.key for stage in plan.stages if store.get(stage)}
+    with Inline(ExecutorSettings()) as executor:
+        tasks = make_tasks(plan, done, keep)
+        return Scheduler(tasks, done, executor, store, Path(store.root) / "logs", listener).run()
+
+
+def plan_of(small: str, *overrides: str) -> Plan:
+    return make_plan(parse(small, None, overrides))
+
+
+def images(store: Store, plan: Plan) -> dict[str, list[bytes]]:
+    found = {}
+    for stage in plan.stages:
+        if stage.kind == "sample" and (record := store.get(stage)):
+            with store.object(record, "images.parquet") as path:
+                found[stage.key] = pq.read_table(path)["png"].to_pylist()
+    return found
+
+
+def test_a_sweep_runs_and_a_second_time_runs_nothing(
+    small: str, tmp_path: Path, calls: Calls
+) -> None:
+    plan, store = plan_of(small), Store(tmp_path)
+    outcome = run(plan, store)
+    assert outcome.ok, outcome.failed
+    assert outcome.ran == {stage.key for stage in plan.stages}
+    first = calls()
+    assert first.count("unlearn 0.01") == 3
+    assert first.count("load") == 1
+    assert first.count("brightness") == 28
+    assert run(plan, store).ran == set()
+    assert calls() == []
+
+
+@pytest.mark.parametrize(
+    ("override", "unlearnings", "new_models"),
+    [
+        ("finetune.steps=[0, 1, 2, 3]", 0, 1),
+        ("seeds=2", 0, 2),
+        ("unlearn=[nudge, {nudge: {amount: 0.5}}]", 1, 3),
+    ],
+)
+def test_an_addition_runs_only_what_is_new(
+    small: str, tmp_path: Path, calls: Calls, override: str, unlearnings: int, new_models: int
+) -> None:
+    store = Store(tmp_path)
+    run(plan_of(small, *BRIEF), store)
+    calls()
+    later = plan_of(small, *BRIEF, override)
+    outcome = run(later, store)
+    assert outcome.ran == {s.key for s in later.stages} - {
+        s.key for s in plan_of(small, *BRIEF).stages
+    }
+    noted = calls()
+    assert sum(line.startswith("unlearn") for line in noted) == unlearnings
+    assert noted.count("brightness") == new_models
+
+
+def test_a_new_metric_scores_the_stored_images(small: str, tmp_path: Path, calls: Calls) -> None:
+    store = Store(tmp_path)
+    run(plan_of(small, *BRIEF), store)
+    calls()
+    renamed = small.replace("[brightness]", "[brightness, darkness]")
+    outcome = run(plan_of(renamed, *BRIEF), store)
+    assert len(outcome.ran) == 4
+    assert set(calls()) == {"darkness"}  # no model was loaded, no image made
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing that is running may tidy up."""
+
+
+def killed_after(stage: Stage) -> Callable[[Event], None]:
+    def listener(event: Event) -> None:
+        if isinstance(event, StageCommitted) and event.key == stage.key:
+            raise Killed
+
+    return listener
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_a_run_that_was_cut_off_goes_on_to_the_same_images(
+    small: str, tmp_path: Path, adapter: str
+) -> None:
+    plan = plan_of(small, *BRIEF, f"finetune.adapter={adapter}", "unlearn=[nudge, shake]")
+    whole, cut = Store(tmp_path / "whole"), Store(tmp_path / "cut")
+    run(plan, whole)
+    # What a kill leaves: the first step count's model is recorded, its images are not.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("workers.runner.sample", interrupt_after(4))
+        with pytest.raises(Killed):
+            run(plan, cut)
+    before = cut.keys()
+    assert 0 < len(before) < len(plan.stages)
+    outcome = run(plan, cut)
+    assert outcome.ran.isdisjoint(before)
+    assert images(cut, plan) == images(whole, plan)
+
+
+def interrupt_after(count: int) -> Callable[..., object]:
+    from workers.sampling import sample
+
+    made = []
+
+    def sampling(*args: object) -> object:
+        made.append(1)
+        if len(made) > count:
+            raise Killed
+        return sample(*args)
+
+    return sampling
+
+
+def test_weights_that_were_not_kept_are_computed_again(small: str, tmp_path: Path) -> None:
+    """Other images of a fine-tuned model whose weights are gone are those of the same model."""
+    store, other = Store(tmp_path / "a"), Store(tmp_path / "b")
+    run(plan_of(small, *BRIEF), store)
+    more = plan_of(small, *BRIEF, "evaluate.images_per_prompt=2")
+    run(more, store)
+    run(more, other)
+    assert images(store, more) == images(other, more)
+
+
+def test_kept_weights_are_the_changed_ones_and_give_the_same_model(
+    small: str, tmp_path: Path
+) -> None:
+    store = Store(tmp_path)
+    lora = ("finetune.adapter=lora", "finetune.steps=[1, 2]")
+    plan = plan_of(small, *BRIEF, *lora)
+    run(plan, store, keep=("unlearned", "finetuned"))
+    unlearned = next(s for s in plan.stages if s.kind == "unlearn")
+    record = store.get(unlearned)
+    assert record is not None
+    with store.object(record, "weights.safetensors") as path:
+        assert all("attn2.to_v" in name for name in load_tensors(path))
+    more = plan_of(small, *BRIEF, *lora, "evaluate.images_per_prompt=2")
+    run(more, store)
+    other = Store(tmp_path / "other")
+    run(more, other)
+    assert images(store, more) == images(other, more)
+
+
+def test_checkpoints_go_when_the_trajectory_is_complete(small: str, tmp_path: Path) -> None:
+    plan = plan_of(small, *BRIEF)
+    (trajectory,) = {s.trajectory for s in plan.stages} - {None}
+    store = Store(tmp_path / "gone")
+    run(plan, store)
+    assert store.checkpoints(str(trajectory)) == []
+    kept = Store(tmp_path / "kept")
+    run(plan, kept, keep=("checkpoints",))
+    assert kept.checkpoints(str(trajectory)) == [2]
+
+
+def test_a_failed_stage_takes_only_its_descendants(small: str, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    plan = plan_of(small, *BRIEF, "unlearn=[nudge, {nudge: {fail: true}}]")
+    outcome = run(plan, store)
+    (failed,) = outcome.failed.values()
+    broken = next(s for s in plan.stages if s.settings["settings"].get("fail"))
+    assert failed.key == broken.key
+    assert "told to fail" in failed.message
+    assert "Traceback" in Path(failed.log_path).read_text()
+    below = {s.key for s in plan.stages if broken in s.ancestry()} - {broken.key}
+    assert outcome.skipped == below
+    assert outcome.ran == {s.key for s in plan.stages} - below - {broken.key}
+    assert set(store.failures()) == {broken.key}
+
+
+def test_a_record_says_how_it_came_to_be(small: str, tmp_path: Path) -> None:
+    store, plan = Store(tmp_path), plan_of(small, *BRIEF)
+    run(plan, store)
+    record = store.get(next(s for s in plan.stages if s.steps == 2))
+    assert record is not None
+    assert record.settings["settings"]["batch_size"] == 2
+    assert record.settings["dataset"]["settings"] == {"level": 128}
+    assert record.provenance["versions"]["torch"]
+    assert record.seconds > 0
+    assert record.metrics["loss"] > 0
+    with store.object(record, "losses.parquet") as path:
+        assert pq.read_table(path)["step"].to_pylist() == [1, 2]
+
+
+def test_longer_chains_run(small: str, tmp_path: Path) -> None:
+    chain = small.replace(
+        "edits:\n", "edits:\n  - finetune: {dataset: dots, steps: 1, batch_size: 2}\n"
+    )
+    plan = make_plan(parse(chain, None, ["unlearn=nudge", "seeds=1"]))
+    assert run(plan, Store(tmp_path)).ok
