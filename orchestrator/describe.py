@@ -21,7 +21,7 @@ def number(value: object) -> str:
 
 def stage_label(stage: Stage, with_steps: bool = True) -> str:
     """A stage by what sets it apart from its siblings."""
-    words = [stage.kind]
+    words: list[str] = [stage.kind]
     if stage.kind == "finetune":
         words += [stage.settings["dataset"]["name"], *_settings(stage, {"steps"})]
         words += [f"{stage.steps} steps"] if with_steps else []

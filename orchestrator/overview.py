@@ -16,7 +16,7 @@ from orchestrator.errors import ResurgeError
 from orchestrator.plugin import Kind, registry, suggest
 from orchestrator.run import Job
 from orchestrator.scheduler import Outcome
-from orchestrator.stage import Stage
+from orchestrator.stage import Stage, StageKind
 
 KINDS: Mapping[str, Kind] = {
     "bases": "base",
@@ -25,7 +25,7 @@ KINDS: Mapping[str, Kind] = {
     "metrics": "metric",
     "executors": "executor",
 }
-STAGES = ("unlearn", "finetune", "sample", "score")
+STAGES: tuple[StageKind, ...] = ("unlearn", "finetune", "sample", "score")
 BRANCHES_SHOWN = 8
 
 
@@ -104,7 +104,7 @@ def show_status(job: Job, console: Console) -> None:
         f"stages {len(done)}/{len(stages)} · {len(failed)} failed"
     )
     if failed:
-        console.print(_failures((stages[k], failures[k]) for k in failed))
+        _print_failures(((stages[k], failures[k]) for k in failed), console)
 
 
 def show_outcome(job: Job, outcome: Outcome, console: Console) -> None:
@@ -119,15 +119,15 @@ def show_outcome(job: Job, outcome: Outcome, console: Console) -> None:
             (stages[key], {"message": event.message, "log_path": event.log_path})
             for key, event in outcome.failed.items()
         )
-        console.print(_failures(rows))
+        _print_failures(rows, console)
         console.print("The same command runs the failed and skipped stages again.")
 
 
-def _failures(rows: Iterable[tuple[Stage, Mapping[str, Any]]]) -> Table:
-    table = Table("failed stage", "why", "log", box=None, pad_edge=False)
+def _print_failures(rows: Iterable[tuple[Stage, Mapping[str, Any]]], console: Console) -> None:
+    """Whole lines, however long: a log's path must be good for copying."""
     for stage, failure in rows:
-        table.add_row(stage_label(stage), failure["message"], str(failure["log_path"]), style="red")
-    return table
+        text = f"failed: {stage_label(stage)}: {failure['message']}\n  log: {failure['log_path']}"
+        console.print(text, style="red", markup=False, soft_wrap=True)
 
 
 def show_results(job: Job, console: Console) -> None:

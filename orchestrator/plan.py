@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.grid import trials as grid_trials
 from orchestrator.plugin import BasePlugin, DatasetPlugin, MetricPlugin, Plugin
-from orchestrator.stage import Stage, sha256
+from orchestrator.stage import Stage, StageKind, sha256
 from orchestrator.sweep import Evaluate, Sweep
 from orchestrator.trial import Edit, Scalar, Trial
 
@@ -79,11 +79,11 @@ class Plan:
     trials: tuple[PlannedTrial, ...]
     stages: tuple[Stage, ...]
 
-    def count(self) -> Mapping[str, int]:
+    def count(self) -> Counter[StageKind]:
         """Unique stages by kind."""
         return Counter(stage.kind for stage in self.stages)
 
-    def count_naive(self) -> Mapping[str, int]:
+    def count_naive(self) -> Counter[StageKind]:
         """Stages by kind if every trial ran alone, from the base to its scores."""
         return Counter(stage.kind for trial in self.trials for stage in trial.stages())
 

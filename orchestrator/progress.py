@@ -102,6 +102,7 @@ class Progress:
         self.estimate = Estimate([s for s in plan.stages if s.key not in self.done], workers)
         self.trials_of: dict[str, list[int]] = defaultdict(list)
         self.left = [set[str]() for _ in plan.trials]
+        self.own = [{stage.key for stage in trial.final.stages()} for trial in plan.trials]
         for index, trial in enumerate(plan.trials):
             for stage in trial.stages():
                 self.trials_of[stage.key].append(index)
@@ -179,7 +180,8 @@ class Progress:
         done = sum(not left for left in self.left)
         failed = sum(not self.failed.isdisjoint(left) for left in self.left)
         running = sum(
-            not active.isdisjoint(left) and self.failed.isdisjoint(left) for left in self.left
+            not active.isdisjoint(own) and self.failed.isdisjoint(left)
+            for own, left in zip(self.own, self.left, strict=True)
         )
         return done, running, failed, len(self.left)
 

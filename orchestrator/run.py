@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -61,7 +62,8 @@ def open_job(sweep: str, overrides: Iterable[str], home: Home) -> Job:
         names = store.sweeps()
         hint = suggest(sweep, names) if names else "; none has been run yet"
         raise ResurgeError(f"no sweep file and no known sweep is called {sweep!r}{hint}")
-    return Job.of(parse(json.dumps(known["sweep"]), None, tuple(overrides)), home)
+    found = parse(json.dumps(known["sweep"]), None, tuple(overrides))
+    return Job.of(dataclasses.replace(found, source=known["source"]), home)
 
 
 def run_job(job: Job, console: Console) -> Outcome:

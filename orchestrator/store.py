@@ -253,12 +253,12 @@ class Store:
         ]
 
     def _exists(self, path: str) -> bool:
-        return self.fs.get_file_info(f"{self.root}/{path}").type == pafs.FileType.File
+        return bool(self.fs.get_file_info(f"{self.root}/{path}").type == pafs.FileType.File)
 
     def _read(self, path: str) -> str | None:
         try:
             with self.fs.open_input_stream(f"{self.root}/{path}") as stream:
-                return stream.read().decode()
+                return str(stream.read(), "utf-8")
         except FileNotFoundError:
             return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -54,6 +55,8 @@ class Runner:
 
     def __init__(self, device: str | None = None) -> None:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        # transformers warns of image processors that nothing here uses when it is imported.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it; no effect on CPUs
         self.model: Model | None = None
 

@@ -78,13 +78,12 @@ def test_a_worker_goes_on_with_the_model_that_it_holds(small: str, tmp_path: Pat
 
 def test_longest_first_beats_file_order(small: str, tmp_path: Path) -> None:
     """One long trajectory among short ones: begun last it would end alone."""
-    sweep = parse(
-        small,
-        None,
-        ["unlearn=nudge", "finetune.steps=1", "evaluate.controls=false", "seeds=1"]
-        + ["finetune.learning_rate=[1e-5,2e-5,3e-5,4e-5,5e-5,6e-5]"]
-        + ["include=[{finetune.learning_rate: 1e-2, finetune.steps: 10}]"],
+    overrides = (
+        *("unlearn=nudge", "finetune.steps=1", "evaluate.controls=false", "seeds=1"),
+        "finetune.learning_rate=[1e-5,2e-5,3e-5,4e-5,5e-5,6e-5]",
+        "include=[{finetune.learning_rate: 1e-2, finetune.steps: 10}]",
     )
+    sweep = parse(small, None, overrides)
     _, executor = simulate(make_plan(sweep), tmp_path)
     work_s = 2 + 3 + 6 * 3 + 12  # the base, the unlearning, the short ones, the long one
     assert executor.now_s <= work_s / 2 + 1

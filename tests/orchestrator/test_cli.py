@@ -1,0 +1,118 @@
+"""The command line: what it prints, its exit codes, no traceback for what a user can cause."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+Calls = Callable[[], list[str]]
+pytestmark = pytest.mark.usefixtures("calls")
+
+RESURGE = str(Path(sys.executable).parent / "resurge")
+BRIEF = ("unlearn=nudge", "seeds=1", "finetune.learning_rate=1e-3", "resources.executor=inline")
+
+
+def resurge(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [RESURGE, *arguments], capture_output=True, text=True, cwd=cwd, env=dict(os.environ)
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture
+def folder(tmp_path: Path, small: str) -> Path:
+    (tmp_path / "small.yaml").write_text(small)
+    return tmp_path
+
+
+def test_help_teaches(tmp_path: Path) -> None:
+    done = resurge("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for command in ["plan", "run", "status", "results", "sync", "export", "ui", "schema", "list"]:
+        assert command in done.stdout
+    assert "sweeps/quickstart.yaml" in done.stdout
+
+
+def test_plan_counts_and_draws_the_tree(folder: Path) -> None:
+    done = resurge("plan", "small.yaml", cwd=folder)
+    assert done.returncode == 0
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert ["finetune", "24", "24", "0", "24"] in rows
+    assert ["sample", "84", "28", "0", "28"] in rows
+    assert "unlearn shake star seed 1" in done.stdout
+    assert not (folder / ".resurge").exists()  # planning leaves nothing behind
+
+
+def test_list_shows_every_kind_and_one_kind(tmp_path: Path) -> None:
+    everything = resurge("list", cwd=tmp_path).stdout
+    for name in ("shapes", "esd", "uce", "related", "concept_accuracy", "ray", "inline"):
+        assert name in everything
+    assert "shapes" not in resurge("list", "metrics", cwd=tmp_path).stdout.split()
+    done = resurge("list", "metric", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "did you mean 'metrics'" in done.stderr
+
+
+def test_schema_is_json(tmp_path: Path) -> None:
+    assert json.loads(resurge("schema", cwd=tmp_path).stdout)["$schema"].startswith("https://")
+
+
+def test_bad_input_is_exit_code_2(folder: Path) -> None:
+    for arguments, said in [
+        (("run", "absent.yaml"), "no such file"),
+        (("plan", "small.yaml", "seeds=0"), "seeds"),
+        (("results", "smal"), "none has been run yet"),
+    ]:
+        done = resurge(*arguments, cwd=folder)
+        assert done.returncode == 2, done.stderr
+        assert said in done.stderr
+        assert "error:" in done.stderr
+    assert not (folder / ".resurge" / "store" / "records").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_from_run_to_export(folder: Path, calls: Calls) -> None:
+    done = resurge("run", "small.yaml", *BRIEF, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "resurge ui" in done.stdout
+    assert "brightness" in done.stdout
+    calls()
+
+    again = resurge("run", "small.yaml", *BRIEF, cwd=folder)
+    assert "0 stages ran" in again.stdout
+    assert calls() == []
+
+    assert "trials 6/6 done" in resurge("status", "small", cwd=folder).stdout
+    assert "resurgence" in resurge("results", "small", cwd=folder).stdout
+    assert "0 runs created, 0 updated" in resurge("sync", "small", cwd=folder).stdout
+    exported = resurge("export", "small", "--to", "out", cwd=folder)
+    assert exported.returncode == 0, exported.stderr
+    assert pq.read_table(folder / "out" / "small.parquet").num_rows == 6
+    assert (folder / "out" / "small.csv").read_text().count("\n") == 7
+    with Image.open(folder / "out" / "small.png") as image:
+        assert image.width > 500
+
+    typo = resurge("status", "smal", cwd=folder)
+    assert typo.returncode == 2
+    assert "did you mean 'small'" in typo.stderr
+
+
+@pytest.mark.slow
+def test_a_failure_is_exit_code_1_with_the_log(folder: Path) -> None:
+    broken = ("unlearn=[nudge, {nudge: {fail: true}}]", *BRIEF[1:])
+    done = resurge("run", "small.yaml", *broken, cwd=folder)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "told to fail" in done.stdout
+    assert "8 skipped" in done.stdout  # its images and scores; two step counts with theirs
+    (log,) = (line.split()[-1] for line in done.stdout.splitlines() if " log: " in line)
+    assert "Traceback" in Path(log).read_text()
+    assert "1 failed" in resurge("status", "small", cwd=folder).stdout

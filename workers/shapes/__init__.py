@@ -1,0 +1,1 @@
+"""The bundled world: pictures of coloured shapes, a tiny diffusion model of them, and a judge."""

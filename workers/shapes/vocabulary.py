@@ -1,0 +1,78 @@
+"""The words of the world and the grammar of its captions. Pure Python: safe to import anywhere."""
+
+from collections.abc import Iterable
+
+SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "crescent", "arrow")
+NOVEL_SHAPES = ("bolt", "drop")
+"""Shapes that the base model never sees, in pictures or in words."""
+ALL_SHAPES = SHAPES + NOVEL_SHAPES
+COLORS = ("red", "green", "blue", "yellow", "purple", "orange")
+FILLS = ("solid", "striped", "outlined")
+
+RGB = {
+    "red": (214, 32, 38),
+    "green": (34, 160, 60),
+    "blue": (32, 92, 220),
+    "yellow": (250, 214, 24),
+    "purple": (140, 50, 176),
+    "orange": (248, 126, 20),
+}
+
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_FUNCTION_WORDS = ("a", "an", "the", "and", "of", "on", "in", "with", "by", "no")
+_NOUNS = (
+    "shape",
+    "photo",
+    "picture",
+    "image",
+    "drawing",
+    "painting",
+    "style",
+    "background",
+)
+WORDS = (
+    *_FUNCTION_WORDS, *_NOUNS, "digit", *ALL_SHAPES, *COLORS, *FILLS, *_DIGITS,
+)  # fmt: skip
+"""Every word that is one token of the world's tokenizer."""
+
+MENTIONS = tuple(
+    (shape, color, fill)
+    for shape in (True, False)
+    for color in (False, True)
+    for fill in (False, True)
+)
+"""Which of (shape, color, fill) a caption may mention: all eight combinations."""
+
+
+def caption(
+    shape: str | None = None,
+    color: str | None = None,
+    fill: str | None = None,
+    article: str | None = None,
+) -> str:
+    """Describe a picture, for example "a striped red star"; an attribute of None goes unmentioned.
+
+    The article follows English ("an arrow") unless one is given.
+    """
+    words = [word for word in (fill, color, shape or "shape") if word]
+    return " ".join([article or article_for(words[0]), *words])
+
+
+def article_for(word: str) -> str:
+    """Return "a" or "an", whichever English puts before `word`."""
+    return "an" if word[0] in "aeiou" else "a"
+
+
+def captions(shape: str, color: str, fill: str) -> list[str]:
+    """List the captions that are true of one picture, one for each entry of `MENTIONS`."""
+    return [caption(*mentioned((shape, color, fill), mention)) for mention in MENTIONS]
+
+
+def mentioned(
+    attributes: Iterable[str], mention: Iterable[bool]
+) -> tuple[str | None, str | None, str | None]:
+    """Replace by None each of (shape, color, fill) that a caption does not mention."""
+    shape, color, fill = (
+        word if kept else None for word, kept in zip(attributes, mention, strict=True)
+    )
+    return shape, color, fill
