@@ -135,7 +135,7 @@ class RayExecutor(Executor):
         assert seat.order is not None  # only a busy worker's stream can break
         lost = WorkerLost(seat.order.task.id, seat.name, _reason(error))
         self.ray.kill(seat.actor)
-        self.seats[seat.name] = _Seat(seat.name, self._actor())
+        seat.actor, seat.holds, seat.order, seat.stream = self._actor(), None, None, None
         return lost
 
     def _actor(self) -> Any:

@@ -16,7 +16,7 @@ import pytest
 Calls = Callable[[], list[str]]
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.usefixtures("calls")]
 
-RUN_TIMEOUT_S = 400
+RUN_TIMEOUT_S = 240
 
 
 @pytest.fixture(scope="module")

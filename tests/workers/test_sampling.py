@@ -10,7 +10,9 @@ PROMPTS = ("a star", "a red circle", "a striped heart")
 
 
 def settings(**values):
-    return SampleSettings(**({"guidance": 3.0, "sampler_steps": 4, "images_per_prompt": 2} | values))
+    return SampleSettings(
+        **({"guidance": 3.0, "sampler_steps": 4, "images_per_prompt": 2} | values)
+    )
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -37,7 +39,9 @@ def test_a_picture_depends_neither_on_the_batch_nor_on_the_other_prompts(pipe):
 
 
 def test_noise_differs_by_prompt_image_and_seed(pipe):
-    noises = [initial_noise(pipe, *key) for key in [("a", 0, 0), ("b", 0, 0), ("a", 1, 0), ("a", 0, 1)]]
+    noises = [
+        initial_noise(pipe, *key) for key in [("a", 0, 0), ("b", 0, 0), ("a", 1, 0), ("a", 0, 1)]
+    ]
     assert len({noise.sum().item() for noise in noises}) == 4
 
 

@@ -1,5 +1,6 @@
 """The whole recipe, cut short: what it writes is what the rest of the project loads."""
 
+import pytest
 import torch
 
 from workers.shapes.architecture import load_pipeline
@@ -21,6 +22,7 @@ SHORT = Recipe(
 )
 
 
+@pytest.mark.slow
 def test_a_short_run_writes_everything_that_is_loaded(tmp_path):
     train(tmp_path, SHORT)
     write_card(tmp_path, images_per_word=1, held_out_pictures=20)

@@ -19,8 +19,10 @@ BELONGS = {
     "x": lambda name: "attn2." in name,
     "x-strict": lambda name: "attn2.to_k" in name or "attn2.to_v" in name,
     "u": lambda name: "attn2." not in name and not is_norm(name),
-    "noxattn": lambda name: "attn2." not in name
-    and not name.startswith(("unet.conv_out", "unet.conv_norm_out", "unet.time_embedding")),
+    "noxattn": lambda name: (
+        "attn2." not in name
+        and not name.startswith(("unet.conv_out", "unet.conv_norm_out", "unet.time_embedding"))
+    ),
 }
 
 
