@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -72,7 +74,12 @@ def run(sweep: SweepFile, overrides: Overrides = None, home: HomeOption = None) 
 
     job = open_job(sweep, overrides or (), Home.find(home))
     show_plan_line(job, out)
-    outcome = run_job(job, out)
+    signal.signal(signal.SIGTERM, _interrupt)  # a batch system's kind request is a Ctrl-C
+    try:
+        outcome = run_job(job, out)
+    except KeyboardInterrupt:
+        err.print("Stopped. What is finished is kept; the same command goes on from here.")
+        raise typer.Exit(EXIT_STOPPED) from None
     show_results(job, out)
     show_outcome(job, outcome, out)
     out.print(f"Browse it: resurge ui{_home_flag(home)}", style="bold")
@@ -129,7 +136,8 @@ def ui(
 
     place = Home.find(home)
     command = ui_command(place.mlflow_uri(), place.artifacts, port)
-    out.print(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)", style="bold")
+    page = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
+    out.print(f"MLflow: {page} (Ctrl-C ends it)", style="bold", soft_wrap=True)
     beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     executable = shutil.which(command[0], path=beside_python)
     if executable is None:
@@ -167,6 +175,10 @@ def _home_flag(home: Path | None) -> str:
     return f" --home {home}" if home else ""
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """The `resurge` command."""
     try:
@@ -174,9 +186,6 @@ def main() -> None:
     except ResurgeError as error:
         err.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(EXIT_BAD_INPUT)
-    except KeyboardInterrupt:
-        err.print("Stopped. What is finished is kept; the same command goes on from here.")
-        sys.exit(EXIT_STOPPED)
 
 
 if __name__ == "__main__":

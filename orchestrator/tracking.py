@@ -132,7 +132,9 @@ class Tracker:
         location = None
         if self.artifact_root is not None and not self.uri.startswith(("http://", "https://")):
             location = (self.artifact_root.absolute() / name).as_uri()
-        return str(self._client.create_experiment(name, artifact_location=location))
+        # Without its kind the UI opens an experiment on pages for language models, not on its runs.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        return str(self._client.create_experiment(name, location, tags))
 
     def _runs_of(self, sweep: str) -> dict[str, _Known]:
         """The sweep's runs by key, asked for once; the oldest of a key counts."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import queue
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,10 @@ class RayExecutor(Executor):
     def start(self) -> None:
         """Join the cluster, or start Ray here, and bring the workers up."""
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # Ray's own 15 lets any other process on a busy machine starve the workers.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         self.ray = importlib.import_module("ray")
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         self.ray.init(
             address=os.environ.get("RAY_ADDRESS"),
             include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
@@ -80,6 +84,8 @@ class RayExecutor(Executor):
             logging_level="error",
             runtime_env={"env_vars": {k: os.environ[k] for k in FORWARDED if k in os.environ}},
         )
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in the caller's place
         for index in range(self._workers()):
             name = f"worker-{index}"
             self.seats[name] = _Seat(name, self._actor())

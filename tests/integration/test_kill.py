@@ -1,4 +1,4 @@
-"""kill -9 of the driver, and of a worker, in mid-run: nothing is lost, nothing runs twice."""
+"""kill -9 of the driver, of a worker, and Ctrl-C: nothing is lost, nothing runs twice."""
 
 from __future__ import annotations
 
@@ -109,6 +109,28 @@ def test_the_driver_is_killed(
     # A record holds when it was made: unchanged text means that the stage was not run again.
     late = {name for name in before if after[name] != before[name]}
     assert not late
+    assert results(tmp_path).equals(undisturbed)
+
+
+def test_ctrl_c_stops_cleanly_and_leaves_a_resumable_store(
+    tmp_path: Path, small: str, driver: subprocess.Popen[str], undisturbed: pa.Table
+) -> None:
+    wait_for_records(tmp_path, 20, driver)
+    workers = worker_pids(driver)
+    driver.send_signal(signal.SIGINT)
+    output, _ = driver.communicate(timeout=RUN_TIMEOUT_S)
+    assert driver.returncode == 130, output
+    assert "Stopped." in output
+    assert "Traceback" not in output
+    assert workers
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    before = records(tmp_path)
+    again = subprocess.run(
+        command(tmp_path, small), capture_output=True, text=True, timeout=RUN_TIMEOUT_S
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    after = records(tmp_path)
+    assert all(after[name] == text for name, text in before.items())
     assert results(tmp_path).equals(undisturbed)
 
 
