@@ -91,3 +91,23 @@ def test_a_loss_that_is_not_finite_is_an_error_and_leaves_no_gradients(pipe, era
     with pytest.raises(FloatingPointError, match="lower the unlearner's learning_rate"):
         unlearn(erasure())
     assert not any(p.requires_grad or p.grad is not None for p in pipe.unet.parameters())
+
+
+@pytest.mark.parametrize(
+    ("given", "rate"),
+    [
+        ({}, 3e-4),
+        ({"variant": "u"}, 1e-4),
+        ({"variant": "u", "learning_rate": None}, 1e-4),
+        ({"variant": "u", "learning_rate": 0.5}, 0.5),
+    ],
+)
+def test_a_variant_has_its_own_rate_and_the_number_is_stored(given, rate):
+    settings = ESD.Settings(**given)
+    assert settings.learning_rate == rate
+    assert settings.full()["learning_rate"] == settings.identity()["learning_rate"] == rate
+
+
+def test_an_unknown_variant_is_the_only_error():
+    with pytest.raises(ValueError, match="1 validation error"):
+        ESD.Settings(variant="y")
