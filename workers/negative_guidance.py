@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.denoise import ddim, denoise, guide, guided, predict_pair
+from workers.denoise import Predict, ddim, denoise, guide, guided, predict_pair
 from workers.rng import integers, normal
 from workers.selection import Group, select
 from workers.text import embed
@@ -98,7 +98,7 @@ def _loss(
 
 
 def _partly_denoised(
-    erasure: Erasure, settings: ESDSettings, predict, step: int
+    erasure: Erasure, settings: ESDSettings, predict: Predict, step: int
 ) -> tuple[Tensor, int]:
     """Latents (batch, c, h, w) after k steps from noise, and the time step they stand at."""
     pipe, at = erasure.pipe, (erasure.seed, step)

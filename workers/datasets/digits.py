@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
 from orchestrator.plugin import Settings
 from workers.datasets.base import Dataset, Examples
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 BRIGHTEST = 16
@@ -38,7 +43,7 @@ class Digits(Dataset):
         return Examples(images, tuple(f"the digit {NAMES[digits.target[i]]}" for i in chosen))
 
 
-def _enlarge(grey, size_px: int):
+def _enlarge(grey: np.ndarray, size_px: int) -> np.ndarray:
     """Grey values (8, 8) in 0 … 16 -> uint8 (size_px, size_px, 3)."""
     import numpy as np
     from PIL import Image

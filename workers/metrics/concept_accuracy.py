@@ -6,10 +6,14 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import ResurgeError
 from orchestrator.plugin import BasePlugin
 from workers.metrics.base import Metric, Picture, Score
+
+if TYPE_CHECKING:
+    from workers.shapes.judge import Judge
 
 JUDGE_FILES = ("judge.json", "judge.safetensors")
 PICTURES_PER_PASS = 256
@@ -70,7 +74,7 @@ def _weights() -> Path:
     return Path(__file__).parent.parent / "shapes" / "weights"
 
 
-def _judged(judge, pictures: Sequence[Picture]) -> dict[str, list[str]]:
+def _judged(judge: Judge, pictures: Sequence[Picture]) -> dict[str, list[str]]:
     """For each head, the most probable class of each picture."""
     import numpy as np
     import torch

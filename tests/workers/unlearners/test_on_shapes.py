@@ -59,6 +59,7 @@ def test_defaults_erase_the_star_and_keep_every_other_shape(bundled, method):
     erase(bundled.pipe, method)
     after = accuracy(bundled.pipe)
     assert after["erased"] <= 0.2
+    # 0.81 where it was tuned; one picture of a shape's sixteen is left to other CPUs' rounding.
     assert min(after[f"retained.{shape}"] for shape in RETAINED) >= 0.75
 
 
