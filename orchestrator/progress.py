@@ -115,7 +115,7 @@ class Progress:
             self.live = Live(self._panel(), console=self.console, refresh_per_second=4)
             self.live.__enter__()
         else:
-            self.console.print(self._line())
+            self.console.print(self._line(), soft_wrap=True)
         return self
 
     def __exit__(self, *details: Any) -> None:
@@ -123,7 +123,7 @@ class Progress:
             self.live.update(self._panel())
             self.live.__exit__(*details)
         else:
-            self.console.print(self._line())
+            self.console.print(self._line(), soft_wrap=True)
 
     def __call__(self, event: Event) -> None:
         """Take note of an event, and show it."""
@@ -132,7 +132,7 @@ class Progress:
             self.live.update(self._panel())
         elif self.clock() - self.said_s >= PLAIN_EVERY_S:
             self.said_s = self.clock()
-            self.console.print(self._line())
+            self.console.print(self._line(), soft_wrap=True)
 
     def _note(self, event: Event) -> None:
         if isinstance(event, StageStarted):

@@ -95,8 +95,8 @@ def test_the_runs_a_curve_and_the_images(site: str, page: Any) -> None:
     page.goto(f"{site}/#/experiments/1/runs/{trajectory_id(site)}/model-metrics")
     for curve in ("resurgence", "train_loss"):
         page.get_by_text(curve, exact=True).first.wait_for()
-    page.locator(".js-plotly-plot").nth(4).wait_for()
     page.locator("img[src*='artifact'], img[src^='blob:']").first.wait_for()
+    assert page.locator(".js-plotly-plot").count() >= 5
 
 
 def trajectory_id(site: str) -> str:

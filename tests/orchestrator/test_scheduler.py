@@ -68,12 +68,13 @@ def test_a_worker_goes_on_with_the_model_that_it_holds(small: str, tmp_path: Pat
     tasks = {task.id: task for task in make_tasks(plan, (), ())}
     _, executor = simulate(plan, tmp_path)
     last: dict[str, str] = {}
+    went_on = []
     for _, worker, task_id in executor.history:
         after = tasks[task_id].after
-        if after is not None and worker in last and tasks[last[worker]].stages[0] == after:
-            return
+        if after is not None and worker in last:
+            went_on.append(tasks[last[worker]].stages[0] == after)
         last[worker] = task_id
-    raise AssertionError("no worker went on with its own model")
+    assert any(went_on)
 
 
 def test_longest_first_beats_file_order(small: str, tmp_path: Path) -> None:
