@@ -74,16 +74,18 @@ def run_job(job: Job, console: Console) -> Outcome:
     tasks = make_tasks(job.plan, done, job.sweep.keep)
     outcome = Outcome()
     if tasks:
-        with _executor(job, console) as executor, _live_tracking(job, console) as tell:
-            workers = len(executor.free_workers())
-            with Progress(job.plan, done, workers, console) as progress:
+        with (
+            _executor(job, console) as executor,
+            _live_tracking(job, console) as tell,
+            Progress(job.plan, done, executor.capacity(), console) as progress,
+        ):
 
-                def listener(event: Event) -> None:
-                    progress(event)
-                    tell(event)
+            def listener(event: Event) -> None:
+                progress(event)
+                tell(event)
 
-                logs = job.home.logs(job.sweep.name)
-                outcome = Scheduler(tasks, done, executor, job.store, logs, listener).run()
+            logs = job.home.logs(job.sweep.name)
+            outcome = Scheduler(tasks, done, executor, job.store, logs, listener).run()
     elif not _is_synced(job):
         console.print(sync_job(job))
     return outcome

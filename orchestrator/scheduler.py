@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.errors import ResurgeError
 from orchestrator.executors.base import Executor, FreeWorker
 from orchestrator.stage import Stage
 from orchestrator.store import Store
@@ -69,9 +68,7 @@ class Scheduler:
         while self.waiting or self.running:
             self._skip_hopeless()
             self._submit_ready()
-            if not self.running and self.waiting and not self.executor.free_workers():
-                raise ResurgeError("no worker is left to run the remaining tasks")
-            if self.running:
+            if self.waiting or self.running:  # without a running task: workers are still starting
                 for event in self.executor.wait(timeout_s=1.0):
                     self._handle(event)
         return self.outcome

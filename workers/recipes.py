@@ -49,8 +49,9 @@ class FinetuneSettings(Settings):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Non-default settings; LoRA's only where LoRA is used."""
+        """Non-default settings; LoRA's only where LoRA is used, and not what only saves memory."""
         values = super().identity()
+        values.pop("gradient_checkpointing", None)
         if self.adapter != "lora":
             values = {k: v for k, v in values.items() if not k.startswith("lora_")}
         return values

@@ -45,6 +45,10 @@ class Executor(Plugin):
         """Bring the workers up."""
 
     @abstractmethod
+    def capacity(self) -> int:
+        """How many tasks run at a time once every worker is up."""
+
+    @abstractmethod
     def free_workers(self) -> Sequence[FreeWorker]:
         """The workers that could take a task now."""
 

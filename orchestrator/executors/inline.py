@@ -24,6 +24,10 @@ class Inline(Executor):
         """Import the worker's code; torch comes with it."""
         self.runner = importlib.import_module("workers.runner").Runner()
 
+    def capacity(self) -> int:
+        """One."""
+        return 1
+
     def free_workers(self) -> Sequence[FreeWorker]:
         """The one worker, unless its events have not been fetched yet."""
         return [] if self.events else [FreeWorker("inline", self.runner.holds)]

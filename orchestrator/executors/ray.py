@@ -11,19 +11,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.errors import ResurgeError
 from orchestrator.executors.base import Executor, ExecutorSettings, FreeWorker
 from orchestrator.work import Event, TaskEnded, WorkerLost, WorkOrder
 
 FORWARDED = ("RESURGE_PLUGINS", "MLFLOW_DISABLE_TELEMETRY")
 """Environment variables that workers on other machines must see as well."""
 
+LOCAL = "local"
+"""Ray's word for a cluster of its own on this machine."""
+
 
 @dataclass
 class _Seat:
-    """A worker's place: the actor that sits in it, and what it is doing."""
+    """A worker's place: the actor that sits in it, and what it is doing.
+
+    `starting` is a reference that is ready when the actor is up; None from then on.
+    """
 
     name: str
     actor: Any
+    starting: Any
     holds: str | None = None
     order: WorkOrder | None = None
     stream: Any = None
@@ -76,11 +84,11 @@ class RayExecutor(Executor):
         os.environ.setdefault("RAY_worker_niceness", "0")
         self.ray = importlib.import_module("ray")
         on_sigterm = signal.getsignal(signal.SIGTERM)
+        address = os.environ.get("RAY_ADDRESS", LOCAL)
         self.ray.init(
-            address=os.environ.get("RAY_ADDRESS"),
-            include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
+            address=address,
+            **(self._local_options() if address == LOCAL else {}),
             log_to_driver=False,
-            configure_logging=True,
             logging_level="error",
             runtime_env={"env_vars": {k: os.environ[k] for k in FORWARDED if k in os.environ}},
         )
@@ -88,11 +96,19 @@ class RayExecutor(Executor):
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in the caller's place
         for index in range(self._workers()):
             name = f"worker-{index}"
-            self.seats[name] = _Seat(name, self._actor())
+            self.seats[name] = _Seat(name, *self._actor())
+
+    def capacity(self) -> int:
+        """The workers that there are to be, those that are still starting too."""
+        return len(self.seats)
 
     def free_workers(self) -> Sequence[FreeWorker]:
-        """The workers without a task."""
-        return [FreeWorker(s.name, s.holds) for s in self.seats.values() if s.order is None]
+        """The workers that are up and have no task."""
+        return [
+            FreeWorker(seat.name, seat.holds)
+            for seat in self.seats.values()
+            if seat.order is None and seat.starting is None
+        ]
 
     def submit(self, order: WorkOrder, worker: str) -> None:
         """Start the task on that worker's actor."""
@@ -101,12 +117,20 @@ class RayExecutor(Executor):
         seat.stream = seat.actor.run.options(num_returns="streaming").remote(order, worker)
 
     def wait(self, timeout_s: float) -> Sequence[Event]:
-        """Events of every actor that has some."""
-        busy = {seat.stream: seat for seat in self.seats.values() if seat.order is not None}
-        ready, _ = self.ray.wait(list(busy), num_returns=1, timeout=timeout_s)
-        if ready and len(busy) > 1:
-            ready, _ = self.ray.wait(list(busy), num_returns=len(busy), timeout=0)
-        return [event for stream in ready for event in self._drain(busy[stream])]
+        """Events of every actor that has some.
+
+        Raises:
+            ResurgeError: a worker cannot start.
+        """
+        streams = {seat.stream: seat for seat in self.seats.values() if seat.order is not None}
+        starting = {s.starting: s for s in self.seats.values() if s.starting is not None}
+        awaited = [*streams, *starting]
+        ready, _ = self.ray.wait(awaited, num_returns=1, timeout=timeout_s)
+        if ready:
+            ready, _ = self.ray.wait(awaited, num_returns=len(awaited), timeout=0)
+        for reference in starting.keys() & set(ready):
+            self._is_up(starting[reference])
+        return [e for stream in streams if stream in ready for e in self._drain(streams[stream])]
 
     def shutdown(self) -> None:
         """Kill the actors and leave Ray."""
@@ -141,12 +165,29 @@ class RayExecutor(Executor):
         assert seat.order is not None  # only a busy worker's stream can break
         lost = WorkerLost(seat.order.task.id, seat.name, _reason(error))
         self.ray.kill(seat.actor)
-        seat.actor, seat.holds, seat.order, seat.stream = self._actor(), None, None, None
+        seat.actor, seat.starting = self._actor()
+        seat.holds = seat.order = seat.stream = None
         return lost
 
-    def _actor(self) -> Any:
+    def _actor(self) -> tuple[Any, Any]:
+        """A new actor, and a reference that is ready when it is up."""
         options = {"num_cpus": self._threads(), "num_gpus": self._gpus(), "max_restarts": 0}
-        return self.ray.remote(_Work).options(**options).remote(self._threads())
+        actor = self.ray.remote(_Work).options(**options).remote(self._threads())
+        return actor, actor.__ray_ready__.remote()
+
+    def _is_up(self, seat: _Seat) -> None:
+        try:
+            self.ray.get(seat.starting)
+        except self.ray.exceptions.RayError as error:
+            raise ResurgeError(f"{seat.name} cannot start: {_reason(error)}") from error
+        seat.starting = None
+
+    def _local_options(self) -> dict[str, Any]:
+        """More workers than cores are the user's choice; a dashboard would outlive its use."""
+        threads = 1 if self.settings.threads == "auto" else int(self.settings.threads)
+        wanted = 1 if self.settings.workers == "auto" else int(self.settings.workers)
+        cpus = max(os.cpu_count() or 1, wanted * threads)
+        return {"include_dashboard": False, "num_cpus": cpus}
 
     def _workers(self) -> int:
         if self.settings.workers != "auto":

@@ -44,6 +44,10 @@ class Simulated(Executor):
         count = 2 if self.settings.workers == "auto" else self.settings.workers
         self.holds = {f"worker-{index}": None for index in range(count)}
 
+    def capacity(self) -> int:
+        """As many as were asked for."""
+        return len(self.holds)
+
     def free_workers(self) -> Sequence[FreeWorker]:
         """The workers without a task."""
         return [FreeWorker(n, held) for n, held in self.holds.items() if n not in self.busy]
