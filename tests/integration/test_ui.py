@@ -96,7 +96,9 @@ def test_the_runs_a_curve_and_the_images(site: str, page: Any) -> None:
     for curve in ("resurgence", "train_loss"):
         page.get_by_text(curve, exact=True).first.wait_for()
     page.locator("img[src*='artifact'], img[src^='blob:']").first.wait_for()
-    assert page.locator(".js-plotly-plot").count() >= 5
+    charts = page.locator(".js-plotly-plot")
+    charts.nth(4).wait_for()  # each is drawn when its data have come
+    assert charts.count() >= 5
 
 
 def trajectory_id(site: str) -> str:
