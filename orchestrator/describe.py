@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-
 from orchestrator.plan import Plan, PlannedTrial
 from orchestrator.stage import Stage
 
@@ -36,31 +33,34 @@ def stage_label(stage: Stage, with_steps: bool = True) -> str:
     return " ".join(words)
 
 
-def varying(plan: Plan) -> list[str]:
-    """The axes on which the plan's trials differ, in the order of the sweep file."""
-    seen: dict[str, set[Any]] = {}
-    for planned in plan.trials:
-        if not planned.is_control:
-            for name, value in planned.trial.params.items():
-                seen.setdefault(name, set()).add(value)
-    return [name for name, values in seen.items() if len(values) > 1]
+def trial_label(plan: Plan, planned: PlannedTrial, with_steps: bool = True) -> str:
+    """'esd related lr=1e-3 full seed 0 · 100 steps'; a control begins with 'control'."""
+    params = dict(planned.trial.params)
+    steps = params.pop(planned.steps_param or "", None)
+    seed = params.pop("seed", None)
+    shown = [a for a in params if a in plan.varying or a.endswith(_ALWAYS_NAMED)]
+    named = [axis for axis in shown if params[axis] not in (None, "none")]
+    words = [axis_value(axis, params[axis], "=") for axis in named]
+    words = [*(["control"] if planned.is_control else []), *words]
+    words += [f"seed {seed}"] if seed is not None else []
+    return " ".join(words) + (f" · {steps} steps" if with_steps and steps is not None else "")
 
 
-def trial_label(planned: PlannedTrial, axes: Iterable[str]) -> str:
-    """A trial by its values on the given axes."""
-    return params_label(planned.params, axes) + (" (control)" if planned.is_control else "")
+_ALWAYS_NAMED = (".method", ".dataset", ".learning_rate")
+_SPEAK_FOR_THEMSELVES = ("method", "dataset", "adapter", "concept")
 
 
-def params_label(params: Mapping[str, Any], axes: Iterable[str]) -> str:
-    """'esd related learning_rate=1e-3 steps=100 seed=0'."""
-    words = []
-    for axis in axes:
-        value = params.get(axis)
-        if value is None:
-            continue
-        plain = axis.endswith((".method", ".dataset", ".adapter")) or axis == "concept"
-        words.append(str(value) if plain else f"{axis.rpartition('.')[2]}={number(value)}")
-    return " ".join(words)
+def axis_value(axis: str, value: object, between: str) -> str:
+    """'related', 'lr=1e-3': a value, with its axis unless it speaks for itself."""
+    last = axis.rpartition(".")[2]
+    if last in _SPEAK_FOR_THEMSELVES:
+        return str(value)
+    return f"{short_name(last)}{between}{number(value)}"
+
+
+def short_name(axis: str) -> str:
+    """The field's short names."""
+    return axis.replace("learning_rate", "lr")
 
 
 def _settings(stage: Stage, leave_out: set[str]) -> list[str]:

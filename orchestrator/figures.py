@@ -10,9 +10,9 @@ from typing import Any
 
 from PIL import Image
 
-from orchestrator.describe import number
+from orchestrator.describe import axis_value, number
 from orchestrator.errors import ResurgeError
-from orchestrator.measure import Reader, steps_of, steps_param
+from orchestrator.measure import Reader
 from orchestrator.pictures import Shown, cell, read_images
 from orchestrator.plan import Plan, PlannedTrial
 from orchestrator.stage import Stage
@@ -217,7 +217,7 @@ class _Styles(dict[tuple[Any, ...], Style]):
 
 def _styles(plan: Plan, summary: Summary) -> _Styles:
     """Colour is the data set; dash and marker are everything else."""
-    steps = {steps_param(planned) for planned in plan.trials}
+    steps = {planned.steps_param for planned in plan.trials}
     styles = _Styles()
     styles.axes = tuple(
         axis
@@ -232,7 +232,8 @@ def _styles(plan: Plan, summary: Summary) -> _Styles:
     for key, (colour, dash) in zip(keys, parts, strict=True):
         i, j = colours.index(colour), dashes.index(dash)
         styles[key] = Style(
-            label=", ".join(_word(a, v) for a, v in zip(styles.axes, key, strict=True)) or "final",
+            label=", ".join(axis_value(a, v, " ") for a, v in zip(styles.axes, key, strict=True))
+            or "final",
             colour=COLOURS[i % len(COLOURS)],
             dash=DASHES[j % len(DASHES)],
             marker=MARKERS[j % len(MARKERS)],
@@ -260,13 +261,6 @@ def _split(key: Sequence[Any], axes: Sequence[str]) -> tuple[tuple[Any, ...], tu
     )
 
 
-def _word(axis: str, value: Any) -> str:
-    last = axis.rpartition(".")[2]
-    if last in ("dataset", "adapter"):
-        return str(value)
-    return f"{'lr' if last == 'learning_rate' else last} {number(value)}"
-
-
 # Images
 
 
@@ -278,7 +272,7 @@ def _strip(reader: Reader, summary: Summary) -> Strip | None:
     members = _members(reader.plan, best)
     first = members[0]
     models = [("base", first.base.sample), ("unlearned", first.unlearned.sample)]
-    models += [(f"{steps_of(t)} steps", t.final.sample) for t in members[-STRIP_STEPS:]]
+    models += [(f"{t.steps} steps", t.final.sample) for t in members[-STRIP_STEPS:]]
     rows = [(label, row) for label, stage in models if (row := _strip_row(reader, stage))]
     return Strip(_strip_title(best, summary.axes), *map(tuple, zip(*rows, strict=True)))
 
@@ -291,13 +285,13 @@ def _members(plan: Plan, best: Aggregate) -> list[PlannedTrial]:
     """The trials of the setting's trajectory in one seed, fewest steps first."""
     alike = [t for t in plan.trials if not t.is_control and _apart(t.trial.params, best.params, t)]
     seed = alike[0].trial.seed
-    members = [t for t in alike if t.trial.seed == seed and 0 < steps_of(t) <= best.steps]
-    return sorted(members, key=steps_of)
+    members = [t for t in alike if t.trial.seed == seed and 0 < t.steps <= best.steps]
+    return sorted(members, key=lambda trial: trial.steps)
 
 
 def _apart(params: Mapping[str, Any], best: Mapping[str, Any], trial: PlannedTrial) -> bool:
     """Whether nothing but the seed and the steps tells them apart."""
-    free = {"seed", steps_param(trial)}
+    free = {"seed", trial.steps_param}
     return all(params.get(k) == best.get(k) for k in (params.keys() | best.keys()) - free)
 
 
@@ -314,7 +308,7 @@ def _strip_row(reader: Reader, stage: Stage) -> tuple[Shown, ...] | None:
 def _strip_title(best: Aggregate, axes: Iterable[str]) -> str:
     method = str(best.params.get("unlearn.method", "")).upper()
     tuned = [a for a in axes if a.startswith("finetune") and not a.endswith(".steps")]
-    words = ", ".join(_word(axis, best.params.get(axis)) for axis in tuned)
+    words = ", ".join(axis_value(axis, best.params.get(axis), " ") for axis in tuned)
     return f"“{best.params['concept']}” unlearned with {method}, then fine-tuned ({words})"
 
 

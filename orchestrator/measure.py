@@ -211,18 +211,6 @@ def labelled_scores(point: Point) -> Iterator[tuple[str, Stage]]:
         yield (stage.plugin if count == 1 else f"{stage.plugin}_{count}"), stage
 
 
-def steps_param(planned: PlannedTrial) -> str | None:
-    """The name of the parameter that moves along a trajectory: the last fine-tune's steps."""
-    keys = [edit.key for edit in planned.trial.edits if edit.kind == "finetune"]
-    return f"{keys[-1]}.steps" if keys else None
-
-
-def steps_of(planned: PlannedTrial) -> int:
-    """Optimiser steps of the trial's last fine-tune."""
-    name = steps_param(planned)
-    return int(planned.trial.params.get(name) or 0) if name else 0
-
-
 def _primaries(planned: PlannedTrial) -> Iterator[Stage]:
     for point in (planned.base, planned.unlearned, planned.final):
         if (stage := primary(point)) is not None:

@@ -64,6 +64,18 @@ class PlannedTrial:
         """The trial's flat parameters, with "control" added."""
         return {**self.trial.params, "control": self.is_control}
 
+    @property
+    def steps_param(self) -> str | None:
+        """The parameter that moves along a trajectory: the last fine-tune's steps."""
+        keys = [edit.key for edit in self.trial.edits if edit.kind == "finetune"]
+        return f"{keys[-1]}.steps" if keys else None
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the last fine-tune."""
+        name = self.steps_param
+        return int(self.trial.params.get(name) or 0) if name else 0
+
     def stages(self) -> tuple[Stage, ...]:
         """Every stage that the trial's numbers rest on, parents first, each once."""
         points = (self.base, self.unlearned, self.final)
@@ -78,6 +90,16 @@ class Plan:
     root: Stage
     trials: tuple[PlannedTrial, ...]
     stages: tuple[Stage, ...]
+
+    @cached_property
+    def varying(self) -> tuple[str, ...]:
+        """The axes on which the trials differ, in the order of the sweep file."""
+        seen: dict[str, set[Scalar]] = {}
+        for planned in self.trials:
+            if not planned.is_control:
+                for name, value in planned.trial.params.items():
+                    seen.setdefault(name, set()).add(value)
+        return tuple(name for name, values in seen.items() if len(values) > 1)
 
     def count(self) -> Counter[StageKind]:
         """Unique stages by kind."""
@@ -113,6 +135,7 @@ class _Planner:
         self.sample = _resolved(sweep.evaluate.sample, sweep.base)
         self.fingerprints: dict[int, str] = {}
         self.known: dict[str, Stage] = {}
+        self.points: dict[tuple[str, str], Point] = {}
 
     def plan(self) -> Plan:
         trials = [self.planned(trial) for trial in grid_trials(self.sweep)]
@@ -185,6 +208,13 @@ class _Planner:
         )
 
     def point(self, model: Stage, concept: str) -> Point:
+        """Made once a model and concept: many trials share the base and the unlearned model."""
+        key = (model.digest, concept)
+        if key not in self.points:
+            self.points[key] = self.new_point(model, concept)
+        return self.points[key]
+
+    def new_point(self, model: Stage, concept: str) -> Point:
         sample = self.unique(self.sample_stage(model, concept))
         scores = tuple(
             self.unique(self.score_stage(metric, model if needs_model else sample))

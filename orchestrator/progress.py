@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.describe import number, stage_label, trial_label, varying
+from orchestrator.describe import number, stage_label, trial_label
 from orchestrator.plan import Plan
 from orchestrator.stage import Stage
 from orchestrator.work import (
@@ -93,7 +93,6 @@ class Progress:
         self.console = console
         self.clock = clock
         self.begin_s = self.said_s = clock()
-        self.axes = varying(plan)
         self.stages = {stage.key: stage for stage in plan.stages}
         self.done = set(done)
         self.failed: set[str] = set()
@@ -171,7 +170,7 @@ class Progress:
         trials = [self.plan.trials[i] for i in self.trials_of[stage.key]]
         exact = [t for t in trials if stage in t.final.scores]
         if stage.model.kind == "finetune" and exact:
-            return f"erased concept after {trial_label(exact[0], self.axes)}"
+            return f"erased concept after {trial_label(self.plan, exact[0])}"
         return f"erased concept after {stage_label(stage.model)}"
 
     def _counts(self) -> tuple[int, int, int, int]:

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from orchestrator.describe import number, varying
-from orchestrator.measure import Measured, Reader, steps_of, steps_param
+from orchestrator.describe import trial_label
+from orchestrator.measure import Measured, Reader
 from orchestrator.plan import Plan, PlannedTrial
 from orchestrator.stage import sha256
 from orchestrator.store import Record
@@ -119,7 +119,7 @@ def _trial(reader: Reader, measured: Measured) -> Run | None:
     return Run(
         kind="trial",
         key=planned.key,
-        name=run_name(reader.plan, planned, with_steps=True),
+        name=trial_label(reader.plan, planned),
         status=_status([measured]),
         start_ms=min(_start_ms(record) for record in own),
         end_ms=end_ms,
@@ -133,14 +133,14 @@ def _trajectories(trials: Iterable[Measured]) -> list[list[Measured]]:
     """Trials that differ in nothing but the steps of their last fine-tune, fewest steps first."""
     groups: dict[str, list[Measured]] = {}
     for measured in trials:
-        if steps_param(measured.planned) is not None:
+        if measured.planned.steps_param is not None:
             groups.setdefault(_trajectory_key(measured.planned), []).append(measured)
-    sorted_groups = [sorted(g, key=lambda m: steps_of(m.planned)) for g in groups.values()]
-    return [group for group in sorted_groups if steps_of(group[-1].planned) > 0]
+    sorted_groups = [sorted(g, key=lambda m: m.planned.steps) for g in groups.values()]
+    return [group for group in sorted_groups if group[-1].planned.steps > 0]
 
 
 def _trajectory_key(planned: PlannedTrial) -> str:
-    params = {k: v for k, v in planned.params.items() if k != steps_param(planned)}
+    params = {k: v for k, v in planned.params.items() if k != planned.steps_param}
     return sha256({"params": params, "unlearned": planned.unlearned.sample.digest})[:16]
 
 
@@ -150,11 +150,11 @@ def _trajectory(reader: Reader, members: Sequence[Measured]) -> Run | None:
     points = [*_curve(reader, members), *_loss_points(reader, members)]
     if not points:
         return None
-    params = {k: v for k, v in first.params.items() if k != steps_param(first)}
+    params = {k: v for k, v in first.params.items() if k != first.steps_param}
     return Run(
         kind="trajectory",
         key=_trajectory_key(first),
-        name=run_name(reader.plan, first, with_steps=False),
+        name=trial_label(reader.plan, first, with_steps=False),
         status=_status(members),
         start_ms=min(point.time_ms for point in points),
         end_ms=max(point.time_ms for point in points),
@@ -180,8 +180,8 @@ def _curve_numbers(
         yield 0, sample, {**asdict(start.unlearned), "resurgence": 0.0, "recovery": 0.0}
     for measured in members:
         sample = reader.record(measured.planned.final.sample)
-        if steps_of(measured.planned) and sample and measured.final.erased is not None:
-            yield steps_of(measured.planned), sample, _final_numbers(measured)
+        if measured.planned.steps and sample and measured.final.erased is not None:
+            yield measured.planned.steps, sample, _final_numbers(measured)
 
 
 def _starts_unlearned(planned: PlannedTrial) -> bool:
@@ -245,34 +245,9 @@ def _thinned(losses: Sequence[tuple[int, float]]) -> Iterator[tuple[int, float]]
 def _images(reader: Reader, members: Sequence[Measured]) -> dict[int, Record]:
     first = members[0].planned
     stages = {0: first.unlearned.sample} if _starts_unlearned(first) else {}
-    stages |= {steps_of(m.planned): m.planned.final.sample for m in members if steps_of(m.planned)}
+    stages |= {m.planned.steps: m.planned.final.sample for m in members if m.planned.steps}
     found = {step: reader.record(stage) for step, stage in stages.items()}
     return {step: record for step, record in found.items() if record is not None}
-
-
-def run_name(plan: Plan, planned: PlannedTrial, with_steps: bool) -> str:
-    """'esd related lr=1e-3 full seed 0 · 100 steps'; a control begins with 'control'."""
-    params = dict(planned.trial.params)
-    steps = params.pop(steps_param(planned) or "", None)
-    seed = params.pop("seed", None)
-    axes = {axis for axis in varying(plan) if axis in params}
-    shown = [axis for axis in params if axis in axes or axis.endswith(_ALWAYS_NAMED)]
-    words = [word for axis in shown if (word := _word(axis, params[axis]))]
-    words = [*(["control"] if planned.is_control else []), *words]
-    words += [f"seed {seed}"] if seed is not None else []
-    return " ".join(words) + (f" · {steps} steps" if with_steps and steps is not None else "")
-
-
-_ALWAYS_NAMED = (".method", ".dataset", ".learning_rate")
-
-
-def _word(axis: str, value: Any) -> str:
-    last = axis.rpartition(".")[2]
-    if value is None or (last == "method" and value == "none"):
-        return ""
-    if last in ("method", "dataset", "adapter", "concept"):
-        return str(value)
-    return f"{'lr' if last == 'learning_rate' else last}={number(value)}"
 
 
 def _params(params: Mapping[str, Any]) -> dict[str, str]:

@@ -12,8 +12,8 @@ from rich.segment import Segments
 from rich.table import Table
 
 from orchestrator.analysis import Array, Paired, mean_interval, paired_bootstrap
-from orchestrator.describe import number, varying
-from orchestrator.measure import Measured, Reader, primary, steps_of
+from orchestrator.describe import number, short_name
+from orchestrator.measure import Measured, Reader, primary
 from orchestrator.plan import Plan
 from orchestrator.store import Store
 from orchestrator.trial import Scalar
@@ -71,7 +71,7 @@ def aggregate(plan: Plan, store: Store, reader: Reader | None = None) -> Summary
     for measured in reader.all():
         groups.setdefault(_setting(measured), []).append(measured)
     settings = sorted((_aggregate(reader, group) for group in groups.values()), key=_rank)
-    axes = tuple(axis for axis in varying(plan) if axis != "seed")
+    axes = tuple(axis for axis in plan.varying if axis != "seed")
     return Summary(tuple(settings), axes, caption(plan))
 
 
@@ -94,7 +94,7 @@ def _aggregate(reader: Reader, trials: Sequence[Measured]) -> Aggregate:
     return Aggregate(
         params={k: v for k, v in first.trial.params.items() if k != "seed"},
         is_control=first.is_control,
-        steps=steps_of(first),
+        steps=first.steps,
         planned=len(trials),
         scored=len(scored),
         failed=sum(m.status == "failed" for m in trials),
@@ -189,7 +189,7 @@ def _header(axis: str, axes: Iterable[str]) -> str:
     """The axis's last word where no other axis ends in it."""
     last = axis.rpartition(".")[2]
     alone = sum(other.rpartition(".")[2] == last for other in axes) == 1
-    return (last if alone else axis).replace("learning_rate", "lr")
+    return short_name(last if alone else axis)
 
 
 def _axis_cells(setting: Aggregate, axes: Iterable[str]) -> list[str]:

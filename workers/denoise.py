@@ -38,6 +38,14 @@ def ddim(pipe: StableDiffusionPipeline, steps: int) -> DDIMScheduler:
     return scheduler
 
 
+def latent_shape(pipe: StableDiffusionPipeline) -> tuple[int, int, int]:
+    """(channels, height, width) of the latents that the pipeline's UNet was made for."""
+    config = pipe.unet.config
+    side = config.sample_size
+    height, width = (side, side) if isinstance(side, int) else side
+    return config.in_channels, height, width
+
+
 def training_scheduler(pipe: StableDiffusionPipeline) -> DDPMScheduler:
     """The pipeline's noise schedule as the forward process (Ho et al. 2020), for training."""
     from diffusers import DDPMScheduler

@@ -8,7 +8,7 @@ never stopped.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from torch.nn import functional
 from workers.datasets.base import Examples
 from workers.denoise import training_scheduler, training_target
 from workers.lora import Lora
+from workers.progress import Progress
 from workers.recipes import FinetuneSettings
 from workers.rng import generator, integers, normal
 from workers.text import embed
@@ -27,9 +28,6 @@ from workers.text import embed
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from diffusers import StableDiffusionPipeline
-
-Progress = Callable[[int, int, Mapping[str, float]], None]
-"""Called with (steps done, steps asked for, numbers such as the loss)."""
 
 STEPS_PER_REPORT = 10
 IMAGES_PER_PASS = 32

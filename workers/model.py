@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,16 +12,16 @@ from torch import Tensor
 from orchestrator.plugin import Kind, find
 from orchestrator.stage import Stage
 from orchestrator.store import Store
+from workers.denoise import latent_shape
 from workers.finetune import Trainer
 from workers.metrics.base import Metric, Score
 from workers.pipeline import WarmPipeline, load_tensors, save_tensors
+from workers.progress import Progress
 from workers.recipes import FinetuneSettings
 from workers.unlearners.base import Erasure
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
-
-Progress = Callable[[int, int, Mapping[str, float]], None]
 
 
 def plugin_of(kind: Kind, name: str, settings: Mapping[str, Any]) -> Any:
@@ -154,7 +154,8 @@ class Model:
         choice = target.settings["dataset"]
         dataset = plugin_of("dataset", choice["name"], choice)
         pipe = self.warm.pipe
-        size_px = pipe.unet.config.sample_size * pipe.vae_scale_factor
+        _, _, latent_width = latent_shape(pipe)
+        size_px = latent_width * pipe.vae_scale_factor
         examples = dataset.examples(target.settings.get("concept", ""), size_px)
         settings = FinetuneSettings.model_validate(target.settings["settings"])
         return Trainer(pipe, settings, examples, target.seed or 0)

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.denoise import Predict, ddim, denoise, guide, guided, predict_pair
+from workers.denoise import (
+    Predict,
+    ddim,
+    denoise,
+    guide,
+    guided,
+    latent_shape,
+    predict_pair,
+)
 from workers.rng import integers, normal
 from workers.selection import Group, select
 from workers.text import embed
@@ -104,9 +112,7 @@ def _partly_denoised(
     pipe, at = erasure.pipe, (erasure.seed, step)
     scheduler = ddim(pipe, settings.sampler_steps)
     k = int(integers(settings.sampler_steps, 1, *at, "esd k"))
-    side = pipe.unet.config.sample_size
-    height, width = (side, side) if isinstance(side, int) else side
-    shape = (settings.batch_size, pipe.unet.config.in_channels, height, width)
+    shape = (settings.batch_size, *latent_shape(pipe))
     noise = normal(shape, *at, "esd noise", pipe.device) * scheduler.init_noise_sigma
     return denoise(predict, scheduler, noise, k), int(scheduler.timesteps[k])
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from workers.denoise import ddim, denoise, guided
+from workers.denoise import ddim, denoise, guided, latent_shape
 from workers.metrics.base import Picture, Probe
 from workers.recipes import SampleSettings
 from workers.rng import normal
@@ -62,12 +62,8 @@ def initial_noise(
     pipe: StableDiffusionPipeline, prompt: str, image_index: int, noise_seed: int
 ) -> Tensor:
     """The latents (channels, height, width) from which one picture starts, on the CPU."""
-    config = pipe.unet.config
-    side = config.sample_size
-    height, width = (side, side) if isinstance(side, int) else side
     key = hashlib.sha256(prompt.encode()).hexdigest()
-    shape = (config.in_channels, height, width)
-    return normal(shape, noise_seed, image_index, f"initial noise {key}")
+    return normal(latent_shape(pipe), noise_seed, image_index, f"initial noise {key}")
 
 
 def _draw(

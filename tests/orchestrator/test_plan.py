@@ -101,6 +101,18 @@ def test_fine_tunes_of_the_base_are_shared_by_concepts(small: str) -> None:
     assert len(controls) == 2 * 2 * 2  # rates × seeds × step counts, not × concepts
 
 
+def test_data_that_do_not_depend_on_the_concept_say_so(small: str) -> None:
+    """Controls on them are shared too; data that leave the erased concept out cannot be."""
+
+    def controls(dataset: str) -> int:
+        several = small.replace("base: tiny", "base: shapes").replace("dataset: dots", dataset)
+        plan = plan_of(several, "concept=[star, heart]", "unlearn=uce", "seeds=1")
+        return sum(s.kind == "finetune" and s.parent == plan.root for s in plan.stages)
+
+    assert controls("dataset: digits") == 2 * 2  # rates × step counts
+    assert controls("dataset: related") == 2 * 2 * 2  # × concepts
+
+
 def test_each_trial_has_a_name_of_its_own(small: str) -> None:
     plan = plan_of(small)
     assert len({t.digest for t in plan.trials}) == len(plan.trials)

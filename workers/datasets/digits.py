@@ -29,6 +29,7 @@ class Digits(Dataset):
 
     name = "digits"
     version = 1
+    uses_concept = False
     Settings = DigitsSettings
 
     def examples(self, concept: str, size_px: int) -> Examples:

@@ -45,6 +45,7 @@ class Folder(Dataset):
 
     name = "folder"
     version = 1
+    uses_concept = False
     Settings = FolderSettings
 
     @property

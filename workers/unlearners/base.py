@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.plugin import UnlearnerPlugin
+from workers.progress import Progress
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
-
-Progress = Callable[[int, int, Mapping[str, float]], None]
-"""Called with (steps done, steps in all, numbers such as the loss)."""
 
 
 @dataclass(frozen=True)
