@@ -17,7 +17,7 @@ from workers.shapes.train_vae import reconstruct
 from workers.shapes.vocabulary import ALL_SHAPES, COLORS, FILLS, NOVEL_SHAPES, SHAPES
 
 HELD_OUT_PICTURES = 3000
-IMAGES_PER_WORD = 64
+IMAGES_PER_WORD = 256
 HELD_OUT_SEED = 1_000_000
 """Far from the seeds of the training pictures, which are the recipe's seed and the one after."""
 
