@@ -171,6 +171,46 @@ def list_plugins(
     show_plugins(kind, out)
 
 
+@app.command()
+def doctor(
+    base: Annotated[
+        str,
+        typer.Argument(metavar="BASE", help="A base's name, a folder, a file, or owner/name."),
+    ],
+    revision: Annotated[
+        str | None, typer.Option(metavar="COMMIT", help="A repository's commit, 40 hex digits.")
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="A checkpoint file's configuration.")
+    ] = None,
+    torch_dtype: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="float32, float16 or bfloat16.")
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Also read .bin and .ckpt weights.")
+    ] = False,
+) -> None:
+    """Check whether a base model can be used here, and what it costs in memory and time.
+
+    Loads it, makes one sampling step and one training step; nothing is written. Exit code 0: it
+    can be used; 1: a check failed; 2: bad input.
+    """
+    from orchestrator.doctor import open_base, show_checks
+
+    given = {"revision": revision, "config": config, "torch_dtype": torch_dtype}
+    settings = {name: value for name, value in given.items() if value is not None}
+    model = open_base(base, settings | ({"allow_pickle": True} if allow_pickle else {}))
+    # transformers warns of image processors that nothing here uses when it is imported.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    with out.status("starting") as status:
+        from workers.doctor import examine
+
+        checks = list(examine(model, status.update))
+    show_checks(checks, out)
+    failed = any(check.status == "fail" for check in checks)
+    raise typer.Exit(EXIT_FAILED if failed else EXIT_DONE)
+
+
 def _home_flag(home: Path | None) -> str:
     return f" --home {home}" if home else ""
 

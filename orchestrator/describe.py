@@ -26,6 +26,8 @@ def stage_label(stage: Stage, with_steps: bool = True) -> str:
         words += [stage.plugin, stage.settings["concept"], *_settings(stage, set())]
     elif stage.kind == "sample":
         words += [f"{len(stage.settings['probes'])} prompts"]
+    elif stage.kind == "prepare":
+        words += [stage.plugin, *_settings(stage, set())]
     else:
         words += [stage.plugin]
     if stage.seed is not None:

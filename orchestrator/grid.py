@@ -326,7 +326,7 @@ class _Builder:
 
 def _params(prefix: str, plugin: Plugin, names: Mapping[str, Any]) -> dict[str, Scalar]:
     """The flat parameters of the settings that the file gives."""
-    full = plugin.settings.full()
+    full = plugin.settings.model_dump(mode="json")
     return {f"{prefix}.{name}": _scalar(full[name]) for name in names}
 
 

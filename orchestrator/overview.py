@@ -25,7 +25,7 @@ KINDS: Mapping[str, Kind] = {
     "metrics": "metric",
     "executors": "executor",
 }
-STAGES: tuple[StageKind, ...] = ("unlearn", "finetune", "sample", "score")
+STAGES: tuple[StageKind, ...] = ("prepare", "unlearn", "finetune", "sample", "score")
 BRANCHES_SHOWN = 8
 
 

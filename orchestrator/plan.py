@@ -9,7 +9,14 @@ from functools import cached_property
 from typing import Any
 
 from orchestrator.grid import trials as grid_trials
-from orchestrator.plugin import BasePlugin, DatasetPlugin, MetricPlugin, Plugin
+from orchestrator.plugin import (
+    BasePlugin,
+    DatasetPlugin,
+    MetricPlugin,
+    Need,
+    Plugin,
+    UnlearnerPlugin,
+)
 from orchestrator.stage import Stage, StageKind, sha256
 from orchestrator.sweep import Evaluate, Sweep
 from orchestrator.trial import Edit, Scalar, Trial
@@ -24,9 +31,8 @@ class Point:
     scores: tuple[Stage, ...]
 
     def stages(self) -> tuple[Stage, ...]:
-        """The model's whole chain (without the base) and its evaluation."""
-        chain = [s for s in self.model.ancestry() if s.kind != "base"]
-        return (*reversed(chain), self.sample, *self.scores)
+        """The model's whole chain (without the base), its materials, and its evaluation."""
+        return (*self.model.lineage, self.sample, *self.scores)
 
 
 @dataclass(frozen=True)
@@ -178,20 +184,33 @@ class _Planner:
 
     def edited(self, parent: Stage, edit: Edit, trial: Trial) -> Stage:
         if edit.kind == "unlearn":
-            return self.unique(self.unlearn_stage(parent, edit, trial))
+            assert isinstance(edit.plugin, UnlearnerPlugin)
+            if not edit.plugin.changes:
+                return parent
+            return self.unique(self.unlearn_stage(parent, edit.plugin, trial))
         if edit.plugin.settings.steps == 0:
             return parent
         return self.unique(self.finetune_stage(parent, edit, trial))
 
-    def unlearn_stage(self, parent: Stage, edit: Edit, trial: Trial) -> Stage:
-        retained = self.base.retained(trial.concept)
-        extra = {
-            "concept": trial.concept,
-            "prompts": list(self.base.prompts(trial.concept)),
-            "retained_prompts": [p for c in retained for p in self.base.prompts(c)],
+    def unlearn_stage(self, parent: Stage, plugin: UnlearnerPlugin, trial: Trial) -> Stage:
+        concept = trial.concept
+        extra: dict[str, Any] = {
+            "concept": concept,
+            "prompts": list(self.base.prompts(concept)),
         }
-        seed = trial.seed if getattr(edit.plugin, "seeded", True) else None
-        return _stage("unlearn", edit.plugin, extra, extra, seed, parent)
+        if "retained" in plugin.uses:
+            extra["retained_prompts"] = retained_prompts(self.base, concept)
+        if "anchors" in plugin.uses:
+            extra["anchor_prompts"] = list(self.base.prompts(plugin.anchor(self.base, concept)))
+        needs = plugin.needs(self.base, concept)
+        inputs = {name: self.material_stage(parent, need) for name, need in needs.items()}
+        seed = trial.seed if plugin.seeded else None
+        return _stage("unlearn", plugin, extra, extra, seed, parent, inputs)
+
+    def material_stage(self, model: Stage, need: Need) -> Stage:
+        """Made from the model that is to be unlearned; without a seed, so that all share it."""
+        parent = self.material_stage(model, need.of) if need.of else model
+        return self.unique(_stage("prepare", need.plugin, need.asked, need.asked, None, parent))
 
     def finetune_stage(self, parent: Stage, edit: Edit, trial: Trial) -> Stage:
         dataset = edit.dataset
@@ -253,6 +272,11 @@ class _Planner:
         return self.known.setdefault(stage.digest, stage)
 
 
+def retained_prompts(base: BasePlugin, concept: str) -> list[str]:
+    """Every prompt for every concept that should survive."""
+    return [prompt for other in base.retained(concept) for prompt in base.prompts(other)]
+
+
 def base_stage(base: BasePlugin) -> Stage:
     """The root of a plan's tree."""
     mark = {"fingerprint": base.fingerprint()}
@@ -289,6 +313,7 @@ def _stage(
     full: Mapping[str, Any],
     seed: int | None,
     parent: Stage | None,
+    inputs: Mapping[str, Stage] | None = None,
 ) -> Stage:
     return Stage(
         kind=kind,
@@ -298,6 +323,7 @@ def _stage(
         settings={**full, "settings": plugin.settings.full()},
         seed=seed,
         parent=parent,
+        inputs=inputs or {},
     )
 
 

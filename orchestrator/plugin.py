@@ -18,20 +18,22 @@ import pkgutil
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from orchestrator.errors import ResurgeError
 
-Kind = Literal["base", "unlearner", "dataset", "metric", "recipe", "executor"]
+Kind = Literal["base", "unlearner", "material", "dataset", "metric", "recipe", "executor"]
 
 HOMES: Mapping[Kind, str] = {
     "base": "workers.bases",
     "unlearner": "workers.unlearners",
+    "material": "workers.materials",
     "dataset": "workers.datasets",
     "metric": "workers.metrics",
     "recipe": "workers.recipes",
@@ -56,6 +58,48 @@ class Settings(BaseModel):
     def full(self) -> dict[str, Any]:
         """Every setting, as JSON values: what a record keeps."""
         return self.model_dump(mode="json")
+
+
+Presets = Mapping[str, Mapping[str, Any]]
+"""Values by the name of the preset that sets them."""
+
+
+class PresetSettings(Settings):
+    """Settings that can begin from a named set of values, such as a paper's.
+
+    A subclass lists them in `PRESETS`: name -> the values that differ from the defaults. A preset
+    is a way of writing values, so it is no part of the identity: the same values written out are
+    the same stage.
+    """
+
+    PRESETS: ClassVar[Presets] = {}
+
+    preset: str | None = Field(
+        None, description="begin from a published set of values (`resurge list unlearners`)"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _begin_from_the_preset(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or not isinstance(values.get("preset"), str):
+            return values
+        name = values["preset"]
+        if name not in cls.PRESETS:
+            known = suggest(name, cls.PRESETS) if cls.PRESETS else "; this method has no presets"
+            raise ValueError(f"unknown preset {name!r}{known}")
+        return {**cls.PRESETS[name], **values}
+
+    def identity(self) -> dict[str, Any]:
+        """The values that differ from the defaults, however they were written."""
+        return _without_preset(super().identity())
+
+    def full(self) -> dict[str, Any]:
+        """Every value; the preset's name is none."""
+        return _without_preset(super().full())
+
+
+def _without_preset(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != "preset"}
 
 
 class Plugin(ABC):
@@ -107,6 +151,10 @@ class BasePlugin(Plugin):
     def retained(self, concept: str) -> tuple[str, ...]:
         """Concepts that should survive when `concept` is erased: the model's health."""
 
+    def anchor(self, concept: str) -> str:
+        """What methods that map a concept to another map it to: by default a retained one."""
+        return next(iter(self.retained(concept)), "")
+
     @abstractmethod
     def never_known(self) -> str | None:
         """A concept that the base was never shown; None if there is none to name."""
@@ -116,10 +164,68 @@ class UnlearnerPlugin(Plugin):
     """What planning needs to know of an unlearning method.
 
     `seeded` is False for a method without randomness: its result is then shared by all seeds.
+    `changes` is False for the baseline that leaves the model alone. `uses` says which of
+    "retained" (prompts of what should survive) and "anchors" (the erased prompts with another
+    concept in its place) the method reads: the others are no part of its identity.
     """
 
     kind = "unlearner"
     seeded: ClassVar[bool] = True
+    changes: ClassVar[bool] = True
+    uses: ClassVar[frozenset[str]] = frozenset()
+    paper: ClassVar[str] = ""
+
+    def anchor(self, base: BasePlugin, concept: str) -> str:
+        """The concept that stands in for the erased one: the settings' own, or the base's."""
+        chosen = getattr(self.settings, "anchor", None)
+        return base.anchor(concept) if chosen is None else str(chosen)
+
+    def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
+        """Materials to work from, by the name under which the method finds them."""
+        return {}
+
+    def passes(self) -> int:
+        """UNet passes over one latent, a backward pass counted as two; 0 in closed form."""
+        return 0
+
+    def problems(self, base: BasePlugin, concept: str) -> list[str]:
+        """A method that needs an anchor needs one other than the concept, asked for in as many
+        prompts.
+        """
+        if "anchors" not in self.uses:
+            return []
+        anchor = self.anchor(base, concept)
+        how = "set its `anchor`, or the base's"
+        if not anchor or anchor == concept:
+            return [f"unlearner {self.name!r} needs an anchor concept beside {concept!r}; {how}"]
+        try:
+            given = len(base.prompts(anchor))
+        except ResurgeError as error:
+            return [f"unlearner {self.name!r}: anchor: {error}"]
+        if given != len(base.prompts(concept)):
+            return [
+                f"unlearner {self.name!r}: anchor {anchor!r} is another kind of thing than "
+                f"{concept!r}; {how}"
+            ]
+        return []
+
+
+class MaterialPlugin(Plugin):
+    """What a method works from beside the model: pictures, masks, sums over captions.
+
+    Each is a stage of its own, made once for a model and shared by every method and sweep.
+    """
+
+    kind = "material"
+
+
+@dataclass(frozen=True)
+class Need:
+    """A material that a method asks for; `of` is another that it is made from."""
+
+    plugin: MaterialPlugin
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    of: Need | None = None
 
 
 class DatasetPlugin(Plugin):

@@ -96,12 +96,12 @@ class Scheduler:
         )
 
     def _is_ready(self, task: Task) -> bool:
-        return task.after is None or task.after.key in self.done
+        return all(stage.key in self.done for stage in task.waits_for)
 
     def _skip_hopeless(self) -> None:
-        """Drop the tasks whose parent model failed or was skipped."""
+        """Drop the tasks whose parent model or materials failed or were skipped."""
         lost = self.outcome.failed.keys() | self.outcome.skipped
-        hopeless = [t for t in self.waiting if t.after is not None and t.after.key in lost]
+        hopeless = [t for t in self.waiting if any(s.key in lost for s in t.waits_for)]
         for task in hopeless:
             self.waiting.remove(task)
             self.outcome.skipped.update(stage.key for stage in task.stages)

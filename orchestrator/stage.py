@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-StageKind = Literal["base", "unlearn", "finetune", "sample", "score"]
+StageKind = Literal["base", "prepare", "unlearn", "finetune", "sample", "score"]
 
 
 def canonical_json(value: Any) -> str:
@@ -28,8 +28,9 @@ class Stage:
 
     `identity` holds what is hashed: under "settings" the plug-in's settings that differ from their
     defaults, beside it what the plan decided (the concept, the prompts, the data set). `settings`
-    has the same keys with every setting written out; it is stored, and compared on a hit. The root
-    has the kind "base" and no parent; it is a model to load, not work to do.
+    has the same keys with every setting written out; it is stored, and compared on a hit. `inputs`
+    are prepared materials that the stage reads beside its parent. The root has the kind "base" and
+    no parent; it is a model to load, not work to do.
     """
 
     kind: StageKind
@@ -39,10 +40,11 @@ class Stage:
     settings: Mapping[str, Any]
     seed: int | None
     parent: Stage | None
+    inputs: Mapping[str, Stage] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
-        """64 hex digits: kind, plug-in, version, identity, seed and the parent's digest."""
+        """64 hex digits of kind, plug-in, version, identity, seed, the parent and the inputs."""
         return sha256(self._hashed(self.identity))
 
     @property
@@ -90,8 +92,15 @@ class Stage:
             yield stage
             stage = stage.parent
 
+    @cached_property
+    def lineage(self) -> tuple[Stage, ...]:
+        """Everything that must be done for this stage, itself last; the base is no work."""
+        before = (*((self.parent,) if self.parent else ()), *self.inputs.values())
+        found = dict.fromkeys(s for stage in before for s in stage.lineage)
+        return (*found, self) if self.kind != "base" else ()
+
     def _hashed(self, identity: Mapping[str, Any]) -> dict[str, Any]:
-        return {
+        values = {
             "kind": self.kind,
             "plugin": self.plugin,
             "version": self.version,
@@ -99,6 +108,9 @@ class Stage:
             "seed": self.seed,
             "parent": self.parent.digest if self.parent else None,
         }
+        if self.inputs:
+            values["inputs"] = {name: stage.digest for name, stage in self.inputs.items()}
+        return values
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Stage) and other.digest == self.digest

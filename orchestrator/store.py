@@ -4,7 +4,9 @@ Layout below the root:
 
     records/<16 hex>.json           a stage's record; its presence is the commit
     objects/<16 hex>-<8 hex>/…      the files that a record names
-    checkpoints/<16 hex>/<step>/…   a trajectory's training state, removed when it is complete
+    checkpoints/<16 hex>/<phase>/<step>/…
+                                    a trajectory's or an unlearning's training state, removed when
+                                    it is complete
     failures/<16 hex>.json          the last failure of a stage that has no record
     sweeps/<name>.json              a sweep as it was last run
 
@@ -171,18 +173,19 @@ class Store:
 
     # Checkpoints
 
-    def checkpoints(self, trajectory: str) -> list[int]:
-        """Step counts at which the trajectory's training state is stored, in order."""
+    def checkpoints(self, digest: str, phase: str = "train") -> list[int]:
+        """Step counts at which a trajectory's (or a stage's) training state is stored, in order."""
+        folder = f"checkpoints/{digest[:16]}/{phase}"
         return sorted(
-            int(step)
-            for step in self._list(f"checkpoints/{trajectory[:16]}")
-            if self._exists(f"checkpoints/{trajectory[:16]}/{step}/state.json")
+            int(step) for step in self._list(folder) if self._exists(f"{folder}/{step}/state.json")
         )
 
-    def put_checkpoint(self, trajectory: str, step: int, tensors: Path, state: Any) -> None:
-        """Store the training state at `step`, then forget the earlier ones."""
-        folder = f"checkpoints/{trajectory[:16]}"
-        earlier = self.checkpoints(trajectory)
+    def put_checkpoint(
+        self, digest: str, step: int, tensors: Path, state: Any, phase: str = "train"
+    ) -> None:
+        """Store the training state at `step`, then forget the phase's earlier ones."""
+        folder = f"checkpoints/{digest[:16]}/{phase}"
+        earlier = self.checkpoints(digest, phase)
         self._put(tensors, f"{folder}/{step}/tensors.safetensors")
         self._write(f"{folder}/{step}/state.json", json.dumps(state))
         for old in earlier:
@@ -190,18 +193,20 @@ class Store:
                 self._delete_folder(f"{folder}/{old}")
 
     @contextmanager
-    def checkpoint(self, trajectory: str, step: int) -> Iterator[tuple[Path, Any]]:
+    def checkpoint(
+        self, digest: str, step: int, phase: str = "train"
+    ) -> Iterator[tuple[Path, Any]]:
         """The stored training state at `step`: a local safetensors path, and JSON values."""
-        folder = f"checkpoints/{trajectory[:16]}/{step}"
+        folder = f"checkpoints/{digest[:16]}/{phase}/{step}"
         state = self._read(f"{folder}/state.json")
         if state is None:
             raise StoreError(f"{folder} is not a complete checkpoint")
         with self._as_local(f"{self.root}/{folder}/tensors.safetensors") as local:
             yield local, json.loads(state)
 
-    def drop_checkpoints(self, trajectory: str) -> None:
-        """Forget a trajectory's training states."""
-        self._delete_folder(f"checkpoints/{trajectory[:16]}")
+    def drop_checkpoints(self, digest: str) -> None:
+        """Forget all training states of a trajectory or a stage."""
+        self._delete_folder(f"checkpoints/{digest[:16]}")
 
     # Failures and sweeps
 

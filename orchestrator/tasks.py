@@ -2,7 +2,8 @@
 
 A trajectory (one fine-tuning recipe, all its step counts) is one task: train to 50, sample, score,
 train on to 100, … An unlearning with several children is a task of its own; each child becomes
-ready when the unlearning's record is there. An only child runs on in its parent's task.
+ready when the unlearning's record is there. An only child runs on in its parent's task. Materials
+(a chain of them, such as pictures and their masks) are a task too; what reads them waits for it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,18 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from orchestrator.plan import Plan
+from orchestrator.plugin import UnlearnerPlugin, find
 from orchestrator.stage import Stage, StageKind
 from orchestrator.work import Task
 
-_ORDER: dict[StageKind, int] = {"base": 0, "unlearn": 1, "finetune": 1, "sample": 2, "score": 3}
+_ORDER: dict[StageKind, int] = {
+    "base": 0,
+    "prepare": 0,
+    "unlearn": 1,
+    "finetune": 1,
+    "sample": 2,
+    "score": 3,
+}
 
 
 @dataclass
@@ -50,10 +59,16 @@ def make_tasks(plan: Plan, done: Collection[str], keep: Collection[str]) -> tupl
             save=frozenset(needed | kept),
             keep_checkpoints="checkpoints" in keep,
             path_cost=costs[group.id],
+            inputs=_inputs(pending[group.id]),
         )
         for group in live
     ]
     return tuple(sorted(tasks, key=lambda task: -task.path_cost))
+
+
+def _inputs(stages: list[Stage]) -> tuple[Stage, ...]:
+    """The materials that these stages read and do not make."""
+    return tuple(dict.fromkeys(i for s in stages for i in s.inputs.values() if i not in stages))
 
 
 def _is_kept(stage: Stage, keep: Collection[str]) -> bool:
@@ -63,16 +78,25 @@ def _is_kept(stage: Stage, keep: Collection[str]) -> bool:
 
 
 def _group(stages: Iterable[Stage]) -> list[_Group]:
-    """One group a trajectory, an unlearning, or the base's own evaluation."""
+    """One group a trajectory, an unlearning, a chain of materials, or the base's evaluation."""
     groups: dict[str, _Group] = {}
     for stage in stages:
-        model = stage.model
-        name = model.trajectory or model.digest
-        parent = model.parent if model.parent and model.parent.kind != "base" else None
+        head = _head(stage)
+        name = head.trajectory or head.digest
+        parent = head.parent if head.parent and head.parent.kind != "base" else None
         groups.setdefault(name, _Group(name[:16], parent)).stages.append(stage)
     for group in groups.values():
         group.stages.sort(key=lambda s: (s.model.steps, _ORDER[s.kind]))
     return list(groups.values())
+
+
+def _head(stage: Stage) -> Stage:
+    """The stage that a group is named after: its model, or the first of a chain of materials."""
+    if stage.kind != "prepare":
+        return stage.model
+    while stage.parent is not None and stage.parent.kind == "prepare":
+        stage = stage.parent
+    return stage
 
 
 def _merge_only_children(groups: list[_Group]) -> list[_Group]:
@@ -86,6 +110,8 @@ def _merge_only_children(groups: list[_Group]) -> list[_Group]:
         if group.id in merged:
             continue
         while (last := group.last_model()) and len(only := children[last.digest]) == 1:
+            if _inputs(only[0].stages):
+                break  # it must be free to wait while this group runs on
             group.stages.extend(only[0].stages)
             merged.add(only[0].id)
     return [group for group in groups if group.id not in merged]
@@ -101,11 +127,14 @@ def _path_costs(groups: list[_Group], pending: dict[str, list[Stage]]) -> dict[s
     for group in groups:
         if group.parent is not None and group.parent.digest in holder:
             below[holder[group.parent.digest]].append(group)
+        for needed in {holder[s.digest] for s in _inputs(group.stages)}:
+            below[needed].append(group)
     costs: dict[str, float] = {}
 
     def cost(group: _Group) -> float:
         if group.id not in costs:
-            own = _own_cost(pending[group.id]) if group.last_model() else math.inf
+            is_first = any(s.kind == "sample" for s in group.stages) and not group.last_model()
+            own = math.inf if is_first else _own_cost(pending[group.id])
             costs[group.id] = own + max((cost(child) for child in below[group.id]), default=0.0)
         return costs[group.id]
 
@@ -122,7 +151,17 @@ def _own_cost(stages: Iterable[Stage]) -> float:
         if stage.trajectory:
             longest[stage.trajectory] = max(longest.get(stage.trajectory, 0), stage.steps)
         elif stage.kind == "unlearn":
-            total += float(stage.settings["settings"].get("iterations", 10))
+            total += _unlearning_cost(stage)
         elif stage.kind == "sample":
             total += len(stage.settings["probes"])
+        elif stage.kind == "prepare":
+            total += len(stage.settings.get("prompts", ()))
     return total + sum(longest.values())
+
+
+def _unlearning_cost(stage: Stage) -> float:
+    """In training steps of a batch of 16, each three passes over a latent."""
+    plugin = find("unlearner", stage.plugin)
+    assert issubclass(plugin, UnlearnerPlugin)
+    settings = plugin.Settings.model_validate(stage.settings["settings"])
+    return max(10.0, plugin(settings).passes() / (3 * 16))

@@ -14,6 +14,7 @@ class Task:
     """Stages for one worker, in the order in which they run.
 
     `after` is the model that must be recorded before the task can start; None if that is the base.
+    `inputs` are materials that other tasks prepare and that must be recorded as well.
     `save` names the models (by digest) whose weights must stay in the store; `keep_checkpoints`
     leaves the last training state there too, so that a longer run can go on from it. `path_cost`
     is the cost of the longest chain of tasks that begins here, in training steps.
@@ -25,6 +26,12 @@ class Task:
     save: frozenset[str]
     keep_checkpoints: bool
     path_cost: float
+    inputs: tuple[Stage, ...] = ()
+
+    @property
+    def waits_for(self) -> tuple[Stage, ...]:
+        """Everything that must be recorded first."""
+        return (*((self.after,) if self.after else ()), *self.inputs)
 
 
 @dataclass(frozen=True)

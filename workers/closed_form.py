@@ -7,10 +7,23 @@ least-squares answer is W0 · M with one M for all projections, found by one sol
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from orchestrator.errors import ResurgeError
+from workers.edits import Weights
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+WORST_CONDITION = 1e12
+"""Beyond this the solution in fp64 has fewer than four good digits."""
+
+_PROJECTION = re.compile(r"attn2\.to_[kv]\.weight$")
 
 
 @dataclass
@@ -40,17 +53,45 @@ class Sums:
         c = _double(sources)
         self.gram += scale * c.T @ c
 
-    def solve(self, lam: float) -> tuple[Tensor, float]:
+    def keep_gram(self, gram: Tensor, scale: float) -> None:
+        """`keep` for embeddings whose Σ e eᵀ (width, width) is known already."""
+        self.gram += scale * _double(gram)
+
+    def solve(self, lam: float, advice: str) -> tuple[Tensor, float]:
         """The M (width, width) that turns W0 into W0 · M, and the condition number of the system.
 
         UCE (Gandikota et al. 2024, eq. 7): W = (λ W0 + Σ s v* cᵀ)(λ I + Σ s c cᵀ)⁻¹ with
         v* = W0 c*. Written as M = I + shift (λ I + gram)⁻¹ it is exactly the identity when nothing
         is moved, and the small term takes the rounding.
+
+        Raises:
+            ResurgeError: the system is singular for the purposes of fp64; it ends with `advice`.
         """
         eye = torch.eye(len(self.gram), dtype=torch.float64)
         system = lam * eye + self.gram
-        # system is symmetric, so X · system = shift is system · Xᵀ = shiftᵀ.
-        return eye + torch.linalg.solve(system, self.shift.T).T, _condition(system)
+        condition = checked_condition(system, advice)
+        return eye + solve_right(self.shift, system), condition
+
+
+def solve_right(values: Tensor, system: Tensor) -> Tensor:
+    """values · system⁻¹ for a symmetric system, by a solve: X · S = V is S · Xᵀ = Vᵀ."""
+    return torch.linalg.solve(system, values.T).T
+
+
+def checked_condition(symmetric: Tensor, advice: str) -> float:
+    """Largest over smallest eigenvalue of a symmetric positive matrix.
+
+    Raises:
+        ResurgeError: it is beyond `WORST_CONDITION`.
+    """
+    values = torch.linalg.eigvalsh(symmetric)
+    condition = float(values[-1] / values[0].clamp_min(torch.finfo(torch.float64).tiny))
+    if condition > WORST_CONDITION:
+        raise ResurgeError(
+            f"the closed form's condition number is {condition:.1e}, above "
+            f"{WORST_CONDITION:.0e}; {advice}"
+        )
+    return condition
 
 
 @torch.no_grad()
@@ -66,14 +107,14 @@ def text_projections(unet: nn.Module) -> list[nn.Linear]:
     return [
         module
         for name, module in unet.named_modules()
-        if name.endswith(("attn2.to_k", "attn2.to_v")) and isinstance(module, nn.Linear)
+        if _PROJECTION.search(f"{name}.weight") and isinstance(module, nn.Linear)
     ]
 
 
-def _condition(symmetric: Tensor) -> float:
-    """Largest over smallest eigenvalue of a symmetric positive matrix."""
-    values = torch.linalg.eigvalsh(symmetric)
-    return float(values[-1] / values[0].clamp_min(torch.finfo(torch.float64).tiny))
+def projection_edit(pipe: StableDiffusionPipeline) -> Weights:
+    """The present attn2 k, v weights as an edit: all that a closed form changes."""
+    names = [n for n, _ in pipe.unet.named_parameters() if _PROJECTION.search(n)]
+    return Weights.of(pipe, [f"unet.{name}" for name in names])
 
 
 def _double(values: Tensor) -> Tensor:

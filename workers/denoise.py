@@ -12,16 +12,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from workers.rng import integers, normal
+
 if TYPE_CHECKING:
     from diffusers import (
         DDIMScheduler,
         DDPMScheduler,
+        SchedulerMixin,
         StableDiffusionPipeline,
         UNet2DConditionModel,
     )
 
 Predict = Callable[[Tensor, int], Tensor]
 """(latents, timestep) -> the model's prediction, of the latents' shape."""
+
+NoisePredictor = Callable[[Tensor, "Tensor | int", Tensor], Tensor]
+"""(latents (n, c, h, w), time steps (n,) or one, text (n, tokens, width)) -> noise, fp32."""
 
 
 def ddim(pipe: StableDiffusionPipeline, steps: int) -> DDIMScheduler:
@@ -63,6 +69,55 @@ def training_target(
     if kind == "v_prediction":
         return scheduler.get_velocity(latents, noise, timesteps)
     raise ValueError(f"prediction_type must be 'epsilon' or 'v_prediction' but got {kind!r}")
+
+
+def to_noise(
+    scheduler: SchedulerMixin, prediction: Tensor, latents: Tensor, timesteps: Tensor | int
+) -> Tensor:
+    """The noise that a prediction means, whatever the model predicts; shape of `latents`.
+
+    With ā the schedule's cumulative product, x_t = √ā x_0 + √(1-ā) ε and v = √ā ε - √(1-ā) x_0
+    (Salimans and Ho 2022), so ε = √ā v + √(1-ā) x_t. Every unlearning loss is written in ε and
+    comes through here; nothing else knows what a model predicts.
+    """
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return at_least_fp32(prediction)
+    if kind != "v_prediction":
+        raise ValueError(f"prediction_type must be 'epsilon' or 'v_prediction' but got {kind!r}")
+    kept = scheduler.alphas_cumprod.to(latents.device)[timesteps].reshape(-1, 1, 1, 1)
+    v, x_t = at_least_fp32(prediction), at_least_fp32(latents)
+    return kept.sqrt() * v + (1 - kept).sqrt() * x_t
+
+
+def at_least_fp32(values: Tensor) -> Tensor:
+    """Half precision as fp32; anything else as it is."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def noise_predictor(
+    pipe: StableDiffusionPipeline, unet: UNet2DConditionModel | None = None
+) -> NoisePredictor:
+    """ε_θ of the pipeline's UNet, or of another one on the same schedule."""
+    network, scheduler = unet or pipe.unet, training_scheduler(pipe)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(pipe.device)
+
+    def predict(latents: Tensor, timesteps: Tensor | int, text: Tensor) -> Tensor:
+        prediction = network(latents, timesteps, encoder_hidden_states=text).sample
+        return to_noise(scheduler, prediction, latents, timesteps)
+
+    return predict
+
+
+def noise_pair(
+    predict: NoisePredictor, latents: Tensor, timesteps: Tensor | int, first: Tensor, second: Tensor
+) -> tuple[Tensor, Tensor]:
+    """ε under two texts in one pass; latents (n, c, h, w), texts (n, tokens, width)."""
+    if isinstance(timesteps, Tensor):
+        timesteps = torch.cat([timesteps, timesteps])
+    both = predict(torch.cat([latents, latents]), timesteps, torch.cat([first, second]))
+    a, b = both.chunk(2)
+    return a, b
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
@@ -107,3 +162,33 @@ def denoise(predict: Predict, scheduler: DDIMScheduler, latents: Tensor, steps: 
     for timestep in scheduler.timesteps[:steps].tolist():
         latents = scheduler.step(predict(latents, timestep), timestep, latents).prev_sample
     return latents
+
+
+def partly_denoised(
+    pipe: StableDiffusionPipeline,
+    predict: Predict,
+    batch_size: int,
+    sampler_steps: int,
+    seed: int,
+    step: int,
+) -> tuple[Tensor, int]:
+    """Latents (batch, c, h, w) after k of N steps from noise, and the time step they stand at.
+
+    k is uniform in 0 … N - 1 and shared by the batch; (seed, step) decide it and the noise.
+    """
+    scheduler = ddim(pipe, sampler_steps)
+    k = int(integers(sampler_steps, 1, seed, step, "denoised steps"))
+    noise = normal((batch_size, *latent_shape(pipe)), seed, step, "initial noise", pipe.device)
+    start = noise.to(pipe.unet.dtype) * scheduler.init_noise_sigma
+    return denoise(predict, scheduler, start, k), int(scheduler.timesteps[k])
+
+
+def noised(
+    scheduler: DDPMScheduler, latents: Tensor, seed: int, step: int, stream: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x_t of clean `latents` (n, c, h, w), its noise, and uniform time steps (n,)."""
+    noise = normal(latents.shape, seed, step, f"noise {stream}", latents.device)
+    noise = noise.to(latents.dtype)
+    high = scheduler.config.num_train_timesteps
+    timesteps = integers(high, len(latents), seed, step, f"timesteps {stream}", latents.device)
+    return scheduler.add_noise(latents, noise, timesteps), noise, timesteps

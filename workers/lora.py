@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -22,6 +23,16 @@ TARGETS = {
     "attention": r".*\.attn[12]\.(to_q|to_k|to_v|to_out\.0)",
     "cross_attention": r".*\.attn2\.(to_q|to_k|to_v|to_out\.0)",
 }
+
+
+def projections(unet: nn.Module) -> dict[str, nn.Linear]:
+    """The attention projections by path: what LoRA usually stands beside."""
+    layer = re.compile(TARGETS["attention"])
+    return {
+        path: module
+        for path, module in unet.named_modules()
+        if layer.fullmatch(path) and isinstance(module, nn.Linear)
+    }
 
 
 class Lora:

@@ -7,21 +7,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
+from orchestrator.errors import ResurgeError
 from orchestrator.plugin import Kind, find
 from orchestrator.stage import Stage
 from orchestrator.store import Store
+from workers.checkpoints import StoreCheckpoints, load_tensors, save_tensors
 from workers.denoise import latent_shape
+from workers.edits import Edit, load_edits
 from workers.finetune import Trainer
+from workers.materials.base import MATERIAL_FILE, Made, Work
 from workers.metrics.base import Metric, Score
-from workers.pipeline import WarmPipeline, load_tensors, save_tensors
+from workers.pipeline import WarmPipeline
 from workers.progress import Progress
 from workers.recipes import FinetuneSettings
 from workers.unlearners.base import Erasure
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
+    from torch import Tensor
 
 
 def plugin_of(kind: Kind, name: str, settings: Mapping[str, Any]) -> Any:
@@ -72,18 +75,28 @@ class Model:
             with self.trainer.evaluation():
                 yield self.warm.pipe
 
-    def changed(self) -> dict[str, Tensor]:
-        """The weights that differ from the base's."""
+    def edits(self) -> tuple[Edit, ...]:
+        """What makes the base this model: all that has to be stored."""
         with self.evaluation():
-            return self.warm.changed()
+            return self.warm.now() if self.stage.kind == "finetune" else self.warm.edits
+
+    def prepare(self, target: Stage) -> Made:
+        """Make a material from the model that `target` hangs on."""
+        self.become(target.model)
+        self._settle()
+        source = None
+        if (parent := _parent(target)).kind == "prepare":
+            source = self._material(parent)
+        plugin = plugin_of("material", target.plugin, target.settings)
+        return plugin.make(Work(self.warm.pipe, target.settings, source, self.progress))
 
     def compare(self, target: Stage, metric: Metric) -> Score:
         """Score `target`'s weights beside the base's and those after the last unlearning."""
         before = next((s for s in target.ancestry() if s.kind == "unlearn"), self.root)
         self.become(before)
-        unlearned = self.warm.base_state() | self.changed()
+        unlearned = self._state()
         self.become(target)
-        final = self.warm.base_state() | self.changed()
+        final = self._state()
         return metric.score_model(self.warm.base_state(), unlearned, final)
 
     def checkpoint(self, scratch: Path) -> None:
@@ -115,22 +128,44 @@ class Model:
         record = self.store.get(target)
         assert record is not None  # _has_weights said so
         with self.store.object(record, "weights.safetensors") as path:
-            self.warm.apply(load_tensors(path))
+            self.warm.put(load_edits(path))
 
     def _unlearn(self, target: Stage) -> None:
         self.become(_parent(target))
         self._settle()
+        before = self.warm.now()
         unlearner = plugin_of("unlearner", target.plugin, target.settings)
-        self.numbers = unlearner.unlearn(
+        checkpoints = StoreCheckpoints(self.store, target)
+        asked = target.settings
+        made = unlearner.unlearn(
             Erasure(
                 pipe=self.warm.pipe,
-                concept=target.settings["concept"],
-                prompts=tuple(target.settings["prompts"]),
-                retained_prompts=tuple(target.settings["retained_prompts"]),
+                concept=asked["concept"],
+                prompts=tuple(asked["prompts"]),
+                retained_prompts=tuple(asked.get("retained_prompts", ())),
+                anchor_prompts=tuple(asked.get("anchor_prompts", ())),
+                materials={name: self._material(stage) for name, stage in target.inputs.items()},
                 seed=target.seed or 0,
                 progress=self.progress,
+                checkpoints=checkpoints,
             )
         )
+        # Whatever the method left behind is gone: the model is what its edits say, no more.
+        self.warm.put((*before, *made.edits))
+        self.numbers = dict(made.numbers)
+
+    def _material(self, stage: Stage) -> Any:
+        """What a prepared stage left in the store, read."""
+        record = self.store.get(stage)
+        if record is None:
+            raise ResurgeError(f"the material {stage!r} is not in the store")
+        plugin = plugin_of("material", stage.plugin, stage.settings)
+        with self.store.object(record, MATERIAL_FILE) as path:
+            return plugin.read(load_tensors(path), stage.settings)
+
+    def _state(self) -> dict[str, Tensor]:
+        with self.evaluation():
+            return self.warm.state()
 
     def _finetune(self, target: Stage) -> None:
         """From the latest checkpoint at or before the target, else from the parent."""

@@ -1,126 +1,67 @@
-"""Training against negatively guided predictions: ESD's loop."""
+"""ESD's core: partly denoised latents, and targets that are guided away from a concept."""
 
 from __future__ import annotations
 
-import copy
-import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from workers.denoise import (
-    Predict,
-    ddim,
-    denoise,
-    guide,
-    guided,
-    latent_shape,
-    predict_pair,
-)
-from workers.rng import integers, normal
-from workers.selection import Group, select
-from workers.text import embed
-from workers.unlearners.base import Erasure
+from workers.denoise import NoisePredictor, guide, guided, noise_pair, partly_denoised
+from workers.rng import integers
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-    from workers.unlearners.esd import ESDSettings
+    from workers.unlearners.base import Erasure
 
-STEPS_PER_REPORT = 10
+
+class DrawSettings(Protocol):
+    """How x_t is drawn."""
+
+    batch_size: int
+    start_guidance: float
+    sampler_steps: int
 
 
 def erased_target(concept: Tensor, anchor: Tensor, eta: float) -> Tensor:
     """ESD's target ε*(a) - η (ε*(c) - ε*(a)): guidance with scale -η.
 
-    Code that writes it as ε*(c) - n (ε*(c) - ε*(a)) means n = η + 1. For v-prediction the same
-    combination holds, since v is affine in ε at given x_t and t.
+    Code that writes it as ε*(c) - n (ε*(c) - ε*(a)) means n = η + 1.
     """
     return guide(concept, anchor, -eta)
 
 
-def train(erasure: Erasure, settings: ESDSettings, group: Group) -> dict[str, float]:
-    """Run ESD and leave the UNet in evaluation mode without gradients.
-
-    Raises:
-        FloatingPointError: the loss is not finite.
-    """
-    unet = erasure.pipe.unet.eval().requires_grad_(False)
-    frozen = copy.deepcopy(unet)
-    chosen = list(select(unet, group).values())
-    for parameter in chosen:
-        parameter.requires_grad_(True)
-    try:
-        return _loop(erasure, settings, chosen, frozen)
-    finally:
-        unet.requires_grad_(False)
-        unet.zero_grad(set_to_none=True)
-
-
-def _loop(
+@torch.no_grad()
+def draw(
     erasure: Erasure,
-    settings: ESDSettings,
-    parameters: list[nn.Parameter],
-    frozen: UNet2DConditionModel,
-) -> dict[str, float]:
-    optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
-    prompts = embed(erasure.pipe, erasure.prompts)
-    empty, anchor = embed(erasure.pipe, ["", settings.erase_from or ""])
-    total, pending = settings.iterations, []
-    for step in range(total):
-        loss = _loss(erasure, settings, frozen, prompts, empty, anchor, step)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        pending.append(loss.detach())
-        if len(pending) >= STEPS_PER_REPORT or step + 1 == total:
-            mean = _mean_of(pending, step + 1)
-            erasure.progress(step + 1, total, {"loss": mean})
-            pending.clear()
-    return {"loss": mean}
-
-
-def _loss(
-    erasure: Erasure,
-    settings: ESDSettings,
-    frozen: UNet2DConditionModel,
-    prompts: Tensor,
+    settings: DrawSettings,
+    unet: UNet2DConditionModel,
+    text: Tensor,
     empty: Tensor,
-    anchor: Tensor,
     step: int,
-) -> Tensor:
-    """One step's loss. Prompts (n, tokens, width); empty and anchor (tokens, width)."""
-    unet, count, at = erasure.pipe.unet, settings.batch_size, (erasure.seed, step)
-    rows = integers(len(prompts), count, *at, "esd prompts", prompts.device)
-    text = prompts[rows]
-    with torch.no_grad():
-        drawer = unet if settings.x_from == "student" else frozen
-        predict = guided(drawer, text, empty.expand_as(text), settings.start_guidance)
-        latents, timestep = _partly_denoised(erasure, settings, predict, step)
-        concept, from_anchor = predict_pair(frozen, latents, timestep, text, anchor.expand_as(text))
-        target = erased_target(concept, from_anchor, settings.negative_guidance)
-    predicted = unet(latents, timestep, encoder_hidden_states=text).sample
-    return functional.mse_loss(predicted, target)
-
-
-def _partly_denoised(
-    erasure: Erasure, settings: ESDSettings, predict: Predict, step: int
 ) -> tuple[Tensor, int]:
-    """Latents (batch, c, h, w) after k steps from noise, and the time step they stand at."""
-    pipe, at = erasure.pipe, (erasure.seed, step)
-    scheduler = ddim(pipe, settings.sampler_steps)
-    k = int(integers(settings.sampler_steps, 1, *at, "esd k"))
-    shape = (settings.batch_size, *latent_shape(pipe))
-    noise = normal(shape, *at, "esd noise", pipe.device) * scheduler.init_noise_sigma
-    return denoise(predict, scheduler, noise, k), int(scheduler.timesteps[k])
+    """x_t (batch, c, h, w) that `unet` draws towards `text` (batch, tokens, width), and t."""
+    predict = guided(unet, text, empty.expand_as(text), settings.start_guidance)
+    return partly_denoised(
+        erasure.pipe, predict, settings.batch_size, settings.sampler_steps, erasure.seed, step
+    )
 
 
-def _mean_of(losses: list[Tensor], step: int) -> float:
-    mean = float(torch.stack(losses).mean())
-    if not math.isfinite(mean):
-        raise FloatingPointError(
-            f"the loss is {mean} by step {step}; lower the unlearner's learning_rate"
-        )
-    return mean
+@torch.no_grad()
+def erased_noise(
+    frozen: NoisePredictor, latents: Tensor, timestep: int, text: Tensor, anchor: Tensor, eta: float
+) -> Tensor:
+    """`erased_target` of the frozen model at x_t; `anchor` (tokens, width) is ∅ or a stand-in."""
+    concept, away = noise_pair(frozen, latents, timestep, text, anchor.expand_as(text))
+    return erased_target(concept, away, eta)
+
+
+def choose(text: Tensor, count: int, seed: int, step: int, stream: str = "prompts") -> Tensor:
+    """`count` rows of embeddings (n, tokens, width), drawn with replacement."""
+    return text[integers(len(text), count, seed, step, stream, text.device)]
+
+
+def drawing_passes(sampler_steps: int, batch_size: int) -> int:
+    """UNet passes of drawing x_t under guidance, on average over k."""
+    return batch_size * (sampler_steps - 1)

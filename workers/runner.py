@@ -24,10 +24,12 @@ from orchestrator.work import (
     StageStarted,
     WorkOrder,
 )
+from workers.checkpoints import StoreCheckpoints, save_tensors
+from workers.edits import save_edits
+from workers.materials.base import MATERIAL_FILE
 from workers.metrics.base import Picture, Probe, Score
 from workers.model import Model, plugin_of
 from workers.pictures import read_pictures, write_losses, write_pictures, write_values
-from workers.pipeline import save_tensors
 from workers.provenance import provenance
 from workers.recipes import SampleSettings
 from workers.sampling import sample
@@ -129,6 +131,12 @@ class _Run:
                 provenance(self.runner.device),
             )
 
+    def prepare(self, stage: Stage, folder: Path) -> _Result:
+        made = self.model(stage).prepare(stage)
+        path = folder / MATERIAL_FILE
+        save_tensors(path, made.tensors)
+        return _Result({path.name: path}, made.numbers)
+
     def unlearn(self, stage: Stage, folder: Path) -> _Result:
         model = self.model(stage)
         model.become(stage)
@@ -177,7 +185,7 @@ class _Run:
         if stage.digest not in self.task.save:
             return {}
         path = folder / "weights.safetensors"
-        save_tensors(path, model.changed())
+        save_edits(path, model.edits())
         return {path.name: path}
 
     def model(self, stage: Stage) -> Model:
@@ -202,6 +210,9 @@ class _Run:
             return
         for trajectory in {stage.trajectory for stage in self.task.stages} - {None}:
             self.store.drop_checkpoints(str(trajectory))
+        for stage in self.task.stages:
+            if stage.kind == "unlearn":
+                StoreCheckpoints(self.store, stage).drop()
 
     def log(self, text: str) -> None:
         path = Path(self.order.log_path)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+import copy
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-Group = Literal["xattn", "xattn_kv", "outside_xattn_layers", "noxattn"]
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+Group = Literal["full", "xattn", "xattn_kv", "outside_xattn_layers", "noxattn"]
 
 
 def select(unet: nn.Module, group: Group) -> dict[str, nn.Parameter]:
     """The parameters of a group, by name ("attn2" names the cross-attention modules).
 
+    - `full`: everything.
     - `xattn`: everything in attn2.
     - `xattn_kv`: attn2's to_k and to_v.
     - `outside_xattn_layers`: every Linear and Conv2d outside attn2, conv_in, conv_out and the time
@@ -26,6 +31,8 @@ def select(unet: nn.Module, group: Group) -> dict[str, nn.Parameter]:
 
 
 def _belongs(name: str, group: Group) -> bool:
+    if group == "full":
+        return True
     if group == "xattn":
         return "attn2." in name
     if group == "xattn_kv":
@@ -39,3 +46,11 @@ def _layers_outside_xattn(unet: nn.Module) -> Iterator[tuple[str, nn.Parameter]]
         if isinstance(module, nn.Linear | nn.Conv2d) and "attn2." not in f"{path}.":
             for name, value in module.named_parameters(recurse=False):
                 yield f"{path}.{name}", value
+
+
+def frozen_copy(unet: UNet2DConditionModel, trained: Mapping[str, nn.Parameter]) -> Any:
+    """The UNet as it is now, to be a teacher: what is not trained is shared, not copied."""
+    chosen = {id(value) for value in trained.values()}
+    shared = {id(v): v for v in (*unet.parameters(), *unet.buffers()) if id(v) not in chosen}
+    frozen = copy.deepcopy(unet, shared)
+    return frozen.eval().requires_grad_(False)

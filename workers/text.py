@@ -48,6 +48,34 @@ def last_subject_index(tokenizer: CLIPTokenizer, prompt: str, concept: str | Non
     return words
 
 
+def end_index(ids: Sequence[int], end: int) -> int:
+    """Position of the end token: the first one, since Stable Diffusion 1 pads with it too."""
+    return ids.index(end) if end in ids else len(ids) - 1
+
+
+def subject_span(tokenizer: CLIPTokenizer, prompt: str, concept: str) -> tuple[int, int]:
+    """[first, last + 1) positions of `concept`'s tokens in `prompt`.
+
+    If the prompt does not have the concept word for word, its last word stands for it.
+    """
+    last = last_subject_index(tokenizer, prompt, concept)
+    _, count = _tokens(tokenizer, concept)
+    ids, _ = _tokens(tokenizer, prompt)
+    wanted, _ = _tokens(tokenizer, concept)
+    first = last + 1 - count
+    is_there = count and first >= 1 and ids[first : last + 1] == wanted[1 : 1 + count]
+    return (first, last + 1) if is_there else (last, last + 1)
+
+
+def subject_words(pipe: StableDiffusionPipeline, prompts: Sequence[str], concept: str) -> Tensor:
+    """Which tokens of each prompt are the concept's: bool (n, tokens)."""
+    words = torch.zeros(len(prompts), pipe.tokenizer.model_max_length, dtype=torch.bool)
+    for row, prompt in zip(words, prompts, strict=True):
+        first, last = subject_span(pipe.tokenizer, prompt, concept)
+        row[first:last] = True
+    return words.to(pipe.device)
+
+
 def _tokens(tokenizer: CLIPTokenizer, text: str) -> tuple[list[int], int]:
     """Padded token ids, and how many of them are words."""
     encoded = tokenizer(

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,30 +67,11 @@ class Folder(Dataset):
     @cached_property
     def _digest(self) -> str:
         self._metadata()
-        root = self._path
-        files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
-        total = hashlib.sha256()
-        for file in files:
-            name = file.relative_to(root).as_posix() if root.is_dir() else ""
-            total.update(f"{name}\0{_sha256(file)}\n".encode())
-        return total.hexdigest()
+        return digest_of(self._path)
 
     def examples(self, concept: str, size_px: int) -> Examples:
         """Read every row; all bad rows are named at once."""
-        import numpy as np
-
-        images, captions, bad = [], [], []
-        for where, source, text in self._rows():
-            try:
-                images.append(_read_image(source, size_px))
-                captions.append(_read_caption(text, self.settings.caption_column))
-            except (OSError, ValueError) as error:
-                bad.append(f"{where}: {error}")
-        if bad:
-            raise ResurgeError(f"{self._path}: {len(bad)} bad rows\n  " + "\n  ".join(bad))
-        if not images:
-            raise ResurgeError(f"{self._metadata()} has no rows; at least one picture is needed")
-        return Examples(np.stack(images), tuple(captions))
+        return collect(self._rows(), self._path, self.settings.caption_column, size_px)
 
     def _metadata(self) -> Path:
         """The file with the rows."""
@@ -118,6 +99,38 @@ class Folder(Dataset):
                 name = row.get("file_name")
                 source = self._path / str(name) if name else None
                 yield f"{where} ({name})" if name else where, source, row.get(caption)
+
+
+def collect(rows: Iterable[Row], where: object, column: str, size_px: int) -> Examples:
+    """Pictures and captions of rows; `column` is where errors say that the caption is missing.
+
+    Raises:
+        ResurgeError: with every bad row; or there are no rows.
+    """
+    import numpy as np
+
+    images, captions, bad = [], [], []
+    for name, source, text in rows:
+        try:
+            images.append(_read_image(source, size_px))
+            captions.append(_read_caption(text, column))
+        except (OSError, ValueError) as error:
+            bad.append(f"{name}: {error}")
+    if bad:
+        raise ResurgeError(f"{where}: {len(bad)} bad rows\n  " + "\n  ".join(bad))
+    if not images:
+        raise ResurgeError(f"{where} has no rows; at least one picture is needed")
+    return Examples(np.stack(images), tuple(captions))
+
+
+def digest_of(root: Path) -> str:
+    """sha256 of names and contents: all of a folder's files, or one file."""
+    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
+    total = hashlib.sha256()
+    for file in files:
+        name = file.relative_to(root).as_posix() if root.is_dir() else ""
+        total.update(f"{name}\0{_sha256(file)}\n".encode())
+    return total.hexdigest()
 
 
 def _read_table(path: Path) -> Iterator[dict[str, Any]]:

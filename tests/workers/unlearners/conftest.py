@@ -1,21 +1,59 @@
-import pytest
+"""Erasures on the tiny pipeline: every input of a method, small."""
 
+import pytest
+import torch
+
+from orchestrator.plan import retained_prompts
+from tests.workers.unlearners.small import make_materials
+from tests.workers.unlearners.transcribe import ANCHOR, FORGET, RETAIN, noise_pictures
+from workers.checkpoints import NoCheckpoints
 from workers.unlearners.base import Erasure
 
 
 @pytest.fixture
 def erasure(pipe, tiny_base):
-    """Make an erasure of the star; keyword arguments replace its parts."""
+    """Make an erasure of the star for a method; keyword arguments replace its parts."""
 
-    def make(**parts):
+    def make(method=None, **parts):
+        concept = parts.get("concept", "star")
         defaults = {
             "pipe": pipe,
-            "concept": "star",
-            "prompts": tiny_base.prompts("star"),
-            "retained_prompts": tiny_base.prompts("circle"),
+            "concept": concept,
+            "prompts": tiny_base.prompts(concept),
+            "retained_prompts": tuple(retained_prompts(tiny_base, concept)),
+            "anchor_prompts": tiny_base.prompts(tiny_base.anchor(concept)),
             "seed": 0,
             "progress": lambda *_: None,
+            "checkpoints": NoCheckpoints(),
+            "materials": make_materials(pipe, method, tiny_base, concept) if method else {},
         }
         return Erasure(**(defaults | parts))
 
     return make
+
+
+@pytest.fixture
+def brief(erasure):
+    """Make an erasure of a few prompts with pictures of noise; keyword arguments add to it."""
+
+    def make(materials=None, **parts):
+        pictures = {
+            "forget": noise_pictures(FORGET),
+            "anchor": noise_pictures(ANCHOR),
+            "retain": noise_pictures(RETAIN),
+        }
+        prompts = {"prompts": FORGET, "anchor_prompts": ANCHOR, "retained_prompts": RETAIN}
+        return erasure(materials=pictures | (materials or {}), **(prompts | parts))
+
+    return make
+
+
+@pytest.fixture
+def double_precision():
+    """Everything made in the test is fp64: two ways to compute one thing differ by rounding only.
+
+    The first step of Adam is the gradient's sign, which fp32 does not settle for tiny gradients.
+    """
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

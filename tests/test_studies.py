@@ -1,0 +1,59 @@
+"""Every sweep file that ships says what it is and can be planned, without network and data."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from orchestrator.grid import MAX_TRIALS
+from orchestrator.plan import make_plan
+from orchestrator.sweep import load
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "sweeps").rglob("*.yaml"))
+NAMES = [str(path.relative_to(ROOT)) for path in FILES]
+COMMAND = re.compile(r"^#   resurge run (\S+) ((?:.*\\\n#)*.*)$", re.MULTILINE)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("RESURGE_PLUGINS", raising=False)
+    monkeypatch.chdir(ROOT)
+
+
+def comment(path: Path) -> str:
+    """The lines before the first that is no comment."""
+    return re.match(r"(?:#.*\n)*", path.read_text()).group()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_can_be_planned(path: Path) -> None:
+    plan = make_plan(load(path))
+    trials = [trial for trial in plan.trials if not trial.is_control]
+    assert 1 <= len(trials) <= MAX_TRIALS
+    assert any(stage.kind == "sample" for stage in plan.stages)
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_begins_with_what_it_is(path: Path) -> None:
+    assert len(comment(path)) > 80
+
+
+def test_no_two_share_a_name() -> None:
+    names = [load(path, ("seeds=1",)).name for path in FILES]
+    assert len(set(names)) == len(names)
+
+
+COMMANDS = [(file, options) for path in FILES for file, options in COMMAND.findall(comment(path))]
+
+
+@pytest.mark.parametrize(("file", "options"), COMMANDS, ids=[file for file, _ in COMMANDS])
+def test_the_commands_in_the_comments_work(file: str, options: str) -> None:
+    overrides = shlex.split(options.replace("\\\n#", " "))
+    changed = load(ROOT / file, (*overrides, "seeds=1"))
+    assert changed.name != load(ROOT / file, ("seeds=1",)).name
+    assert changed.base.fingerprint() != load(ROOT / file, ("seeds=1",)).base.fingerprint()

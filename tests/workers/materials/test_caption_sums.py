@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from orchestrator.errors import ResurgeError
+from workers.materials.base import Work
+from workers.materials.caption_sums import CaptionSums
+from workers.text import embed
+
+CAPTIONS = ["a star", "a red circle", ""]
+
+
+def make(pipe, need, calls=None):
+    report = (lambda *call: calls.append(call[:2])) if calls is not None else lambda *_: None
+    made = need.plugin.make(Work(pipe, need.asked, None, report))
+    return need.plugin.read(made.tensors, need.asked), made.numbers
+
+
+def outer_products(pipe, captions):
+    tokens = embed(pipe, captions).flatten(0, 1).double()
+    return sum(torch.outer(token, token) for token in tokens)
+
+
+def test_the_sum_of_every_tokens_outer_product(pipe):
+    gram, numbers = make(pipe, CaptionSums.need(None, CAPTIONS))
+    assert gram.dtype == torch.float64
+    torch.testing.assert_close(gram, outer_products(pipe, CAPTIONS))
+    assert numbers["captions"] == 3
+
+
+def test_more_captions_than_fit_in_a_pass(pipe):
+    captions, calls = ["a star", "a circle"] * 40, []
+    gram, _ = make(pipe, CaptionSums.need(None, captions), calls)
+    torch.testing.assert_close(gram, 40 * outer_products(pipe, captions[:2]))
+    assert calls == [(64, 80), (80, 80)]
+
+
+def test_a_files_lines_are_captions_and_blank_ones_are_not(pipe, tmp_path):
+    path = tmp_path / "captions.txt"
+    path.write_text("a star\n\n  a red circle \n", "utf-8")
+    gram, numbers = make(pipe, CaptionSums.need(str(path), ["not this"]))
+    torch.testing.assert_close(gram, outer_products(pipe, ["a star", "a red circle"]))
+    assert numbers["captions"] == 2
+
+
+def test_what_is_asked_changes_with_the_files_content_and_not_with_its_place(tmp_path):
+    one, other = tmp_path / "one.txt", tmp_path / "other.txt"
+    one.write_text("a star\n", "utf-8")
+    other.write_text("a star\n\n", "utf-8")
+    asked = [CaptionSums.need(str(path), []).asked for path in (one, other)]
+    assert asked[0] == asked[1]
+    other.write_text("a circle\n", "utf-8")
+    assert CaptionSums.need(str(other), []).asked != asked[0]
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ResurgeError, match=r"caption file '.*none\.txt' does not exist"):
+        CaptionSums.need(str(tmp_path / "none.txt"), [])
+
+
+def test_a_file_without_captions_is_named(tmp_path):
+    path = tmp_path / "empty.txt"
+    path.write_text("\n \n", "utf-8")
+    with pytest.raises(ResurgeError, match=r"empty\.txt' has no captions"):
+        CaptionSums.need(str(path), [])

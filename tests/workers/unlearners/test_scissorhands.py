@@ -1,0 +1,113 @@
+import copy
+
+import pytest
+import torch
+
+from tests.workers.unlearners.small import small
+from tests.workers.unlearners.test_salun import random_masks
+from tests.workers.unlearners.transcribe import (
+    ANCHOR,
+    FORGET,
+    RETAIN,
+    assert_same,
+    eps,
+    fixed,
+    mse,
+    noise_pictures,
+    noised,
+    trainable,
+)
+from workers.materials.saliency import pack, unpack
+from workers.rng import generator
+from workers.text import embed
+from workers.unlearners.scissorhands import Scissorhands, project
+
+
+def cut(unet, masks):
+    """Chosen weights get torch's U(-1, 1)/√fan_in, a norm's 0."""
+    modules = dict(unet.named_modules())
+    for name, value in unet.named_parameters():
+        weight = modules[name.rpartition(".")[0]].weight
+        bound = weight[0].numel() ** -0.5 if weight.dim() > 1 else 0.0
+        fresh = bound * torch.empty(value.shape).uniform_(
+            -1, 1, generator=generator(0, 0, f"initial {name}")
+        )
+        value.data = torch.where(masks[name], fresh, value.data)
+
+
+@pytest.mark.usefixtures("double_precision")
+@pytest.mark.parametrize("forget_loss", ["relabel", "ascent"])
+def test_two_iterations_are_the_published_equations(pipe, brief, forget_loss):
+    """Cut; then g of L_r + λ L_f, without its component along the concept's own gradient."""
+    twin, lam, masks = copy.deepcopy(pipe), 0.4, random_masks(pipe.unet)
+    packed = {name: pack(mask) for name, mask in masks.items()}
+    method = small(Scissorhands, forget_weight=lam, forget_loss=forget_loss)
+    unlearned = method.unlearn(brief({"cut": packed}))
+
+    unet = twin.unet
+    concept, other, retained = (embed(twin, prompts) for prompts in (FORGET, ANCHOR, RETAIN))
+    cut(unet, masks)
+    trained = trainable(unet, lambda name: True)
+    values, losses = list(trained.values()), []
+    optimizer = torch.optim.Adam(values, lr=1e-4)
+    for step in range(2):
+        rows, x, noise, t = noised(twin, noise_pictures(FORGET), 2, step, "forget")
+        own = mse(eps(unet, x, t, concept[rows]), noise)
+        relabelled = mse(eps(unet, x, t, concept[rows]), fixed(unet, x, t, other[rows]))
+        o = torch.cat([g.flatten() for g in torch.autograd.grad(own, values, retain_graph=True)])
+        rows, x, noise, t = noised(twin, noise_pictures(RETAIN), 2, step, "retain")
+        kept = mse(eps(unet, x, t, retained[rows]), noise)
+        loss = kept + lam * (relabelled if forget_loss == "relabel" else -own)
+        g = torch.cat([g.flatten() for g in torch.autograd.grad(loss, values)])
+        if g @ o > 0:
+            g = g - (g @ o) / (o @ o) * o
+        parts = g.split([value.numel() for value in values])
+        for value, part in zip(values, parts, strict=True):
+            value.grad = part.view_as(value)
+        optimizer.step()
+        losses.append(loss.item())
+    assert_same(unlearned, twin, [f"unet.{name}" for name in trained], sum(losses) / 2)
+
+
+@pytest.mark.parametrize("sparsity", [0.9, 0.99])
+def test_the_share_that_is_cut_is_one_minus_the_sparsity(erasure, sparsity):
+    method = small(Scissorhands, sparsity=sparsity, iterations=1)
+    unlearned = method.unlearn(erasure(method))
+    assert unlearned.numbers["cut"] == pytest.approx(1 - sparsity, rel=1e-3)
+
+
+def test_the_released_variant_cuts_in_two_self_attentions_only(pipe, brief):
+    before = copy.deepcopy(pipe.unet).state_dict()
+    everywhere = {n: pack(torch.ones_like(v) > 0) for n, v in pipe.unet.named_parameters()}
+    method = small(Scissorhands, variant="released", iterations=1, learning_rate=1e-9)
+    method.unlearn(brief({"cut": everywhere}))
+    moved = {
+        name.partition(".attn1.")[0]
+        for name, value in pipe.unet.named_parameters()
+        if not torch.allclose(value, before[name], rtol=0, atol=1e-6)
+    }
+    assert len(moved) == 2
+    assert all(f"{path}.attn1.to_q.weight" in before for path in moved)
+
+
+def test_weights_outside_the_mask_survive_the_cut(pipe, brief):
+    before = copy.deepcopy(pipe.unet).state_dict()
+    packed = {name: pack(mask) for name, mask in random_masks(pipe.unet).items()}
+    small(Scissorhands, iterations=1, learning_rate=1e-9).unlearn(brief({"cut": packed}))
+    for name, value in pipe.unet.named_parameters():
+        outside = ~unpack(packed[name], value.shape)
+        torch.testing.assert_close(value[outside], before[name][outside], rtol=0, atol=1e-7)
+
+
+def test_projection_leaves_no_component_that_lowers_the_concepts_loss():
+    own = (torch.tensor([1.0, 0.0]), torch.tensor([1.0]))
+    gradients = [torch.tensor([3.0, 5.0]), torch.tensor([1.0])]
+    project(gradients, own)
+    assert sum((g * o).sum() for g, o in zip(gradients, own, strict=True)).item() == 0
+    assert [g.tolist() for g in gradients] == [[1.0, 5.0], [-1.0]]
+
+
+def test_a_gradient_that_raises_the_concepts_loss_is_left_alone():
+    gradients = [torch.tensor([-1.0, 2.0])]
+    project(gradients, (torch.tensor([1.0, 0.0]),))
+    assert gradients[0].tolist() == [-1.0, 2.0]

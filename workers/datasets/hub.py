@@ -1,0 +1,242 @@
+"""Captioned pictures from a Hugging Face data set repository, pinned to a commit."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from orchestrator.errors import ResurgeError
+from orchestrator.plugin import Settings
+from workers.datasets.base import Dataset, Examples
+from workers.datasets.folder import Row, collect, digest_of
+
+Table = Any
+"""A `datasets.Dataset`, or an `IterableDataset` of a stream."""
+REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+STREAM_SURPLUS = 1000
+"""Rows that are read of a stream beyond those asked for, to choose among."""
+INSTALL = "pip install 'resurge[hub]'"
+
+
+class HubSettings(Settings):
+    """Which rows of which repository, and how they become pictures and captions."""
+
+    repository: str = Field(
+        description="a data set's repository, owner/name; or a folder with a clone of one"
+    )
+    revision: str | None = Field(
+        None, description="the repository's commit, 40 hex digits; needed, but not for a folder"
+    )
+    config: str | None = Field(
+        None, description="the data set's configuration (subset); null: its default"
+    )
+    split: str = Field("train", description="the data set's split")
+    image_column: str = Field("image", description="the column with the pictures")
+    caption: str = Field(
+        "{text}",
+        description="the caption, with columns in braces: '{text}', 'a photo of a {label}'; class "
+        "labels become their names; without braces, all pictures have this caption",
+    )
+    size: int | None = Field(
+        None, ge=1, description="how many rows, chosen by the seed; null: all, in their order"
+    )
+    seed: int = Field(0, ge=0, description="seed of the choice")
+    streaming: bool = Field(
+        False,
+        description="read the beginning of the split instead of downloading all of it; the seed "
+        f"then chooses among the first size + {STREAM_SURPLUS} rows",
+    )
+
+    @field_validator("caption")
+    @classmethod
+    def _braces_hold_columns(cls, caption: str) -> str:
+        try:
+            columns = columns_of(caption)
+        except ValueError as error:
+            raise ValueError(f"caption {caption!r} cannot be read: {error}") from None
+        if not caption.strip() or any(not name or name.isdigit() for name in columns):
+            raise ValueError(
+                "caption must be text, with the names of columns in its braces, such as "
+                f"'a photo of a {{label}}', but got {caption!r}"
+            )
+        return caption
+
+    @model_validator(mode="after")
+    def _is_pinned(self) -> HubSettings:
+        if Path(self.repository).expanduser().is_dir():
+            if self.revision is not None:
+                raise ValueError(
+                    f"revision is for repositories but {self.repository!r} is a folder"
+                )
+        elif not REPOSITORY.fullmatch(self.repository):
+            raise ValueError(
+                f"repository must be owner/name or a folder that exists but got {self.repository!r}"
+            )
+        elif COMMIT.fullmatch(self.revision or "") is None:
+            got = f"got {self.revision!r}" if self.revision else "has none"
+            raise ValueError(
+                f"repository {self.repository!r} needs revision, a commit hash of 40 hex digits, "
+                f"but {got}; a branch or a tag moves, and a result must name the pictures that it "
+                "was computed from"
+            )
+        return self
+
+
+class Hub(Dataset):
+    """Captioned pictures from a Hugging Face data set, pinned to a commit.
+
+    Needs `pip install 'resurge[hub]'`. The data set must be of a format that `datasets` reads by
+    itself (Parquet, imagefolder, webdataset): code from a repository is never run. Planning does
+    not touch the network; HF_HUB_OFFLINE=1 reads the local cache only. Pictures are cropped as
+    `folder` crops them. Whether they show the erased concept is for you to know.
+    """
+
+    name = "hub"
+    version = 1
+    uses_concept = False
+    Settings = HubSettings
+
+    def fingerprint(self) -> str:
+        """repository@revision/config/split; of a folder, sha256 of its files."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        s, folder = self.settings, Path(self.settings.repository).expanduser()
+        if folder.is_dir():
+            return digest_of(folder)
+        return f"{s.repository}@{s.revision}/{s.config or 'default'}/{s.split}"
+
+    def examples(self, concept: str, size_px: int) -> Examples:
+        """Read the chosen rows; all bad rows are named at once."""
+        columns = "', '".join(columns_of(self.settings.caption))
+        return collect(self._rows(), self._where, columns, size_px)
+
+    @property
+    def _where(self) -> str:
+        s = self.settings
+        return f"{s.repository}{f'@{s.revision}' if s.revision else ''}, split {s.split!r}"
+
+    def _rows(self) -> Iterator[Row]:
+        s, table = self.settings, self._table()
+        columns = columns_of(s.caption)
+        names = {column: _label_names(table.features[column]) for column in columns}
+        for number, row in self._chosen(table):
+            texts = {column: _text(row[column], names[column]) for column in columns}
+            is_whole = None not in texts.values()
+            picture = _content(row[s.image_column])
+            yield f"row {number}", picture, s.caption.format(**texts) if is_whole else None
+
+    def _table(self) -> Table:
+        """The split, with the columns that are needed, its pictures as bytes."""
+        s, table = self.settings, self._load()
+        from datasets import Image  # after the message for who has not installed it
+
+        there = table.column_names
+        columns = [s.image_column, *columns_of(s.caption)]
+        if missing := [column for column in columns if column not in there]:
+            raise ResurgeError(
+                f"{self._where} has no column {', '.join(map(repr, missing))}; it has "
+                f"{', '.join(there)}; set image_column and caption"
+            )
+        if not isinstance(table.features[s.image_column], Image):
+            raise ResurgeError(
+                f"column {s.image_column!r} of {self._where} must hold pictures but holds "
+                f"{table.features[s.image_column]}; set image_column"
+            )
+        # Decoded here, as `folder` does it, so that one bad picture does not end the reading.
+        return table.select_columns(columns).cast_column(s.image_column, Image(decode=False))
+
+    def _load(self) -> Table:
+        try:
+            import datasets
+        except ImportError as error:
+            raise ResurgeError(
+                f"dataset 'hub' needs the package datasets, which is not installed: {INSTALL}"
+            ) from error
+        s = self.settings
+        datasets.disable_progress_bars()  # a worker's log is read later
+        path = Path(s.repository).expanduser()
+        with self._reading():
+            return datasets.load_dataset(
+                str(path) if path.is_dir() else s.repository,
+                s.config,
+                split=s.split,
+                revision=s.revision,
+                streaming=s.streaming,
+            )
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # the readers raise whatever they trip over
+            raise ResurgeError(
+                f"cannot read the data set {self._where}: {_sentence(error)}{_offline_hint()}"
+            ) from error
+
+    def _chosen(self, table: Table) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """The rows to use, each with its number in the split."""
+        import numpy as np
+
+        s = self.settings
+        if s.streaming:  # not the library's own shuffle: its order changes with its version
+            with self._reading():
+                table = list(islice(table, s.size and s.size + STREAM_SURPLUS))
+        order = np.arange(len(table))
+        if s.size is not None:
+            order = np.random.default_rng(s.seed).permutation(len(table))[: s.size]
+        for index in order.tolist():
+            yield index + 1, table[index]
+
+
+def columns_of(caption: str) -> tuple[str, ...]:
+    """The names in a caption's braces, each once.
+
+    Raises:
+        ValueError: a brace without its partner.
+    """
+    names = (name for _, name, _, _ in string.Formatter().parse(caption) if name is not None)
+    return tuple(dict.fromkeys(names))
+
+
+def _label_names(feature: Any) -> Sequence[str] | None:
+    """The names of a column of class labels; None for any other column."""
+    names = getattr(feature, "names", None)
+    return None if names is None else [name.replace("_", " ") for name in names]
+
+
+def _text(value: Any, names: Sequence[str] | None) -> str | None:
+    """A row's text, or the name of its class label; None if it has neither."""
+    if names is not None and isinstance(value, int) and 0 <= value < len(names):
+        return names[value]
+    return value if isinstance(value, str) and names is None else None
+
+
+def _content(value: Mapping[str, Any] | None) -> bytes | Path | None:
+    """An undecoded picture's bytes, or the file that holds it."""
+    if not value:
+        return None
+    path = value.get("path")
+    return value.get("bytes") or (Path(path) if path else None)
+
+
+def _sentence(error: Exception) -> str:
+    """What a reader says, as one line without its last full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (" ".join(lines[:2]) or repr(error)).rstrip(".")
+
+
+def _offline_hint() -> str:
+    from huggingface_hub import is_offline_mode
+
+    return " (HF_HUB_OFFLINE is set: only the cache was searched)" if is_offline_mode() else ""

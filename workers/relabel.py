@@ -1,0 +1,76 @@
+"""Losses on pictures: ordinary denoising, and denoising as if another prompt had been given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from workers.denoise import NoisePredictor, noised
+from workers.rng import integers
+from workers.text import embed
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler, StableDiffusionPipeline
+
+    from workers.materials.images import Pictures
+
+
+@dataclass(frozen=True)
+class Batch:
+    """x_t (n, c, h, w) of some pictures, its noise, time steps (n,), and which pictures (n,)."""
+
+    noisy: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Pictures ready for training: latents (n, c, h, w) and their prompts' embeddings."""
+
+    latents: Tensor
+    text: Tensor
+    scheduler: DDPMScheduler
+
+    @classmethod
+    def of(
+        cls,
+        pipe: StableDiffusionPipeline,
+        scheduler: DDPMScheduler,
+        pictures: Pictures,
+        prompts: Sequence[str] | None = None,
+    ) -> PictureSet:
+        """With the pictures' own prompts, or with others in the same order."""
+        text = embed(pipe, pictures.prompts if prompts is None else prompts)
+        return cls(pictures.latents.to(pipe.device), text, scheduler)
+
+    def batch(self, count: int, seed: int, step: int, stream: str) -> Batch:
+        """`count` pictures, drawn with replacement and noised at uniform time steps."""
+        device = self.latents.device
+        rows = integers(len(self.latents), count, seed, step, f"rows {stream}", device)
+        noisy, noise, at = noised(self.scheduler, self.latents[rows], seed, step, stream)
+        return Batch(noisy, noise, at, rows)
+
+
+def denoising_loss(predict: NoisePredictor, batch: Batch, text: Tensor) -> Tensor:
+    """MSE(ε_θ(x_t, c), ε): the ordinary loss; `text` is (all pictures, tokens, width)."""
+    return functional.mse_loss(predict(batch.noisy, batch.timesteps, text[batch.rows]), batch.noise)
+
+
+def relabel_loss(
+    predict: NoisePredictor, teacher: NoisePredictor, batch: Batch, concept: Tensor, anchor: Tensor
+) -> Tensor:
+    """MSE(ε_θ(x_t, c), sg[ε(x_t, c')]): the concept's prompt should predict what another does.
+
+    `concept` and `anchor` are (all pictures, tokens, width). The teacher is the model in training
+    itself (SalUn, concept ablation) or the frozen original.
+    """
+    with torch.no_grad():
+        target = teacher(batch.noisy, batch.timesteps, anchor[batch.rows])
+    return functional.mse_loss(predict(batch.noisy, batch.timesteps, concept[batch.rows]), target)

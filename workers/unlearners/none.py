@@ -1,0 +1,17 @@
+"""The baseline that does nothing."""
+
+from __future__ import annotations
+
+from workers.unlearners.base import Erasure, Unlearned, Unlearner
+
+
+class Nothing(Unlearner):
+    """Leave the model alone: what fine-tuning does to a model that was never unlearned."""
+
+    name = "none"
+    seeded = False
+    changes = False
+
+    def unlearn(self, erasure: Erasure) -> Unlearned:
+        """No edit."""
+        return Unlearned(())

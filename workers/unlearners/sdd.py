@@ -1,0 +1,95 @@
+"""SDD: the student learns to answer the concept as it answers no prompt at all."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from orchestrator.plugin import Presets
+from workers.unlearners.base import Erasure, TrainSettings, Unlearned, Unlearner
+
+
+class SDDSettings(TrainSettings):
+    """How long, and how slowly the teacher follows."""
+
+    PRESETS: ClassVar[Presets] = {
+        "sd": {
+            "learning_rate": 1e-5, "iterations": 1500, "batch_size": 1, "sampler_steps": 50,
+            "ema_decay": 0.999,
+        },
+    }  # fmt: skip
+
+    iterations: int = Field(150, ge=1, description="optimiser steps")
+    learning_rate: float = Field(5e-4, gt=0, description="AdamW's learning rate")
+    weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay")
+    clip_norm: float = Field(1.0, gt=0, description="global gradient norm")
+    ema_decay: float = Field(
+        0.98, gt=0, lt=1, description="the teacher's moving average; 0.999 needs 1500 iterations"
+    )
+    start_guidance: float = Field(3.0, ge=0, description="guidance of the partial denoising")
+    sampler_steps: int = Field(10, ge=1, description="DDIM steps of the partial denoising")
+
+
+class SDD(Unlearner):
+    """Distil the student's own unconditional prediction into the concept's prompt.
+
+    SDD (Kim et al., "Towards Safe Self-Distillation of Internet-Scale Text-to-Image Diffusion
+    Models", ICML 2023 workshop, eq. 4): MSE(sg[ε_θ(z_t, ∅)], ε_θ(z_t, c_s)), both by the student;
+    z_t is drawn by its moving average under guidance, which is also the result. attn2, AdamW,
+    clipped gradients.
+    """
+
+    name = "sdd"
+    version = 1
+    paper = "Kim et al., ICML 2023 workshop"
+    Settings = SDDSettings
+
+    def passes(self) -> int:
+        """Drawing, the target, the trained pass."""
+        from workers.negative_guidance import drawing_passes
+
+        s = self.settings
+        return s.iterations * (drawing_passes(s.sampler_steps, s.batch_size) + 4 * s.batch_size)
+
+    def unlearn(self, erasure: Erasure) -> Unlearned:
+        """Train attn2; the result is the moving average."""
+        import torch
+        from torch import Tensor
+        from torch.nn import functional
+
+        from workers.denoise import noise_predictor
+        from workers.edits import Weights, snapshot
+        from workers.negative_guidance import choose, draw
+        from workers.optimise import Phase, adam, from_loss, optimise, training
+        from workers.selection import frozen_copy, select
+        from workers.text import embed
+
+        s, pipe = self.settings, erasure.pipe
+        parameters = select(pipe.unet, "xattn")
+        teacher = frozen_copy(pipe.unet, parameters)
+        average = select(teacher, "xattn")
+        predict = noise_predictor(pipe)
+        prompts, empty = embed(pipe, erasure.prompts), embed(pipe, [""])[0]
+
+        def loss(step: int) -> Tensor:
+            text = choose(prompts, s.batch_size, erasure.seed, step)
+            latents, timestep = draw(erasure, s, teacher, text, empty, step)
+            with torch.no_grad():
+                target = predict(latents, timestep, empty.expand_as(text))
+            return functional.mse_loss(predict(latents, timestep, text), target)
+
+        @torch.no_grad()
+        def follow(step: int) -> None:
+            values = [parameters[name].detach() for name in average]
+            torch._foreach_lerp_([p.data for p in average.values()], values, 1 - s.ema_decay)
+
+        with training(erasure, s, parameters):
+            phase = Phase(
+                "train", s.iterations, parameters,
+                adam(parameters, s.learning_rate, s.weight_decay), from_loss(loss),
+                carried=average, clip_norm=s.clip_norm, after_step=follow,
+            )  # fmt: skip
+            mean = optimise(erasure, s, phase)
+        values = {f"unet.{name}": snapshot(value) for name, value in average.items()}
+        return Unlearned([Weights(values)], {"loss": mean})
