@@ -159,15 +159,16 @@ class Trainer:
         return read
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """CPU copies of all that the loop carries from step to step, and JSON beside them."""
+        """All that the loop carries from step to step, and JSON beside it: to be written at once,
+        because on a CPU the tensors are the live ones (copies would double what training takes).
+        """
         tensors = {f"param.{name}": value for name, value in self._params.items()}
         for name, value in self._params.items():
             moments = self._optimizer.state.get(value, {})
             tensors |= {f"{kind}.{name}": moments[kind] for kind in MOMENTS if moments}
         if self._ema is not None:
             tensors |= {f"ema.{n}": e for n, e in zip(self._params, self._ema, strict=True)}
-        copies = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
-        return copies, {"step": self.step}
+        return {n: value.detach().to("cpu") for n, value in tensors.items()}, {"step": self.step}
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:

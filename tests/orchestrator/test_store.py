@@ -106,7 +106,7 @@ def test_the_latest_checkpoint_stays(store: Store) -> None:
 
 def test_a_checkpoint_without_its_state_is_not_one(store: Store, tmp_path: Path) -> None:
     put_checkpoint(store, 5)
-    (tmp_path / "checkpoints" / ("t" * 16) / "5" / "state.json").unlink()
+    (tmp_path / "checkpoints" / ("t" * 16) / "train" / "5" / "state.json").unlink()
     assert store.checkpoints("t" * 64) == []
 
 

@@ -114,12 +114,20 @@ def test_base_defaults_to_the_bundled_one() -> None:
     assert parse(QUICKSTART.replace("base: shapes", "")).base.name == "shapes"
 
 
-@pytest.mark.parametrize("source", ["owner/model", "models/my-sd", "./shapes"])
-def test_a_base_that_looks_like_a_place_is_a_diffusers_model(source: str, words: None) -> None:
-    sweep = parse(WORDS.format(concept="dog", eraser="").replace("base: words", f"base: {source}"))
-    assert sweep.base.name == "diffusers"
-    assert sweep.base.settings.source == source
-    assert trials(sweep)[0].params["base.diffusers.source"] == source
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("owner/model", "needs revision"),
+        ("models/my-sd", "needs revision"),
+        ("./shapes", "does not exist"),
+    ],
+)
+def test_a_base_that_looks_like_a_place_is_a_diffusers_model(
+    source: str, why: str, words: None
+) -> None:
+    text = WORDS.format(concept="dog", eraser="").replace("base: words", f"base: {source}")
+    with pytest.raises(SweepError, match=rf"base\.diffusers: source '{source}' .*{why}"):
+        parse(text)
 
 
 def test_a_folder_is_a_base(tmp_path: Path, words: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from orchestrator.plugin import Settings
 from workers.bases.base import Base
 from workers.datasets.base import Dataset, Examples
 from workers.metrics.base import Metric, Picture, Score
-from workers.unlearners.base import Erasure, Unlearner
+from workers.unlearners.base import Erasure, Unlearned, Unlearner
 
 
 def note(what: str) -> None:
@@ -70,8 +70,10 @@ class Nudge(Unlearner):
     seeded = False
     Settings = NudgeSettings
 
-    def unlearn(self, erasure: Erasure) -> dict[str, float]:
+    def unlearn(self, erasure: Erasure) -> Unlearned:
         import torch
+
+        from workers.edits import Weights
 
         note(f"unlearn {self.settings.amount:g}")
         if self.settings.fail:
@@ -79,11 +81,12 @@ class Nudge(Unlearner):
         if self.settings.die and not Path(self.settings.die).exists():
             Path(self.settings.die).touch()
             os.kill(os.getpid(), 9)
+        chosen = {n: p for n, p in erasure.pipe.unet.named_parameters() if "attn2.to_v" in n}
         with torch.no_grad():
-            for name, value in erasure.pipe.unet.named_parameters():
-                if "attn2.to_v" in name:
-                    value += self.settings.amount
-        return {"amount": self.settings.amount}
+            values = {
+                f"unet.{name}": value + self.settings.amount for name, value in chosen.items()
+            }
+        return Unlearned([Weights(values)], {"amount": self.settings.amount})
 
 
 class Shake(Nudge):

@@ -5,9 +5,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from workers.bases.shapes import WEIGHTS, Shapes
+from workers.checkpoints import load_tensors, save_tensors
 from workers.datasets.related import Related
 from workers.finetune import Trainer
-from workers.pipeline import WarmPipeline, load_tensors, save_tensors
+from workers.pipeline import WarmPipeline
 from workers.recipes import FinetuneSettings, SampleSettings
 from workers.sampling import initial_noise, sample_floats
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from workers.checkpoints import load_tensors, save_tensors
 from workers.datasets.base import Examples
 from workers.finetune import Trainer, learning_rate_at
-from workers.pipeline import load_tensors, save_tensors
 from workers.recipes import FinetuneSettings
 
 RECIPES = {

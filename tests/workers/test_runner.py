@@ -17,7 +17,7 @@ from orchestrator.store import Store
 from orchestrator.sweep import parse
 from orchestrator.tasks import make_tasks
 from orchestrator.work import Event, StageCommitted
-from workers.pipeline import load_tensors
+from workers.checkpoints import load_tensors
 
 Calls = Callable[[], list[str]]
 pytestmark = pytest.mark.usefixtures("calls")

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from orchestrator.errors import ResurgeError
+from workers.edits import Weights, load_edits, save_edits
 from workers.lora import Lora
-from workers.pipeline import load_tensors, save_tensors
 from workers.recipes import FinetuneSettings
 
 WEIGHT = "unet.conv_in.weight"
@@ -40,15 +40,15 @@ def test_changed_has_only_what_differs(warm):
 def test_an_edit_saved_and_applied_is_the_same_edit(warm, tmp_path):
     disturb(warm.pipe)
     edited = warm.state()
-    save_tensors(tmp_path / "edit.safetensors", warm.changed())
+    save_edits(tmp_path / "edits.safetensors", warm.now())
     warm.reset()
-    warm.apply(load_tensors(tmp_path / "edit.safetensors"))
+    warm.put(load_edits(tmp_path / "edits.safetensors"))
     assert same(warm.state(), edited)
 
 
-def test_apply_begins_at_the_base_and_not_at_the_present_model(warm):
+def test_putting_edits_begins_at_the_base_and_not_at_the_present_model(warm):
     disturb(warm.pipe)
-    warm.apply({})
+    warm.put([])
     assert warm.changed() == {}
 
 
@@ -65,5 +65,5 @@ def test_reset_recovers_from_an_edit_that_died_half_way(warm):
 
 
 def test_weights_of_another_model_are_refused(warm):
-    with pytest.raises(ResurgeError, match=r"do not fit base 'shapes': unet\.conv_in\.weight"):
-        warm.apply({WEIGHT: torch.zeros(1)})
+    with pytest.raises(ResurgeError, match=r"do not fit the base: unet\.conv_in\.weight"):
+        warm.put([Weights({WEIGHT: torch.zeros(1)})])

@@ -40,7 +40,7 @@ class EraseDiffSettings(AnchoredSettings):
     )
     eta: float = Field(1.0, gt=0, description="η of the automatic weight")
     inner_steps: int = Field(2, ge=1, description="K, the forget steps that define θ_K")
-    inner_rate: float = Field(1e-3, gt=0, description="learning rate of the K steps (SGD)")
+    inner_rate: float = Field(1.0, gt=0, description="learning rate of the K steps (SGD)")
 
 
 class EraseDiff(PictureUnlearner):

@@ -51,8 +51,8 @@ class MACESettings(TrainSettings):
     mapping: str | None = Field(
         None, description="the concept whose values take over; null: the base's own anchor"
     )
-    lam: float = Field(0.1, ge=0, description="λ, weight of staying near the weights")
-    prior_scale: float = Field(1e-2, ge=0, description="s, weight of the caption sums")
+    lam: float = Field(1.0, ge=0, description="λ, weight of staying near the weights")
+    prior_scale: float = Field(0.1, ge=0, description="s, weight of the caption sums")
     domain_weight: float = Field(
         0.0, ge=0, description="w, weight of the domain's captions beside the general ones"
     )
@@ -63,7 +63,7 @@ class MACESettings(TrainSettings):
         None, description="a text file of the domain's captions; null: the retained prompts"
     )
     iterations: int = Field(50, ge=0, description="optimiser steps of the LoRA; 0: parts 1 and 3")
-    learning_rate: float = Field(1e-2, gt=0, description="AdamW's learning rate")
+    learning_rate: float = Field(5e-3, gt=0, description="AdamW's learning rate")
     batch_size: int = Field(8, ge=1, description="pictures per step")
     rank: int = Field(1, ge=1, description="rank of the LoRA")
     timesteps: Literal["late", "uniform"] = Field(

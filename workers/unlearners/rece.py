@@ -14,24 +14,27 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_SD = {"preserve_scale": 0.1}
+
+
 class RECESettings(PresetSettings):
     """How often to look again, and how far derived embeddings may stray."""
 
     PRESETS: ClassVar[Presets] = {
-        "sd-nudity": {"lam": 0.1, "epochs": 3},
-        "sd-unsafe": {"lam": 0.1, "epochs": 2},
-        "sd-style": {"lam": 1e-3, "epochs": 1},
-        "sd-object-hard": {"lam": 1e-3, "epochs": 1},
-        "sd-object-easy": {"lam": 0.1, "epochs": 1},
+        "sd-nudity": {"lam": 0.1, "epochs": 3, **_SD},
+        "sd-unsafe": {"lam": 0.1, "epochs": 2, **_SD},
+        "sd-style": {"lam": 1e-3, "epochs": 1, **_SD},
+        "sd-object-hard": {"lam": 1e-3, "epochs": 1, **_SD},
+        "sd-object-easy": {"lam": 0.1, "epochs": 1, **_SD},
     }
 
-    epochs: int = Field(2, ge=0, description="times that derived embeddings are erased; 0: UCE")
+    epochs: int = Field(5, ge=0, description="times that derived embeddings are erased; 0: UCE")
     lam: float = Field(
-        0.1, gt=0, description="λ of the derived embedding: how near to nothing it stays"
+        1e-3, gt=0, description="λ of the derived embedding: how near to nothing it stays"
     )
     uce_lam: float = Field(0.1, gt=0, description="λ of every closed-form edit")
     erase_scale: float = Field(1.0, gt=0, description="weight of the erased pairs")
-    preserve_scale: float = Field(0.1, ge=0, description="weight of the retained prompts")
+    preserve_scale: float = Field(0.03, ge=0, description="weight of the retained prompts")
     target: str = Field("", description="the text that the concept is mapped to")
     keep_best: bool = Field(
         False,

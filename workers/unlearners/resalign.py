@@ -207,7 +207,9 @@ class LoraSpace:
         """Gradients of the weights (G) to those of the factors: upᵀ G and G downᵀ."""
         for path, slope in zip(self.paths, slopes, strict=True):
             down, up = self.parameters[f"{path}.down"], self.parameters[f"{path}.up"]
-            down.grad, up.grad = up.detach().T @ slope, slope @ down.detach().T
+            # Under autocast a product comes in half precision.
+            down.grad = (up.detach().T @ slope).to(down.dtype)
+            up.grad = (slope @ down.detach().T).to(up.dtype)
 
     def predict(
         self, weights: Sequence[Tensor], latents: Tensor, timesteps: Tensor, text: Tensor

@@ -21,7 +21,7 @@ class SDDSettings(TrainSettings):
     }  # fmt: skip
 
     iterations: int = Field(150, ge=1, description="optimiser steps")
-    learning_rate: float = Field(5e-4, gt=0, description="AdamW's learning rate")
+    learning_rate: float = Field(2e-4, gt=0, description="AdamW's learning rate")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay")
     clip_norm: float = Field(1.0, gt=0, description="global gradient norm")
     ema_decay: float = Field(

@@ -20,18 +20,18 @@ class SPMSettings(TrainSettings):
     PRESETS: ClassVar[Presets] = {
         "sd": {
             "learning_rate": 1e-4, "iterations": 3000, "batch_size": 1, "warmup_steps": 500,
-            "cycles": 3, "sampler_steps": 30,
+            "cycles": 3, "anchor_weight": 1000.0, "sampler_steps": 30,
         },
     }  # fmt: skip
 
-    iterations: int = Field(150, ge=1, description="optimiser steps")
-    learning_rate: float = Field(3e-3, gt=0, description="AdamW's learning rate at its highest")
+    iterations: int = Field(75, ge=1, description="optimiser steps")
+    learning_rate: float = Field(1e-2, gt=0, description="AdamW's learning rate at its highest")
     warmup_steps: int = Field(15, ge=0, description="steps of linear warm-up")
     cycles: int = Field(1, ge=1, description="cosine decays after the warm-up, each from the top")
     rank: int = Field(1, ge=1, description="rank of each adapter; 1 in the paper")
     scale: float = Field(1.0, gt=0, description="what the adapters' output is multiplied by")
     negative_guidance: float = Field(1.0, ge=0, description="η of the erased target")
-    anchor_weight: float = Field(1000.0, ge=0, description="weight of the latent anchors' term")
+    anchor_weight: float = Field(10.0, ge=0, description="weight of the latent anchors' term")
     start_guidance: float = Field(3.0, ge=0, description="guidance of the partial denoising")
     sampler_steps: int = Field(10, ge=1, description="DDIM steps of the partial denoising")
 

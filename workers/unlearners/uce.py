@@ -13,30 +13,33 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_NEWER = {"tokens": "last_subject", "preserve_scale": 1.0}
+
+
 class UCESettings(PresetSettings):
     """How strongly to erase and to preserve.
 
-    λ is tuned to the shapes base, where the published 0.5 with the last token leaves the star's
-    accuracy at 0.62 and 0.1 leaves it at 0.15, with every other shape at 1.0 in both.
+    Tuned to the shapes base, where the last token alone leaves a fill untouched (accuracy 1.00)
+    and all tokens from it on take a shape and a fill to about 0.1 (sweeps/tuning/uce.yaml).
     """
 
     PRESETS: ClassVar[Presets] = {
-        "sd": {"lam": 0.5},
+        "sd": {"lam": 0.5, **_NEWER},
         "sd-original": {"lam": 0.1, "tokens": "from_subject", "preserve_scale": None},
-        "unlearncanvas-style": {"lam": 1.0, "erase_scale": 0.05},
-        "unlearncanvas-object": {"lam": 10.0, "erase_scale": 0.01},
+        "unlearncanvas-style": {"lam": 1.0, "erase_scale": 0.05, **_NEWER},
+        "unlearncanvas-object": {"lam": 10.0, "erase_scale": 0.01, **_NEWER},
     }
 
     erase_scale: float = Field(1.0, gt=0, description="weight of the erased concept's pairs")
     preserve_scale: float | None = Field(
-        1.0,
+        0.1,
         ge=0,
         description="weight of the retained prompts; null: 1 / their number, at least 0.1",
     )
     lam: float = Field(0.1, gt=0, description="weight of staying near the original (λ)")
     target: str = Field("", description="the text that the concept is mapped to")
     tokens: Literal["last_subject", "from_subject"] = Field(
-        "last_subject",
+        "from_subject",
         description="edit the concept's last token only, or from it on through the padding",
     )
 

@@ -77,7 +77,7 @@ def test_a_color_cannot_be_avoided_when_it_is_the_only_one():
 
 @pytest.mark.parametrize("cls", DATASETS)
 def test_other_bases_and_other_words_are_refused(cls):
-    base = Diffusers(Diffusers.Settings(source="somewhere"))
+    base = Diffusers(Diffusers.Settings(source="owner/name", revision="0" * 40))
     assert "needs base 'shapes'" in make(cls).problems(base, "star")[0]
     assert "'bolt'" in make(cls).problems(SHAPES_BASE, "bolt")[0]
     assert make(cls).problems(SHAPES_BASE, "star") == []

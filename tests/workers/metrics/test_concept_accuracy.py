@@ -58,7 +58,7 @@ def test_a_word_that_the_judge_does_not_know():
 
 def test_it_is_for_the_shapes_base():
     assert METRIC.problems(Shapes(Shapes.Settings()), "star") == []
-    other = Diffusers(Diffusers.Settings(source="x"))
+    other = Diffusers(Diffusers.Settings(source="owner/name", revision="0" * 40))
     assert "base 'shapes' only" in METRIC.problems(other, "star")[0]
 
 

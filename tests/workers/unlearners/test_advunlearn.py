@@ -7,6 +7,7 @@ from tests.workers.unlearners.small import small
 from tests.workers.unlearners.transcribe import (
     FORGET,
     RETAIN,
+    SAMPLER_STEPS,
     assert_same,
     eps,
     fixed,
@@ -14,7 +15,6 @@ from tests.workers.unlearners.transcribe import (
     mse,
     partly_denoised,
     trainable,
-    SAMPLER_STEPS,
 )
 from workers.rng import integers
 from workers.soft_prompt import encode, new_soft, token_ids

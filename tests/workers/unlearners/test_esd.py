@@ -6,6 +6,7 @@ import torch
 from tests.workers.unlearners.small import small
 from tests.workers.unlearners.transcribe import (
     FORGET,
+    SAMPLER_STEPS,
     assert_same,
     eps,
     fixed,
@@ -14,7 +15,6 @@ from tests.workers.unlearners.transcribe import (
     partly_denoised,
     pick,
     trainable,
-    SAMPLER_STEPS,
 )
 from workers.negative_guidance import erased_target
 from workers.text import embed
@@ -22,7 +22,9 @@ from workers.unlearners.esd import ESD
 
 
 def unlearn(erasure, **settings):
-    return small(ESD, **({"sampler_steps": SAMPLER_STEPS, "learning_rate": 1e-3} | settings)).unlearn(erasure)
+    return small(
+        ESD, **({"sampler_steps": SAMPLER_STEPS, "learning_rate": 1e-3} | settings)
+    ).unlearn(erasure)
 
 
 @pytest.mark.usefixtures("double_precision")

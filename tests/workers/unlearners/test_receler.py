@@ -8,13 +8,13 @@ from torch.nn import functional
 from tests.workers.unlearners.small import small
 from tests.workers.unlearners.transcribe import (
     FORGET,
+    SAMPLER_STEPS,
     attention,
     eps,
     fixed,
     minimise,
     mse,
     partly_denoised,
-    SAMPLER_STEPS,
 )
 from workers.adapters import Bottlenecks
 from workers.rng import integers
@@ -51,7 +51,11 @@ def test_two_iterations_are_the_published_equation(pipe, brief):
     """ESD's loss at an adversarial prompt + w · Σ ‖added · (1 - M)‖² / area."""
     twin, threshold, weight, rate = copy.deepcopy(pipe), 0.5, 30.0, 1e-2
     unlearned = small(
-        Receler, mask_threshold=threshold, local_weight=weight, learning_rate=rate, rank=3,
+        Receler,
+        mask_threshold=threshold,
+        local_weight=weight,
+        learning_rate=rate,
+        rank=3,
         sampler_steps=SAMPLER_STEPS,
     ).unlearn(brief())
 

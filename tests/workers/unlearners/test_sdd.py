@@ -6,6 +6,7 @@ import torch
 from tests.workers.unlearners.small import small
 from tests.workers.unlearners.transcribe import (
     FORGET,
+    SAMPLER_STEPS,
     assert_same,
     eps,
     fixed,
@@ -14,7 +15,6 @@ from tests.workers.unlearners.transcribe import (
     partly_denoised,
     pick,
     trainable,
-    SAMPLER_STEPS,
 )
 from workers.text import embed
 from workers.unlearners.sdd import SDD
@@ -24,9 +24,9 @@ from workers.unlearners.sdd import SDD
 def test_two_iterations_are_the_published_equation(pipe, brief):
     """MSE(sg[ε_θ(z_t, ∅)], ε_θ(z_t, c)), z_t drawn by the moving average, which is the result."""
     twin, decay, clip = copy.deepcopy(pipe), 0.7, 1e-3
-    unlearned = small(
-        SDD, ema_decay=decay, clip_norm=clip, sampler_steps=SAMPLER_STEPS
-    ).unlearn(brief())
+    unlearned = small(SDD, ema_decay=decay, clip_norm=clip, sampler_steps=SAMPLER_STEPS).unlearn(
+        brief()
+    )
 
     student, teacher = twin.unet, copy.deepcopy(twin.unet)
     prompts, (empty,) = embed(twin, FORGET), embed(twin, [""])

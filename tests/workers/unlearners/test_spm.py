@@ -8,13 +8,13 @@ from torch.nn import functional
 from tests.workers.unlearners.small import small
 from tests.workers.unlearners.transcribe import (
     FORGET,
+    SAMPLER_STEPS,
     eps,
     fixed,
     minimise,
     mse,
     partly_denoised,
     pick,
-    SAMPLER_STEPS,
 )
 from workers.adapters import GatedLora
 from workers.text import embed
@@ -43,7 +43,11 @@ def test_two_iterations_are_the_published_equation(pipe, brief):
     """MSE(ε_spm(c), ε*(∅) - η (ε*(c) - ε*(∅))) + w · MSE(ε_spm(c_a), ε*(c_a))."""
     twin, eta, weight, scale, rate = copy.deepcopy(pipe), 0.8, 5.0, 0.9, 1e-2
     unlearned = small(
-        SPM, negative_guidance=eta, anchor_weight=weight, scale=scale, learning_rate=rate,
+        SPM,
+        negative_guidance=eta,
+        anchor_weight=weight,
+        scale=scale,
+        learning_rate=rate,
         sampler_steps=SAMPLER_STEPS,
     ).unlearn(brief())
 

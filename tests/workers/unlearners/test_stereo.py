@@ -18,7 +18,6 @@ from tests.workers.unlearners.transcribe import (
     partly_denoised,
     pick,
     trainable,
-    SAMPLER_STEPS,
 )
 from workers.soft_prompt import encode, new_soft, token_ids
 from workers.text import embed

@@ -63,7 +63,7 @@ def test_the_published_formula(pipe, erasure):
     c, goal, kept = token(pipe, "a star", 2), token(pipe, "", 0), token(pipe, "a circle", 2)
     unlearn(
         erasure(prompts=("a star",), retained_prompts=("a circle",)),
-        lam=lam, erase_scale=erase, preserve_scale=keep,
+        lam=lam, erase_scale=erase, preserve_scale=keep, tokens="last_subject",
     )  # fmt: skip
     system = lam * torch.eye(64).double()
     system += erase * torch.outer(c, c) + keep * torch.outer(kept, kept)
