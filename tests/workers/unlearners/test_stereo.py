@@ -8,6 +8,7 @@ from tests.workers.unlearners.small import small
 from tests.workers.unlearners.transcribe import (
     ANCHOR,
     FORGET,
+    SAMPLER_STEPS,
     assert_same,
     eps,
     fixed,
@@ -32,9 +33,9 @@ def test_a_round_and_two_final_iterations_are_the_published_equations(pipe, brie
     - η (ε*(cᵢ) - ε*(∅))) over the prompts and the found token.
     """
     twin, eta, weight = copy.deepcopy(pipe), 0.9, 0.6
-    unlearned = small(STEREO, negative_guidance=eta, anchor_guidance=weight, **RATES).unlearn(
-        brief()
-    )
+    unlearned = small(
+        STEREO, negative_guidance=eta, anchor_guidance=weight, sampler_steps=SAMPLER_STEPS, **RATES
+    ).unlearn(brief())
 
     original, (empty,) = copy.deepcopy(twin.unet), embed(twin, [""])
     known, anchors = embed(twin, FORGET), embed(twin, ANCHOR)
