@@ -23,7 +23,7 @@ from workers.unlearners.gradient_ascent import GradientAscent
 def test_two_iterations_are_the_gradient_difference(pipe, brief):
     """-MSE on the concept's pictures + w · MSE on retained ones."""
     twin, weight = copy.deepcopy(pipe), 3.0
-    unlearned = small(GradientAscent, retain_weight=weight).unlearn(brief())
+    unlearned = small(GradientAscent, retain_weight=weight, learning_rate=1e-4).unlearn(brief())
 
     unet = twin.unet
     trained = trainable(unet, lambda name: "attn2." in name)
