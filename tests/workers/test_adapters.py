@@ -140,11 +140,13 @@ def test_elsewhere_the_gate_is_the_larger_of_cosine_and_overlap(pipe, gates):
     assert gates(prompts).tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_text_that_was_never_encoded_is_not_held_back(pipe, gates):
-    gates(["a blue circle"])
-    unknown = normal((2, 16, 64), 0, 0, "unknown")
-    memory = PromptGates(pipe, "star")
+def test_text_that_was_never_encoded_is_not_held_back(pipe):
+    memory, unknown = PromptGates(pipe, "star"), normal((2, 16, 64), 0, 0, "unknown")
     assert memory.gates(unknown).tolist() == [1.0, 1.0]
+    pipe.text_encoder.register_forward_hook(memory.note)
+    known = embed(pipe, ["a blue circle"])
+    assert memory.gates(torch.cat([unknown, known]))[:2].tolist() == [1.0, 1.0]
+    assert memory.gates(known).item() < 1
 
 
 def test_every_row_of_a_batch_has_its_own_gate(gates):

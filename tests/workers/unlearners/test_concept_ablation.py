@@ -25,7 +25,9 @@ from workers.unlearners.concept_ablation import ConceptAblation
 def test_two_iterations_are_the_published_equation(pipe, brief, prior):
     """MSE(ε_θ(x_t, c), sg[ε_θ(x_t, a)]) + w · MSE(ε_θ(x_t, a), ε), x_0 a picture of the anchor."""
     twin = copy.deepcopy(pipe)
-    unlearned = small(ConceptAblation, prior_weight=prior).unlearn(brief())
+    unlearned = small(
+        ConceptAblation, prior_weight=prior, learning_rate=1e-3, weight_decay=1e-2
+    ).unlearn(brief())
 
     unet, pictures = twin.unet, noise_pictures(ANCHOR)
     concept, anchor = embed(twin, FORGET), embed(twin, ANCHOR)

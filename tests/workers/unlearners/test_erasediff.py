@@ -34,7 +34,10 @@ def is_trained(name):
 def test_two_iterations_are_the_published_equation(pipe, brief, variant, weight):
     """∇L_r + λ (∇L_f(θ) - ∇L_f(θ_K)), θ_K two SGD steps on L_f away; released without θ_K."""
     twin, rate = copy.deepcopy(pipe), 0.5
-    unlearned = small(EraseDiff, variant=variant, weight=weight, inner_rate=rate).unlearn(brief())
+    unlearned = small(
+        EraseDiff, variant=variant, weight=weight, eta=1.0, inner_steps=2, inner_rate=rate,
+        group="noxattn", learning_rate=1e-4,
+    ).unlearn(brief())  # fmt: skip
 
     concept, other, retained = (embed(twin, prompts) for prompts in (FORGET, ANCHOR, RETAIN))
     trained = trainable(twin.unet, is_trained)

@@ -22,7 +22,7 @@ from workers.unlearners.forget_me_not import ForgetMeNot, attention_norm
 def test_two_iterations_are_the_published_equation(pipe, brief):
     """Σ over attn2 layers of ‖attention to the concept's tokens‖₂."""
     twin = copy.deepcopy(pipe)
-    unlearned = small(ForgetMeNot).unlearn(brief())
+    unlearned = small(ForgetMeNot, group="xattn", learning_rate=1e-4).unlearn(brief())
 
     unet, text, pictures = twin.unet, embed(twin, FORGET), noise_pictures(FORGET)
     star = torch.tensor([2, 3])  # in "a star" and "a red star", after the start token

@@ -56,6 +56,8 @@ def test_two_iterations_are_the_published_equation(pipe, brief):
         local_weight=weight,
         learning_rate=rate,
         rank=3,
+        attack_rate=0.1,
+        attack_decay=0.1,
         sampler_steps=SAMPLER_STEPS,
     ).unlearn(brief())
 

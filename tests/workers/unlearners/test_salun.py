@@ -32,7 +32,9 @@ def test_two_iterations_are_the_published_equation(pipe, brief):
     """MSE(ε_θ(x_t, c_f), sg[ε_θ(x_t, c')]) + α · MSE on retained pictures, gradients times mask."""
     twin, alpha, masks = copy.deepcopy(pipe), 0.3, random_masks(pipe.unet)
     packed = {name: pack(mask) for name, mask in masks.items()}
-    unlearned = small(SalUn, retain_weight=alpha).unlearn(brief({"mask": packed}))
+    unlearned = small(SalUn, retain_weight=alpha, learning_rate=1e-4).unlearn(
+        brief({"mask": packed})
+    )
 
     unet = twin.unet
     concept, other, retained = (embed(twin, prompts) for prompts in (FORGET, ANCHOR, RETAIN))

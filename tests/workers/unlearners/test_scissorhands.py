@@ -41,7 +41,7 @@ def test_two_iterations_are_the_published_equations(pipe, brief, forget_loss):
     """Cut; then g of L_r + λ L_f, without its component along the concept's own gradient."""
     twin, lam, masks = copy.deepcopy(pipe), 0.4, random_masks(pipe.unet)
     packed = {name: pack(mask) for name, mask in masks.items()}
-    method = small(Scissorhands, forget_weight=lam, forget_loss=forget_loss)
+    method = small(Scissorhands, forget_weight=lam, forget_loss=forget_loss, learning_rate=1e-4)
     unlearned = method.unlearn(brief({"cut": packed}))
 
     unet = twin.unet

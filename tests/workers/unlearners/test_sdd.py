@@ -25,7 +25,12 @@ def test_two_iterations_are_the_published_equation(pipe, brief):
     """MSE(sg[ε_θ(z_t, ∅)], ε_θ(z_t, c)), z_t drawn by the moving average, which is the result."""
     twin, decay, clip = copy.deepcopy(pipe), 0.7, 1e-3
     unlearned = small(
-        SDD, ema_decay=decay, clip_norm=clip, sampler_steps=SAMPLER_STEPS, learning_rate=5e-4
+        SDD,
+        ema_decay=decay,
+        clip_norm=clip,
+        sampler_steps=SAMPLER_STEPS,
+        learning_rate=5e-4,
+        weight_decay=1e-4,
     ).unlearn(brief())
 
     student, teacher = twin.unet, copy.deepcopy(twin.unet)
