@@ -199,7 +199,7 @@ class _Planner:
             "prompts": list(self.base.prompts(concept)),
         }
         if "retained" in plugin.uses:
-            extra["retained_prompts"] = retained_prompts(self.base, concept)
+            extra["retained_prompts"] = list(self.base.retained_prompts(concept))
         if "anchors" in plugin.uses:
             extra["anchor_prompts"] = list(self.base.prompts(plugin.anchor(self.base, concept)))
         needs = plugin.needs(self.base, concept)
@@ -270,11 +270,6 @@ class _Planner:
 
     def unique(self, stage: Stage) -> Stage:
         return self.known.setdefault(stage.digest, stage)
-
-
-def retained_prompts(base: BasePlugin, concept: str) -> list[str]:
-    """Every prompt for every concept that should survive."""
-    return [prompt for other in base.retained(concept) for prompt in base.prompts(other)]
 
 
 def base_stage(base: BasePlugin) -> Stage:

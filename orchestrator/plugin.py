@@ -151,6 +151,10 @@ class BasePlugin(Plugin):
     def retained(self, concept: str) -> tuple[str, ...]:
         """Concepts that should survive when `concept` is erased: the model's health."""
 
+    def retained_prompts(self, concept: str) -> tuple[str, ...]:
+        """Every prompt for every concept that should survive."""
+        return tuple(p for other in self.retained(concept) for p in self.prompts(other))
+
     def anchor(self, concept: str) -> str:
         """What methods that map a concept to another map it to: by default a retained one."""
         return next(iter(self.retained(concept)), "")

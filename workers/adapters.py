@@ -8,7 +8,8 @@ which saves a copy of the UNet wherever a method needs the original as its teach
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from workers.text import end_index
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+    from torch.utils.hooks import RemovableHandle
 
 FINGERPRINT_WIDTH = 64
 
@@ -36,6 +38,18 @@ class Adapters(Edit):
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trainable tensors, by "path.part"."""
         return self.values
+
+    @contextmanager
+    def on(self, pipe: StableDiffusionPipeline) -> Iterator[None]:
+        """Inside, `pipe` has the adapters."""
+        undo = self.apply(pipe)
+        try:
+            yield
+        finally:
+            undo()
+
+    @abstractmethod
+    def apply(self, pipe: StableDiffusionPipeline) -> Undo: ...
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -57,6 +71,14 @@ class Adapters(Edit):
         for name, value in self.values.items():
             if value.device != device:
                 self.values[name] = nn.Parameter(value.detach().to(device))
+
+
+def _remover(handles: Sequence[RemovableHandle]) -> Undo:
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return remove
 
 
 class Bottlenecks(Adapters):
@@ -94,7 +116,7 @@ class Bottlenecks(Adapters):
         self._to(pipe.device)
         modules = dict(pipe.unet.named_modules())
         handles = [modules[path].register_forward_hook(self._hook(path)) for path in self.paths()]
-        return lambda: [handle.remove() for handle in handles] and None
+        return _remover(handles)
 
     def _hook(self, path: str) -> Callable[..., Tensor | None]:
         v = self.values
@@ -173,7 +195,7 @@ class GatedLora(Adapters):
             handles.append(
                 pipe.unet.register_forward_pre_hook(self._look_up(memory), with_kwargs=True)
             )
-        return lambda: [handle.remove() for handle in handles] and None
+        return _remover(handles)
 
     def _look_up(self, memory: PromptGates) -> Callable[..., None]:
         def before(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:

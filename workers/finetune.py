@@ -20,6 +20,7 @@ from torch.nn import functional
 from workers.datasets.base import Examples
 from workers.denoise import training_scheduler, training_target
 from workers.lora import Lora
+from workers.optimise import load_optimizer_state, optimizer_state
 from workers.progress import Progress
 from workers.recipes import FinetuneSettings
 from workers.rng import generator, integers, normal
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 STEPS_PER_REPORT = 10
 IMAGES_PER_PASS = 32
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 class Trainer:
@@ -163,9 +163,7 @@ class Trainer:
         because on a CPU the tensors are the live ones (copies would double what training takes).
         """
         tensors = {f"param.{name}": value for name, value in self._params.items()}
-        for name, value in self._params.items():
-            moments = self._optimizer.state.get(value, {})
-            tensors |= {f"{kind}.{name}": moments[kind] for kind in MOMENTS if moments}
+        tensors |= optimizer_state(self._optimizer, self._params)
         if self._ema is not None:
             tensors |= {f"ema.{n}": e for n, e in zip(self._params, self._ema, strict=True)}
         return {n: value.detach().to("cpu") for n, value in tensors.items()}, {"step": self.step}
@@ -175,10 +173,7 @@ class Trainer:
         """Go on from what `state` gave, in a trainer made with the same arguments."""
         for name, value in self._params.items():
             value.copy_(tensors[f"param.{name}"])
-            if f"step.{name}" in tensors:
-                self._optimizer.state[value] = {
-                    kind: tensors[f"{kind}.{name}"].to(value.device, copy=True) for kind in MOMENTS
-                }
+        load_optimizer_state(self._optimizer, self._params, tensors)
         if self._ema is not None:
             for name, average in zip(self._params, self._ema, strict=True):
                 average.copy_(tensors[f"ema.{name}"])

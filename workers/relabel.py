@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from workers.denoise import NoisePredictor, noised
+from workers.denoise import NoisePredictor, noise_predictor, noised, training_scheduler
 from workers.rng import integers
 from workers.text import embed
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from diffusers import DDPMScheduler, StableDiffusionPipeline
 
     from workers.materials.images import Pictures
+    from workers.unlearners.base import Erasure
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,53 @@ class PictureSet:
         rows = integers(len(self.latents), count, seed, step, f"rows {stream}", device)
         noisy, noise, at = noised(self.scheduler, self.latents[rows], seed, step, stream)
         return Batch(noisy, noise, at, rows)
+
+
+@dataclass(frozen=True)
+class Relabelling:
+    """A concept's pictures with the anchor's text beside their own, and pictures to retain.
+
+    Each loss is of one batch that (seed, step, stream) decide.
+    """
+
+    predict: NoisePredictor
+    forget: PictureSet
+    anchor: Tensor
+    retain: PictureSet
+
+    @classmethod
+    def of(cls, erasure: Erasure) -> Relabelling:
+        """From the materials "forget" and "retain"."""
+        pipe, scheduler = erasure.pipe, training_scheduler(erasure.pipe)
+        pictures = erasure.materials["forget"]
+        others = counterparts(pictures.prompts, erasure.prompts, erasure.anchor_prompts)
+        return cls(
+            noise_predictor(pipe),
+            PictureSet.of(pipe, scheduler, pictures),
+            embed(pipe, others),
+            PictureSet.of(pipe, scheduler, erasure.materials["retain"]),
+        )
+
+    def gone(self, at: tuple[int, int, int], stream: str = "forget") -> Tensor:
+        """Relabelling by the model itself; `at` is (batch size, seed, step)."""
+        batch = self.forget.batch(*at, stream)
+        return relabel_loss(self.predict, self.predict, batch, self.forget.text, self.anchor)
+
+    def own(self, at: tuple[int, int, int]) -> Tensor:
+        """The concept's ordinary loss, on the pictures that `gone` relabels."""
+        return denoising_loss(self.predict, self.forget.batch(*at, "forget"), self.forget.text)
+
+    def kept(self, at: tuple[int, int, int]) -> Tensor:
+        """The ordinary loss on retained pictures."""
+        return denoising_loss(self.predict, self.retain.batch(*at, "retain"), self.retain.text)
+
+
+def counterparts(
+    pictures_prompts: Sequence[str], prompts: Sequence[str], others: Sequence[str]
+) -> list[str]:
+    """Each picture's prompt with another concept in its place: `others` goes with `prompts`."""
+    pairs = dict(zip(prompts, others, strict=True))
+    return [pairs[prompt] for prompt in pictures_prompts]
 
 
 def denoising_loss(predict: NoisePredictor, batch: Batch, text: Tensor) -> Tensor:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from orchestrator.errors import ResurgeError
 from workers.rng import normal
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
+
+    from workers.denoise import NoisePredictor
+    from workers.unlearners.base import Erasure
 
 SoftLoss = Callable[[Tensor, int], Tensor]
 """(soft embeddings (n, tokens, width), step) -> a scalar with its graph."""
@@ -93,6 +98,38 @@ def attack(
         (soft.grad,) = torch.autograd.grad(loss(soft, step), [soft])
         optimizer.step()
     return soft.detach()
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """Looks for soft tokens before a prompt that bring an erased prediction back."""
+
+    soft_tokens: int
+    steps: int
+    learning_rate: float
+    kind: Literal["adam", "sign", "fast"]
+    weight_decay: float = 0.0
+
+    def find(
+        self,
+        erasure: Erasure,
+        predict: NoisePredictor,
+        at: tuple[Tensor, int],
+        ids: Tensor,
+        concept: Tensor,
+        step: int,
+        stream: str,
+    ) -> Tensor:
+        """Soft tokens (n, k, width) for prompts `ids` with which `predict`, at x_t and t, answers
+        `concept` (n, c, h, w), as the original did. (seed, step, stream) decide the beginning.
+        """
+        pipe = erasure.pipe
+
+        def loss(soft: Tensor, turn: int) -> Tensor:
+            return functional.mse_loss(predict(*at, encode(pipe, ids, soft)), concept)
+
+        start = new_soft(pipe, len(ids), self.soft_tokens, erasure.seed, step, stream)
+        return attack(loss, start, self.steps, self.learning_rate, self.kind, self.weight_decay)
 
 
 def _signed(soft: Tensor, loss: SoftLoss, step: int, size: float) -> Tensor:

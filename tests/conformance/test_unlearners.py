@@ -9,7 +9,6 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from orchestrator.plan import retained_prompts
 from orchestrator.plugin import PresetSettings, find, registry
 from tests.workers.conftest import TinyShapes
 from tests.workers.unlearners.small import make_materials, small
@@ -71,7 +70,7 @@ def run(warm, base, materials):
                 pipe=pipe,
                 concept="star",
                 prompts=base.prompts("star"),
-                retained_prompts=tuple(retained_prompts(base, "star")),
+                retained_prompts=base.retained_prompts("star"),
                 anchor_prompts=base.prompts(base.anchor("star")),
                 seed=seed,
                 progress=lambda *_: None,

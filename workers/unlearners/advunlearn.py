@@ -12,8 +12,6 @@ from workers.unlearners.base import Erasure, TrainSettings, Unlearned, Unlearner
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workers.denoise import NoisePredictor
-
 
 class AdvUnlearnSettings(TrainSettings):
     """The adversary, and what is held in place."""
@@ -93,11 +91,12 @@ class AdvUnlearn(Unlearner):
         from workers.negative_guidance import draw, erased_noise
         from workers.optimise import Phase, adam, from_loss, optimise, training
         from workers.rng import integers
-        from workers.soft_prompt import encode, token_ids
+        from workers.soft_prompt import Adversary, encode, token_ids
         from workers.text import embed
 
         s, pipe = self.settings, erasure.pipe
         predict = noise_predictor(pipe)
+        adversary = Adversary(s.soft_tokens, s.attack_steps, s.attack_rate, s.attack)
         prompts, empty = embed(pipe, erasure.prompts), embed(pipe, [""])[0]
         retained = embed(pipe, erasure.retained_prompts) if s.retain_weight else None
         plain = token_ids(pipe, erasure.prompts, 0)
@@ -119,7 +118,9 @@ class AdvUnlearn(Unlearner):
             if step < s.warmup_iterations:
                 asked = encode(pipe, plain[rows])
             else:
-                soft = self._attack(erasure, predict, latents, timestep, roomy[rows], concept, step)
+                soft = adversary.find(
+                    erasure, predict, (latents, timestep), roomy[rows], concept, step, "prefix"
+                )
                 asked = encode(pipe, roomy[rows], soft)
             total = functional.mse_loss(predict(latents, timestep, asked), target)
             if retained is None or kept_ids is None:
@@ -137,21 +138,3 @@ class AdvUnlearn(Unlearner):
             mean = optimise(erasure, s, phase)
         names = [f"text_encoder.{name}" for name in parameters]
         return Unlearned([Weights.of(pipe, names)], {"loss": mean})
-
-    def _attack(
-        self, erasure: Erasure, predict: NoisePredictor, latents: Tensor, timestep: int,
-        ids: Tensor, concept: Tensor, step: int,
-    ) -> Tensor:  # fmt: skip
-        """A prefix (n, k, width) that brings the concept's prediction back."""
-        from torch.nn import functional
-
-        from workers.soft_prompt import attack, encode, new_soft
-
-        s, pipe = self.settings, erasure.pipe
-
-        def loss(soft: Tensor, turn: int) -> Tensor:
-            text = encode(pipe, ids, soft)
-            return functional.mse_loss(predict(latents, timestep, text), concept)
-
-        start = new_soft(pipe, len(ids), s.soft_tokens, erasure.seed, step, "prefix")
-        return attack(loss, start, s.attack_steps, s.attack_rate, s.attack)

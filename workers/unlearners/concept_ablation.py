@@ -10,7 +10,7 @@ from pydantic import Field
 from orchestrator.plugin import BasePlugin, Need, Presets
 from workers.materials.images import Images
 from workers.unlearners.base import Erasure, Unlearned
-from workers.unlearners.pictures import AnchoredSettings, PictureUnlearner, counterparts
+from workers.unlearners.pictures import AnchoredSettings, PictureUnlearner
 
 
 class ConceptAblationSettings(AnchoredSettings):
@@ -71,7 +71,7 @@ class ConceptAblation(PictureUnlearner):
         from workers.denoise import noise_predictor, training_scheduler
         from workers.edits import Weights
         from workers.optimise import Phase, adam, from_loss, optimise, training
-        from workers.relabel import PictureSet, denoising_loss, relabel_loss
+        from workers.relabel import PictureSet, counterparts, denoising_loss, relabel_loss
         from workers.selection import select
         from workers.text import embed
 

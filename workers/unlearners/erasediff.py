@@ -8,7 +8,7 @@ from pydantic import Field
 
 from orchestrator.plugin import Presets
 from workers.unlearners.base import Erasure, Unlearned
-from workers.unlearners.pictures import AnchoredSettings, PictureUnlearner, counterparts
+from workers.unlearners.pictures import AnchoredSettings, PictureUnlearner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,31 +68,23 @@ class EraseDiff(PictureUnlearner):
         """Train the group."""
         import torch
 
-        from workers.denoise import noise_predictor, training_scheduler
         from workers.edits import Weights
         from workers.optimise import Phase, adam, optimise, training
-        from workers.relabel import PictureSet, denoising_loss, relabel_loss
+        from workers.relabel import Relabelling
         from workers.selection import select
-        from workers.text import embed
 
         s, pipe = self.settings, erasure.pipe
         parameters = select(pipe.unet, s.group)
         values = list(parameters.values())
-        scheduler, predict = training_scheduler(pipe), noise_predictor(pipe)
-        pictures = erasure.materials["forget"]
-        forget = PictureSet.of(pipe, scheduler, pictures)
-        others = counterparts(pictures.prompts, erasure.prompts, erasure.anchor_prompts)
-        anchor = embed(pipe, others)
-        retain = PictureSet.of(pipe, scheduler, erasure.materials["retain"])
+        losses = Relabelling.of(erasure)
 
         def backward(step: int) -> Tensor:
             at = (s.batch_size, erasure.seed, step)
 
             def forgotten(turn: int) -> Tensor:
-                batch = forget.batch(*at, f"forget {turn}")
-                return relabel_loss(predict, predict, batch, forget.text, anchor)
+                return losses.gone(at, f"forget {turn}")
 
-            kept = denoising_loss(predict, retain.batch(*at, "retain"), retain.text)
+            kept = losses.kept(at)
             retaining = torch.autograd.grad(kept, values)
             gone = forgotten(0)
             forgetting = torch.autograd.grad(gone, values)

@@ -102,7 +102,7 @@ class MACE(Unlearner):
     def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
         """Pictures, their masks, and the caption sums."""
         s = self.settings
-        kept = [p for other in base.retained(concept) for p in base.prompts(other)]
+        kept = base.retained_prompts(concept)
         needs = {"general": CaptionSums.need(s.general_captions, kept)}
         if s.domain_weight:
             needs["domain"] = CaptionSums.need(s.domain_captions, kept)
@@ -175,15 +175,11 @@ class MACE(Unlearner):
             predict(noisy, timesteps, text[rows])
             return attention_inside(maps, words[rows], masks[rows])
 
-        undo = lora.apply(pipe)
-        try:
-            # For the whole training: gradient checkpointing runs forward again on the way back.
-            with recorded(pipe.unet) as maps, training(erasure, s, lora.parameters()):
-                optimizer = adam(lora.parameters(), s.learning_rate, weight_decay=1e-2)
-                phase = Phase("lora", s.iterations, lora.parameters(), optimizer, from_loss(loss))
-                mean = optimise(erasure, s, phase)
-        finally:
-            undo()
+        # For the whole training: gradient checkpointing runs a forward pass again on the way back.
+        with lora.on(pipe), recorded(pipe.unet) as maps, training(erasure, s, lora.parameters()):
+            optimizer = adam(lora.parameters(), s.learning_rate, weight_decay=1e-2)
+            phase = Phase("lora", s.iterations, lora.parameters(), optimizer, from_loss(loss))
+            mean = optimise(erasure, s, phase)
         values = lora.tensors()
         return {p: (values[f"{p}.down"], values[f"{p}.up"]) for p in lora.paths()}, mean
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from pydantic import Field
 
@@ -48,14 +48,6 @@ class PictureUnlearner(Unlearner):
         s = self.settings
         needs = {"forget": Images.need(base, base.prompts(concept), s.images_per_prompt)}
         if "retained" in self.uses:
-            kept = [p for other in base.retained(concept) for p in base.prompts(other)]
+            kept = base.retained_prompts(concept)
             needs["retain"] = Images.need(base, kept, s.retain_images_per_prompt)
         return needs
-
-
-def counterparts(
-    pictures_prompts: Sequence[str], prompts: Sequence[str], others: Sequence[str]
-) -> list[str]:
-    """Each picture's prompt with another concept in its place: `others` goes with `prompts`."""
-    pairs = dict(zip(prompts, others, strict=True))
-    return [pairs[prompt] for prompt in pictures_prompts]

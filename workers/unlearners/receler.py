@@ -75,12 +75,13 @@ class Receler(Unlearner):
         from workers.negative_guidance import draw, erased_noise
         from workers.optimise import Phase, adam, from_loss, optimise, training
         from workers.rng import integers
-        from workers.soft_prompt import encode, token_ids
+        from workers.soft_prompt import Adversary, encode, token_ids
         from workers.text import embed, subject_words
 
         s, pipe = self.settings, erasure.pipe
         erasers = Bottlenecks.new(pipe.unet, s.rank, erasure.seed)
         predict = noise_predictor(pipe)
+        adversary = Adversary(s.soft_tokens, s.attack_steps, s.attack_rate, "adam", s.attack_decay)
         prompts, empty = embed(pipe, erasure.prompts), embed(pipe, [""])[0]
         words = subject_words(pipe, erasure.prompts, erasure.concept)
         ids = token_ids(pipe, erasure.prompts, s.soft_tokens)
@@ -93,22 +94,18 @@ class Receler(Unlearner):
                 concept, mask = self._seen(erasure, predict, latents, timestep, text, words[rows])
                 target = erased_noise(predict, latents, timestep, text, empty, s.negative_guidance)
             asked = ids[rows]
-            soft = self._attack(erasure, predict, latents, timestep, asked, concept, step)
+            soft = adversary.find(
+                erasure, predict, (latents, timestep), asked, concept, step, "soft prompt"
+            )
             with torch.no_grad():
                 adversarial = encode(pipe, asked, soft)
             erased = functional.mse_loss(predict(latents, timestep, adversarial), target)
             return erased + s.local_weight * outside(erasers.added, mask)
 
-        undo = erasers.apply(pipe)
-        try:
-            with training(erasure, s, erasers.parameters()):
-                optimizer = adam(erasers.parameters(), s.learning_rate)
-                phase = Phase(
-                    "train", s.iterations, erasers.parameters(), optimizer, from_loss(loss)
-                )
-                mean = optimise(erasure, s, phase)
-        finally:
-            undo()
+        with erasers.on(pipe), training(erasure, s, erasers.parameters()):
+            optimizer = adam(erasers.parameters(), s.learning_rate)
+            phase = Phase("train", s.iterations, erasers.parameters(), optimizer, from_loss(loss))
+            mean = optimise(erasure, s, phase)
         return Unlearned([erasers], {"loss": mean})
 
     def _seen(
@@ -124,24 +121,6 @@ class Receler(Unlearner):
             concept = predict(latents, timestep, text)
         height, width = latents.shape[-2:]
         return concept, object_mask(maps, words, height, width, self.settings.mask_threshold)
-
-    def _attack(
-        self, erasure: Erasure, predict: NoisePredictor, latents: Tensor, timestep: int,
-        ids: Tensor, concept: Tensor, step: int,
-    ) -> Tensor:  # fmt: skip
-        """Soft tokens (n, k, width) that bring the concept's prediction back."""
-        from torch.nn import functional
-
-        from workers.soft_prompt import attack, encode, new_soft
-
-        s, pipe = self.settings, erasure.pipe
-
-        def loss(soft: Tensor, turn: int) -> Tensor:
-            text = encode(pipe, ids, soft)
-            return functional.mse_loss(predict(latents, timestep, text), concept)
-
-        start = new_soft(pipe, len(ids), s.soft_tokens, erasure.seed, step, "soft prompt")
-        return attack(loss, start, s.attack_steps, s.attack_rate, "adam", s.attack_decay)
 
 
 def object_mask(

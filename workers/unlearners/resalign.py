@@ -11,7 +11,7 @@ from pydantic import Field
 
 from orchestrator.plugin import Presets
 from workers.unlearners.base import Erasure, Unlearned
-from workers.unlearners.pictures import AnchoredSettings, PictureUnlearner, counterparts
+from workers.unlearners.pictures import AnchoredSettings, PictureUnlearner
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,7 +129,7 @@ class ResAlign(PictureUnlearner):
 
     def _losses(self, erasure: Erasure, space: LoraSpace) -> Losses:
         from workers.denoise import training_scheduler
-        from workers.relabel import PictureSet
+        from workers.relabel import PictureSet, counterparts
         from workers.text import embed
 
         pipe, scheduler = erasure.pipe, training_scheduler(erasure.pipe)

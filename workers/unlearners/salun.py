@@ -10,7 +10,7 @@ from pydantic import Field
 from orchestrator.plugin import BasePlugin, Need, Presets
 from workers.materials.saliency import Saliency
 from workers.unlearners.base import Erasure, Unlearned
-from workers.unlearners.pictures import AnchoredSettings, PictureUnlearner, counterparts
+from workers.unlearners.pictures import AnchoredSettings, PictureUnlearner
 
 
 class SalUnSettings(AnchoredSettings):
@@ -64,31 +64,21 @@ class SalUn(PictureUnlearner):
         """Train the whole UNet under the mask."""
         from torch import Tensor
 
-        from workers.denoise import noise_predictor, training_scheduler
         from workers.edits import Weights
         from workers.materials.saliency import unpack
         from workers.optimise import Phase, adam, from_loss, optimise, training
-        from workers.relabel import PictureSet, denoising_loss, relabel_loss
+        from workers.relabel import Relabelling
         from workers.selection import select
-        from workers.text import embed
 
         s, pipe = self.settings, erasure.pipe
         parameters = select(pipe.unet, "full")
-        scheduler, predict = training_scheduler(pipe), noise_predictor(pipe)
-        pictures = erasure.materials["forget"]
-        forget = PictureSet.of(pipe, scheduler, pictures)
-        others = counterparts(pictures.prompts, erasure.prompts, erasure.anchor_prompts)
-        anchor = embed(pipe, others)
-        retain = PictureSet.of(pipe, scheduler, erasure.materials["retain"])
+        losses = Relabelling.of(erasure)
         packed = erasure.materials["mask"]
         masks = {n: unpack(packed[n], v.shape).to(v.device) for n, v in parameters.items()}
 
         def loss(step: int) -> Tensor:
             at = (s.batch_size, erasure.seed, step)
-            batch = forget.batch(*at, "forget")
-            gone = relabel_loss(predict, predict, batch, forget.text, anchor)
-            kept = denoising_loss(predict, retain.batch(*at, "retain"), retain.text)
-            return gone + s.retain_weight * kept
+            return losses.gone(at) + s.retain_weight * losses.kept(at)
 
         def mask() -> None:
             for name, value in parameters.items():

@@ -11,7 +11,7 @@ from pydantic import Field
 from orchestrator.plugin import BasePlugin, Need, Presets
 from workers.materials.saliency import Saliency
 from workers.unlearners.base import Erasure, Unlearned
-from workers.unlearners.pictures import AnchoredSettings, PictureUnlearner, counterparts
+from workers.unlearners.pictures import AnchoredSettings, PictureUnlearner
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -81,37 +81,23 @@ class Scissorhands(PictureUnlearner):
         """Cut, then repair the whole UNet."""
         import torch
 
-        from workers.denoise import noise_predictor, training_scheduler
         from workers.edits import Weights
         from workers.optimise import Phase, adam, optimise, training
-        from workers.relabel import PictureSet, denoising_loss, relabel_loss
+        from workers.relabel import Relabelling
         from workers.selection import select
-        from workers.text import embed
 
         s, pipe = self.settings, erasure.pipe
         parameters = select(pipe.unet, "full")
-        scheduler, predict = training_scheduler(pipe), noise_predictor(pipe)
-        pictures = erasure.materials["forget"]
-        forget = PictureSet.of(pipe, scheduler, pictures)
-        others = counterparts(pictures.prompts, erasure.prompts, erasure.anchor_prompts)
-        anchor = embed(pipe, others)
-        retain = PictureSet.of(pipe, scheduler, erasure.materials["retain"])
+        losses = Relabelling.of(erasure)
         share = self._cut(erasure, parameters)
 
         def backward(step: int) -> Tensor:
             at = (s.batch_size, erasure.seed, step)
-            batch = forget.batch(*at, "forget")
             own = None
             if s.variant == "paper":
-                own = torch.autograd.grad(
-                    denoising_loss(predict, batch, forget.text), list(parameters.values())
-                )
-            if s.forget_loss == "relabel":
-                gone = relabel_loss(predict, predict, batch, forget.text, anchor)
-            else:
-                gone = -denoising_loss(predict, batch, forget.text)
-            kept = denoising_loss(predict, retain.batch(*at, "retain"), retain.text)
-            loss = kept + s.forget_weight * gone
+                own = torch.autograd.grad(losses.own(at), list(parameters.values()))
+            gone = losses.gone(at) if s.forget_loss == "relabel" else -losses.own(at)
+            loss = losses.kept(at) + s.forget_weight * gone
             loss.backward()
             if own is not None:
                 project([p.grad for p in parameters.values() if p.grad is not None], own)

@@ -85,17 +85,13 @@ class SPM(Unlearner):
             kept = functional.mse_loss(predict(latents, timestep, anchors), stay)
             return erased + s.anchor_weight * kept
 
-        undo = membrane.apply(pipe)
-        try:
-            with training(erasure, s, membrane.parameters()):
-                optimizer = adam(membrane.parameters(), s.learning_rate, weight_decay=0.0)
-                phase = Phase(
-                    "train", s.iterations, membrane.parameters(), optimizer, from_loss(loss),
-                    rate=self._rate,
-                )  # fmt: skip
-                mean = optimise(erasure, s, phase)
-        finally:
-            undo()
+        with membrane.on(pipe), training(erasure, s, membrane.parameters()):
+            optimizer = adam(membrane.parameters(), s.learning_rate, weight_decay=0.0)
+            phase = Phase(
+                "train", s.iterations, membrane.parameters(), optimizer, from_loss(loss),
+                rate=self._rate,
+            )  # fmt: skip
+            mean = optimise(erasure, s, phase)
         return Unlearned([membrane.gated()], {"loss": mean})
 
     def _rate(self, step: int) -> float:

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from orchestrator.plan import retained_prompts
 from tests.workers.unlearners.small import make_materials
 from tests.workers.unlearners.transcribe import ANCHOR, FORGET, RETAIN, noise_pictures
 from workers.checkpoints import NoCheckpoints
@@ -20,7 +19,7 @@ def erasure(pipe, tiny_base):
             "pipe": pipe,
             "concept": concept,
             "prompts": tiny_base.prompts(concept),
-            "retained_prompts": tuple(retained_prompts(tiny_base, concept)),
+            "retained_prompts": tiny_base.retained_prompts(concept),
             "anchor_prompts": tiny_base.prompts(tiny_base.anchor(concept)),
             "seed": 0,
             "progress": lambda *_: None,
