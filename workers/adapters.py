@@ -84,15 +84,14 @@ def _remover(handles: Sequence[RemovableHandle]) -> Undo:
 class Bottlenecks(Adapters):
     """o + up(GELU(down(o))) after each attn2 (Receler, Huang et al. ECCV 2024).
 
-    `down` is (rank, channels) with a bias, `up` (channels, rank) with a bias, zero at first. What
-    the adapters added in the last forward pass can be read from `added`, by path.
+    `down` is (rank, channels) with a bias, `up` (channels, rank) with a bias, zero at first.
     """
 
     kind = "bottlenecks"
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__(values)
-        self.added: dict[str, Tensor] = {}
+        self._added: dict[str, Tensor] | None = None
 
     @classmethod
     def new(cls, unet: UNet2DConditionModel, rank: int, seed: int) -> Bottlenecks:
@@ -128,10 +127,20 @@ class Bottlenecks(Adapters):
                 functional.linear(output, v[f"{path}.down"], v[f"{path}.down_bias"])
             )
             added = functional.linear(hidden, v[f"{path}.up"], v[f"{path}.up_bias"])
-            self.added[path] = added
+            if self._added is not None:
+                self._added[path] = added
             return output + added
 
         return after
+
+    @contextmanager
+    def recorded(self) -> Iterator[dict[str, Tensor]]:
+        """Inside, what each adapter added in the last forward pass, by path, with its graph."""
+        self._added = {}
+        try:
+            yield self._added
+        finally:
+            self._added = None
 
     @classmethod
     def load(cls, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Bottlenecks:
@@ -154,7 +163,6 @@ class GatedLora(Adapters):
     ) -> None:
         super().__init__(values)
         self.concept, self.scale, self.is_gated = concept, scale, is_gated
-        self._gates: Tensor | None = None
 
     @classmethod
     def new(
@@ -188,23 +196,14 @@ class GatedLora(Adapters):
     def apply(self, pipe: StableDiffusionPipeline) -> Undo:
         self._to(pipe.device)
         modules = dict(pipe.unet.named_modules())
-        handles = [modules[p].register_forward_hook(self._hook(p)) for p in self.paths()]
-        if self.is_gated:
-            memory = PromptGates(pipe, self.concept)
-            handles.append(pipe.text_encoder.register_forward_hook(memory.note))
-            handles.append(
-                pipe.unet.register_forward_pre_hook(self._look_up(memory), with_kwargs=True)
-            )
+        gates = PromptGates(pipe, self.concept) if self.is_gated else None
+        handles = [modules[p].register_forward_hook(self._hook(p, gates)) for p in self.paths()]
+        if gates is not None:
+            handles.append(pipe.text_encoder.register_forward_hook(gates.note))
+            handles.append(pipe.unet.register_forward_pre_hook(gates.look_up, with_kwargs=True))
         return _remover(handles)
 
-    def _look_up(self, memory: PromptGates) -> Callable[..., None]:
-        def before(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-            text = kwargs["encoder_hidden_states"] if len(args) < 3 else args[2]
-            self._gates = memory.gates(text)
-
-        return before
-
-    def _hook(self, path: str) -> Callable[..., Tensor | None]:
+    def _hook(self, path: str, gates: PromptGates | None) -> Callable[..., Tensor | None]:
         down, up = self.values[f"{path}.down"], self.values[f"{path}.up"]
 
         def after(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
@@ -215,8 +214,8 @@ class GatedLora(Adapters):
                 added = functional.conv2d(low, up)
             else:
                 added = functional.linear(functional.linear(args[0], down), up)
-            if self._gates is not None and self.is_gated:
-                added = added * self._gates.view(-1, *[1] * (added.dim() - 1)).to(added.dtype)
+            if gates is not None:
+                added = added * gates.now.view(-1, *[1] * (added.dim() - 1)).to(added.dtype)
             return output + self.scale * added
 
         return after
@@ -253,6 +252,12 @@ class PromptGates:
         self._known: dict[tuple[int, ...], None] = {}
         self._prints = torch.empty(0, FINGERPRINT_WIDTH, device=pipe.device)
         self._values = torch.empty(0, device=pipe.device)
+        self.now = torch.ones(1, device=pipe.device)
+        """The gates (n,) of the UNet's pass that is under way."""
+
+    def look_up(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        """A forward hook before the UNet: find its prompts' gates."""
+        self.now = self.gates(kwargs["encoder_hidden_states"] if len(args) < 3 else args[2])
 
     def note(self, module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
         """A forward hook of the text encoder: remember its prompts' gates."""

@@ -99,14 +99,15 @@ class Receler(Unlearner):
             )
             with torch.no_grad():
                 adversarial = encode(pipe, asked, soft)
-            erased = functional.mse_loss(predict(latents, timestep, adversarial), target)
-            return erased + s.local_weight * outside(erasers.added, mask)
+            with erasers.recorded() as added:
+                erased = functional.mse_loss(predict(latents, timestep, adversarial), target)
+            return erased + s.local_weight * outside(added, mask)
 
         with erasers.on(pipe), training(erasure, s, erasers.parameters()):
             optimizer = adam(erasers.parameters(), s.learning_rate)
             phase = Phase("train", s.iterations, erasers.parameters(), optimizer, from_loss(loss))
             mean = optimise(erasure, s, phase)
-        return Unlearned([erasers], {"loss": mean})
+        return Unlearned([Bottlenecks(erasers.tensors())], {"loss": mean})
 
     def _seen(
         self, erasure: Erasure, predict: NoisePredictor, latents: Tensor, timestep: int,

@@ -14,6 +14,7 @@ from workers.unlearners.base import Erasure, Unlearned
 from workers.unlearners.pictures import AnchoredSettings, PictureUnlearner
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 
@@ -127,9 +128,8 @@ class Scissorhands(PictureUnlearner):
                     continue
                 mask = unpack(packed[name], value.shape)
                 draw = generator(erasure.seed, 0, f"initial {name}")
-                fresh = torch.empty(value.shape).uniform_(-1, 1, generator=draw)
-                fresh *= initial_bound(name, value, parameters)
-                value.copy_(torch.where(mask.to(value.device), fresh.to(value.device), value))
+                fresh = initial(name, parameters, draw).to(value.device)
+                value.copy_(torch.where(mask.to(value.device), fresh, value))
                 cut += int(mask.sum())
         return cut / total
 
@@ -142,14 +142,18 @@ class Scissorhands(PictureUnlearner):
         return {n for n in parameters for m in modules[:2] if n.startswith(f"{m}.attn1.")}
 
 
-def initial_bound(name: str, value: Tensor, parameters: Mapping[str, Tensor]) -> float:
-    """Half-width of the uniform distribution from which torch initialises a Linear or Conv2d:
-    1/√fan_in, a bias by its weight's; a norm's 1 and 0 are stood in for by 0.
+def initial(name: str, parameters: Mapping[str, Tensor], draw: torch.Generator) -> Tensor:
+    """What torch gives a new layer: a Linear or Conv2d uniform in ±1/√fan_in, its bias by its
+    weight's fan_in; a norm 1 and 0. fp32 on the CPU, in the shape of `parameters[name]`.
     """
-    weight = value if value.dim() > 1 else parameters.get(name.replace(".bias", ".weight"))
-    if weight is None or weight.dim() < 2:
-        return 0.0
-    return 1 / math.sqrt(weight[0].numel())
+    import torch
+
+    value = parameters[name]
+    weight = parameters[name.removesuffix("bias") + "weight"] if name.endswith("bias") else value
+    if weight.dim() < 2:
+        return torch.full(value.shape, float(weight is value))
+    bound = 1 / math.sqrt(weight[0].numel())
+    return torch.empty(value.shape).uniform_(-bound, bound, generator=draw)
 
 
 def project(gradients: list[Tensor], own: tuple[Tensor, ...]) -> None:

@@ -24,14 +24,16 @@ from workers.unlearners.scissorhands import Scissorhands, project
 
 
 def cut(unet, masks):
-    """Chosen weights get torch's U(-1, 1)/√fan_in, a norm's 0."""
+    """Chosen weights get torch's U(-1, 1)/√fan_in, a norm's 1 and 0."""
     modules = dict(unet.named_modules())
     for name, value in unet.named_parameters():
         weight = modules[name.rpartition(".")[0]].weight
-        bound = weight[0].numel() ** -0.5 if weight.dim() > 1 else 0.0
-        fresh = bound * torch.empty(value.shape).uniform_(
-            -1, 1, generator=generator(0, 0, f"initial {name}")
-        )
+        if weight.dim() > 1:
+            draw = generator(0, 0, f"initial {name}")
+            bound = weight[0].numel() ** -0.5
+            fresh = torch.empty(value.shape).uniform_(-bound, bound, generator=draw)
+        else:
+            fresh = torch.ones(value.shape) if weight is value else torch.zeros(value.shape)
         value.data = torch.where(masks[name], fresh, value.data)
 
 
