@@ -13,7 +13,7 @@ from rich.tree import Tree
 
 from orchestrator.describe import stage_label
 from orchestrator.errors import ResurgeError
-from orchestrator.plugin import Kind, registry, suggest
+from orchestrator.plugin import Kind, UnlearnerPlugin, registry, suggest
 from orchestrator.run import Job
 from orchestrator.scheduler import Outcome
 from orchestrator.stage import Stage, StageKind
@@ -141,8 +141,29 @@ def show_plugins(kind: str | None, console: Console) -> None:
     """Plug-ins by kind, with the first line of what they say of themselves."""
     if kind is not None and kind not in KINDS:
         raise ResurgeError(f"unknown kind {kind!r}{suggest(kind, KINDS)}")
+    if kind == "unlearners":
+        _show_unlearners(console)
+        return
     for title in KINDS if kind is None else [kind]:
         table = Table(title, "", box=None, pad_edge=False, header_style="bold")
         for name, plugin in registry(KINDS[title]).items():
             table.add_row(f"  {name}", plugin.summary())
         console.print(table)
+
+
+def _show_unlearners(console: Console) -> None:
+    """Each method with its paper, its presets, and what it costs as it ships."""
+    table = Table("unlearner", "", "paper", "presets", "UNet passes", box=None, pad_edge=False)
+    table.columns[-1].justify = "right"
+    for name, plugin in registry("unlearner").items():
+        if issubclass(plugin, UnlearnerPlugin):
+            passes = plugin(plugin.Settings()).passes()
+            presets = ", ".join(getattr(plugin.Settings, "PRESETS", ()))
+            cost = f"{passes:,}" if passes else "closed form" if plugin.changes else "none"
+            table.add_row(name, plugin.summary(), plugin.paper, presets, cost)
+    console.print(table)
+    console.print(
+        "UNet passes: over one latent, a backward pass counted as two, with the defaults that ship "
+        "(for the bundled shapes model); the materials a method works from are shared and not "
+        "counted. A preset: `unlearn: [{esd: {preset: sd-object}}]`."
+    )

@@ -24,6 +24,7 @@ from workers.optimise import load_optimizer_state, optimizer_state
 from workers.progress import Progress
 from workers.recipes import FinetuneSettings
 from workers.rng import generator, integers, normal
+from workers.selection import refuse_half_precision
 from workers.text import embed
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ class Trainer:
     posterior, which needs no random numbers, and each different caption's embedding. The UNet
     stays in evaluation mode, so that no dropout draws from a global generator (Stable Diffusion's
     dropout is 0 anyway).
+
+    Raises:
+        ResurgeError: the UNet is in half precision.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Trainer:
 
     def _prepare_parameters(self) -> None:
         s, unet = self.settings, self.pipe.unet
+        refuse_half_precision(dict(unet.named_parameters()))
         unet.eval().requires_grad_(False)
         if s.gradient_checkpointing:
             unet.enable_gradient_checkpointing()

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from orchestrator.errors import ResurgeError
+
+from workers.selection import refuse_half_precision
 
 if TYPE_CHECKING:
     from workers.unlearners.base import Erasure, TrainSettings
@@ -112,12 +113,7 @@ def training(
         ResurgeError: the weights are in half precision, in which small steps vanish.
     """
     pipe = erasure.pipe
-    half = sorted({str(p.dtype) for p in parameters.values()} & {"torch.float16", "torch.bfloat16"})
-    if half:
-        raise ResurgeError(
-            f"training needs float32 weights but the base was loaded in {', '.join(half)}; "
-            "leave the base's torch_dtype at float32 and set the method's precision to bf16"
-        )
+    refuse_half_precision(parameters)
     for part in (pipe.unet, pipe.text_encoder, pipe.vae):
         part.eval().requires_grad_(False)
     for value in parameters.values():

@@ -24,6 +24,7 @@ from orchestrator.work import (
     StageStarted,
     WorkOrder,
 )
+from workers.bases.base import Base
 from workers.checkpoints import StoreCheckpoints, save_tensors
 from workers.edits import save_edits
 from workers.materials.base import MATERIAL_FILE
@@ -128,8 +129,13 @@ class _Run:
                 result.metrics,
                 started,
                 time.perf_counter() - begin,
-                provenance(self.runner.device),
+                provenance(self.runner.device) | {"base": self.base(stage).provenance()},
             )
+
+    def base(self, stage: Stage) -> Base:
+        """The plug-in at the root of the stage's ancestry."""
+        root = list(stage.ancestry())[-1]
+        return plugin_of("base", root.plugin, root.settings)  # type: ignore[no-any-return]
 
     def prepare(self, stage: Stage, folder: Path) -> _Result:
         made = self.model(stage).prepare(stage)

@@ -6,7 +6,9 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
+
+from orchestrator.errors import ResurgeError
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -46,6 +48,20 @@ def _layers_outside_xattn(unet: nn.Module) -> Iterator[tuple[str, nn.Parameter]]
         if isinstance(module, nn.Linear | nn.Conv2d) and "attn2." not in f"{path}.":
             for name, value in module.named_parameters(recurse=False):
                 yield f"{path}.{name}", value
+
+
+def refuse_half_precision(parameters: Mapping[str, Tensor]) -> None:
+    """Raise unless all of them can be trained.
+
+    Raises:
+        ResurgeError: some are in half precision, in which small steps vanish.
+    """
+    half = {str(p.dtype) for p in parameters.values()} & {"torch.float16", "torch.bfloat16"}
+    if half:
+        raise ResurgeError(
+            f"training needs float32 weights but the base was loaded in {', '.join(sorted(half))}; "
+            "leave the base's torch_dtype at float32 and set precision to bf16"
+        )
 
 
 def frozen_copy(unet: UNet2DConditionModel, trained: Mapping[str, nn.Parameter]) -> Any:

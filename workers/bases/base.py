@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.plugin import BasePlugin
 
@@ -19,8 +19,13 @@ class Base(BasePlugin):
 
     @abstractmethod
     def load(self, device: str) -> StableDiffusionPipeline:
-        """The pipeline in fp32 on `device`, in evaluation mode, its safety checker off.
+        """The pipeline on `device`, in evaluation mode, its safety checker off; in float32 unless
+        the settings say otherwise.
 
         Raises:
             ResurgeError: the files are missing, or are pickles.
         """
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the weights come from, as JSON values, for a record to keep."""
+        return {}

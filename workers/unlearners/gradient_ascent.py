@@ -14,8 +14,8 @@ class GradientAscentSettings(PictureSettings):
     """How far to climb, and how strongly to hold on to the rest."""
 
     iterations: int = Field(50, ge=1, description="optimiser steps")
-    learning_rate: float = Field(3e-4, gt=0, description="AdamW's learning rate")
-    retain_weight: float = Field(1.0, ge=0, description="weight of the loss on retained pictures")
+    learning_rate: float = Field(1e-3, gt=0, description="AdamW's learning rate")
+    retain_weight: float = Field(3.0, ge=0, description="weight of the loss on retained pictures")
     group: Literal["full", "xattn", "noxattn"] = Field("xattn", description="what is trained")
 
 

@@ -24,6 +24,7 @@ class RecelerSettings(TrainSettings):
         "sd": {
             "learning_rate": 3e-4, "iterations": 500, "batch_size": 1, "rank": 128,
             "attack_steps": 50, "attack_rate": 0.1, "soft_tokens": 16, "sampler_steps": 50,
+            "local_weight": 0.1,
         },
     }  # fmt: skip
 
@@ -36,7 +37,9 @@ class RecelerSettings(TrainSettings):
     attack_decay: float = Field(0.1, ge=0, description="the adversary's weight decay")
     soft_tokens: int = Field(4, ge=1, description="learned tokens of the adversarial prompt")
     negative_guidance: float = Field(1.0, ge=0, description="η of the erased target")
-    local_weight: float = Field(0.1, ge=0, description="weight of what is added outside the mask")
+    local_weight: float = Field(
+        1e-3, ge=0, description="weight of what is added outside the mask; 0.1 in the paper"
+    )
     mask_threshold: float = Field(0.1, ge=0, le=1, description="of the attention, scaled to [0, 1]")
     start_guidance: float = Field(3.0, ge=0, description="guidance of the partial denoising")
     sampler_steps: int = Field(10, ge=1, description="DDIM steps of the partial denoising")

@@ -38,10 +38,10 @@ class ScissorhandsSettings(AnchoredSettings):
         "the first two self-attentions, no projection",
     )
     iterations: int = Field(100, ge=1, description="optimiser steps of the repair")
-    learning_rate: float = Field(1e-4, gt=0, description="Adam's learning rate")
-    sparsity: float = Field(0.99, gt=0, lt=1, description="share of weights that is not cut")
+    learning_rate: float = Field(3e-4, gt=0, description="Adam's learning rate")
+    sparsity: float = Field(0.9999, gt=0, lt=1, description="share of weights that is not cut")
     score_batches: int = Field(10, ge=1, description="batches of gradients behind the scores")
-    forget_weight: float = Field(0.1, ge=0, description="λ, the weight of the forget loss")
+    forget_weight: float = Field(1.0, ge=0, description="λ, the weight of the forget loss")
     forget_loss: Literal["relabel", "ascent"] = Field(
         "relabel", description="relabel: predict the anchor's; ascent: climb the concept's own loss"
     )
