@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-slow check format bench clean
+.PHONY: help install demo test test-fast test-slow check format bench methods tuning clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -44,6 +44,14 @@ format: install ## Let ruff format and sort
 
 bench: install ## What sharing stages saves, both sides measured in one run
 	$(BIN)/python -m benchmarks.sharing
+
+methods: install ## Run every unlearning method and write docs/methods.md: about an hour
+	$(BIN)/resurge run sweeps/methods.yaml
+	$(BIN)/python -m benchmarks.methods methods docs/methods.md
+
+tuning: install ## Run sweeps/tuning/ and write docs/tuning.md: about an hour
+	set -e; for sweep in sweeps/tuning/*.yaml; do $(BIN)/resurge run $$sweep; done
+	$(BIN)/python -m benchmarks.methods tuning docs/tuning.md
 
 clean: ## Remove the environment, caches and local state
 	rm -rf $(VENV) .resurge .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.grid import MAX_TRIALS
 from orchestrator.plan import make_plan
+from orchestrator.plugin import find, registry
 from orchestrator.sweep import load
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +42,32 @@ def test_can_be_planned(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_begins_with_what_it_is(path: Path) -> None:
     assert len(comment(path)) > 80
+
+
+TUNED = sorted((ROOT / "sweeps" / "tuning").glob("*.yaml"))
+
+
+def test_every_method_of_ours_has_a_sweep_behind_its_defaults() -> None:
+    ours = {name for name, cls in registry("unlearner").items() if cls.changes}
+    assert {path.stem for path in TUNED} == ours
+
+
+@pytest.mark.parametrize("path", TUNED, ids=[path.stem for path in TUNED])
+def test_the_defaults_are_a_point_of_that_sweep(path: Path) -> None:
+    cls = find("unlearner", path.stem)
+    tried = [cls.Settings(**settings) for settings in settings_of(path)]
+    assert cls.Settings() in tried
+    assert len(tried) > 1
+
+
+def settings_of(path: Path) -> list[dict[str, object]]:
+    """The method's own settings in each trial."""
+    begin = f"unlearn.{path.stem}."
+    return [
+        {n.removeprefix(begin): v for n, v in p.trial.params.items() if n.startswith(begin)}
+        for p in make_plan(load(path)).trials
+        if not p.is_control
+    ]
 
 
 def test_no_two_share_a_name() -> None:

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class AdvUnlearnSettings(TrainSettings):
-    """The adversary, and what is held in place."""
+    """The adversary, and what is held in place.
+
+    Tuned to the shapes base: sweeps/tuning/advunlearn.yaml.
+    """
 
     PRESETS: ClassVar[Presets] = {
         "sd": {

@@ -14,7 +14,10 @@ from workers.unlearners.pictures import AnchoredSettings, PictureUnlearner
 
 
 class ConceptAblationSettings(AnchoredSettings):
-    """What is trained, and whether the anchor itself is held in place."""
+    """What is trained, and whether the anchor itself is held in place.
+
+    Tuned to the shapes base: sweeps/tuning/concept_ablation.yaml.
+    """
 
     PRESETS: ClassVar[Presets] = {
         "sd": {

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class EraseDiffSettings(AnchoredSettings):
-    """The two levels and their balance."""
+    """The two levels and their balance.
+
+    Tuned to the shapes base: sweeps/tuning/erasediff.yaml.
+    """
 
     PRESETS: ClassVar[Presets] = {
         "sd-class": {"learning_rate": 1e-5, "batch_size": 16, "iterations": 250, "weight": 1.0},

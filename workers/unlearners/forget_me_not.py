@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class ForgetMeNotSettings(PictureSettings):
-    """Few steps: the loss has nothing that would hold the model together."""
+    """Few steps: the loss has nothing that would hold the model together.
+
+    Tuned to the shapes base: sweeps/tuning/forget_me_not.yaml.
+    """
 
     PRESETS: ClassVar[Presets] = {
         "sd": {"learning_rate": 2e-6, "iterations": 35, "batch_size": 1, "group": "full"},
@@ -26,7 +29,7 @@ class ForgetMeNotSettings(PictureSettings):
     }  # fmt: skip
 
     iterations: int = Field(35, ge=1, description="optimiser steps")
-    learning_rate: float = Field(1e-4, gt=0, description="AdamW's learning rate")
+    learning_rate: float = Field(1e-3, gt=0, description="AdamW's learning rate")
     batch_size: int = Field(8, ge=1, description="pictures per step")
     group: Literal["full", "xattn"] = Field("xattn", description="what is trained")
 

@@ -11,7 +11,10 @@ from workers.unlearners.pictures import PictureSettings, PictureUnlearner
 
 
 class GradientAscentSettings(PictureSettings):
-    """How far to climb, and how strongly to hold on to the rest."""
+    """How far to climb, and how strongly to hold on to the rest.
+
+    Tuned to the shapes base: sweeps/tuning/gradient_ascent.yaml.
+    """
 
     iterations: int = Field(50, ge=1, description="optimiser steps")
     learning_rate: float = Field(1e-3, gt=0, description="AdamW's learning rate")

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class RecelerSettings(TrainSettings):
-    """The erasers, their adversary, and where they may act."""
+    """The erasers, their adversary, and where they may act.
+
+    Tuned to the shapes base: sweeps/tuning/receler.yaml.
+    """
 
     PRESETS: ClassVar[Presets] = {
         "sd": {

@@ -14,7 +14,10 @@ from workers.unlearners.pictures import AnchoredSettings, PictureUnlearner
 
 
 class SalUnSettings(AnchoredSettings):
-    """The mask and the two losses' balance."""
+    """The mask and the two losses' balance.
+
+    Tuned to the shapes base: sweeps/tuning/salun.yaml.
+    """
 
     PRESETS: ClassVar[Presets] = {
         "sd-class": {

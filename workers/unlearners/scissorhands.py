@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 class ScissorhandsSettings(AnchoredSettings):
-    """How much is cut, and how the rest is repaired."""
+    """How much is cut, and how the rest is repaired.
+
+    Tuned to the shapes base: sweeps/tuning/scissorhands.yaml.
+    """
 
     PRESETS: ClassVar[Presets] = {
         "sd-nsfw": {

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class SPMSettings(TrainSettings):
-    """The membrane and what holds the rest in place."""
+    """The membrane and what holds the rest in place.
+
+    Tuned to the shapes base: sweeps/tuning/spm.yaml.
+    """
 
     PRESETS: ClassVar[Presets] = {
         "sd": {

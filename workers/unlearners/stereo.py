@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class STEREOSettings(TrainSettings):
-    """The rounds of the search, and the final erasure."""
+    """The rounds of the search, and the final erasure.
+
+    Tuned to the shapes base: sweeps/tuning/stereo.yaml.
+    """
 
     PRESETS: ClassVar[Presets] = {
         "sd": {
