@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-
 from workers.selection import refuse_half_precision
 
 if TYPE_CHECKING:
