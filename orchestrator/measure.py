@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from orchestrator.analysis import Array, Paired, paired_bootstrap, unlearning_failed
 from orchestrator.errors import StoreError
 from orchestrator.plan import Plan, PlannedTrial, Point
+from orchestrator.plugin import MetricPlugin, find
 from orchestrator.stage import Stage
 from orchestrator.store import Record, Store
 
@@ -198,8 +199,14 @@ class Reader:
 
 
 def primary(point: Point) -> Stage | None:
-    """The score of the sweep's first image metric: resurgence is defined on it."""
-    return next((s for s in point.scores if s.parent and s.parent.kind == "sample"), None)
+    """The score of the sweep's first metric of single pictures: resurgence is defined on it."""
+    return next((stage for stage in point.scores if _is_per_picture(stage)), None)
+
+
+def _is_per_picture(stage: Stage) -> bool:
+    metric = find("metric", stage.plugin)
+    assert issubclass(metric, MetricPlugin)
+    return metric.needs == "images" and metric.per_picture
 
 
 def labelled_scores(point: Point) -> Iterator[tuple[str, Stage]]:

@@ -236,9 +236,9 @@ class _Planner:
     def new_point(self, model: Stage, concept: str) -> Point:
         sample = self.unique(self.sample_stage(model, concept))
         scores = tuple(
-            self.unique(self.score_stage(metric, model if needs_model else sample))
+            self.unique(self.score_stage(metric, model, sample, concept))
             for metric in self.sweep.evaluate.metrics
-            if not ((needs_model := metric.needs == "model") and model is self.root)
+            if model.kind in metric.of
         )
         return Point(model, sample, scores)
 
@@ -246,9 +246,16 @@ class _Planner:
         asked = {"probes": probes(self.base, concept, self.sweep.evaluate)}
         return _stage("sample", self.sample, asked, asked, None, model)
 
-    def score_stage(self, metric: MetricPlugin, parent: Stage) -> Stage:
-        mark = {"fingerprint": self.fingerprint(metric)}
-        return _stage("score", metric, mark, mark, None, parent)
+    def score_stage(self, metric: MetricPlugin, model: Stage, sample: Stage, concept: str) -> Stage:
+        mark: dict[str, Any] = {"fingerprint": self.fingerprint(metric)}
+        if metric.needs == "pipeline":
+            prompts = self.sweep.evaluate.prompts_for(self.base, concept)
+            mark |= {"concept": concept, "prompts": list(prompts)}
+        inputs = {}
+        if metric.reference:
+            inputs["reference"] = self.unique(self.sample_stage(self.root, concept))
+        parent = sample if metric.needs == "images" else model
+        return _stage("score", metric, mark, mark, None, parent, inputs)
 
     def choice(self, plugin: Plugin) -> tuple[dict[str, Any], dict[str, Any]]:
         """A plug-in inside another stage's settings: what is hashed, and all of it."""

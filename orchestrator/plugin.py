@@ -244,10 +244,23 @@ class DatasetPlugin(Plugin):
 
 
 class MetricPlugin(Plugin):
-    """What planning needs to know of a metric: whether it scores images or the model itself."""
+    """What planning needs to know of a metric.
+
+    `needs` says what is scored: a model's pictures ("images"), its weights beside those of the base
+    and of the unlearned model ("weights"), or the model at work ("pipeline": an attack, a loss).
+    `of` are the kinds of models that it is defined on. `reference` asks for the base's pictures of
+    the same prompts too. `per_picture` is False where single pictures have no value (FID): such a
+    metric cannot be the one that resurgence is defined on. `values` are the bounds of its values,
+    None where there is no bound; `higher` says what more of it means.
+    """
 
     kind = "metric"
-    needs: ClassVar[Literal["images", "model"]] = "images"
+    needs: ClassVar[Literal["images", "weights", "pipeline"]] = "images"
+    of: ClassVar[frozenset[str]] = frozenset({"base", "unlearn", "finetune"})
+    reference: ClassVar[bool] = False
+    per_picture: ClassVar[bool] = True
+    values: ClassVar[tuple[float | None, float | None]] = (0.0, 1.0)
+    higher: ClassVar[str] = "more of the concept"
 
 
 class RecipePlugin(Plugin):

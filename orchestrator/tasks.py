@@ -67,7 +67,7 @@ def make_tasks(plan: Plan, done: Collection[str], keep: Collection[str]) -> tupl
 
 
 def _inputs(stages: list[Stage]) -> tuple[Stage, ...]:
-    """The materials that these stages read and do not make."""
+    """The materials and pictures that these stages read and do not make."""
     return tuple(dict.fromkeys(i for s in stages for i in s.inputs.values() if i not in stages))
 
 
@@ -110,7 +110,7 @@ def _merge_only_children(groups: list[_Group]) -> list[_Group]:
         if group.id in merged:
             continue
         while (last := group.last_model()) and len(only := children[last.digest]) == 1:
-            if _inputs(only[0].stages):
+            if any(stage.kind == "prepare" for stage in _inputs(only[0].stages)):
                 break  # it must be free to wait while this group runs on
             group.stages.extend(only[0].stages)
             merged.add(only[0].id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,12 @@ from orchestrator.plugin import Kind, find
 from orchestrator.stage import Stage
 from orchestrator.store import Store
 from workers.checkpoints import StoreCheckpoints, load_tensors, save_tensors
+from workers.datasets.base import Examples
 from workers.denoise import latent_shape
 from workers.edits import Edit, load_edits
 from workers.finetune import Trainer
 from workers.materials.base import MATERIAL_FILE, Made, Work
-from workers.metrics.base import Metric, Score
+from workers.metrics.base import Metric, Picture, Score, Subject, Which
 from workers.pipeline import WarmPipeline
 from workers.progress import Progress
 from workers.recipes import FinetuneSettings
@@ -92,12 +93,37 @@ class Model:
 
     def compare(self, target: Stage, metric: Metric) -> Score:
         """Score `target`'s weights beside the base's and those after the last unlearning."""
-        before = next((s for s in target.ancestry() if s.kind == "unlearn"), self.root)
-        self.become(before)
+        self.become(_unlearned(target))
         unlearned = self._state()
         self.become(target)
         final = self._state()
-        return metric.score_model(self.warm.base_state(), unlearned, final)
+        return metric.score_weights(self.warm.base_state(), unlearned, final)
+
+    def subject(
+        self, target: Stage, asked: Mapping[str, Any], reference: Sequence[Picture]
+    ) -> Subject:
+        """`target` for a metric that runs it; `asked` are the score's settings."""
+        stages = {
+            "base": self.root,
+            "unlearned": _unlearned(target),
+            "before": target.parent or target,
+            "final": target,
+        }
+
+        @contextmanager
+        def at(which: Which) -> Iterator[StableDiffusionPipeline]:
+            self.become(stages[which])
+            with self.evaluation() as pipe:
+                yield pipe
+
+        return Subject(
+            concept=asked["concept"],
+            prompts=tuple(asked["prompts"]),
+            reference=reference,
+            at=at,
+            examples=lambda: self._examples(target) if target.kind == "finetune" else None,
+            progress=self.progress,
+        )
 
     def checkpoint(self, scratch: Path) -> None:
         """Store the training state, so that nothing up to here has to be trained again."""
@@ -186,20 +212,30 @@ class Model:
         self.losses += self.trainer.train_to(target.steps, self.progress)
 
     def _new_trainer(self, target: Stage) -> Trainer:
+        settings = FinetuneSettings.model_validate(target.settings["settings"])
+        return Trainer(self.warm.pipe, settings, self._examples(target), target.seed or 0)
+
+    def _examples(self, target: Stage) -> Examples:
+        """The data that a fine-tune trains on, at the model's own size."""
         choice = target.settings["dataset"]
         dataset = plugin_of("dataset", choice["name"], choice)
         pipe = self.warm.pipe
         _, _, latent_width = latent_shape(pipe)
         size_px = latent_width * pipe.vae_scale_factor
-        examples = dataset.examples(target.settings.get("concept", ""), size_px)
-        settings = FinetuneSettings.model_validate(target.settings["settings"])
-        return Trainer(pipe, settings, examples, target.seed or 0)
+        examples: Examples = dataset.examples(target.settings.get("concept", ""), size_px)
+        return examples
 
     def _settle(self) -> None:
         """End the training at hand: the pipeline is plain again and holds the result."""
         if self.trainer is not None:
             self.trainer.finish()
             self.trainer = None
+
+
+def _unlearned(stage: Stage) -> Stage:
+    """The model after the last unlearning on the way to `stage`, or the base."""
+    *after, root = stage.ancestry()
+    return next((s for s in after if s.kind == "unlearn"), root)
 
 
 def _parent(stage: Stage) -> Stage:

@@ -172,10 +172,16 @@ class _Run:
     def score(self, stage: Stage, folder: Path) -> _Result:
         metric = plugin_of("metric", stage.plugin, stage.settings)
         assert stage.parent is not None  # a score hangs on images or on a model
-        if metric.needs == "model":
+        if metric.needs == "weights":
             return _Result({}, self.model(stage).compare(stage.parent, metric).metrics)
+        reference = [p for made in stage.inputs.values() for p in self.pictures(made)]
+        if metric.needs == "pipeline":
+            subject = self.model(stage).subject(stage.parent, stage.settings, reference)
+            return _Result({}, metric.score_pipeline(subject).metrics)
         pictures = self.pictures(stage.parent)
-        score: Score = metric.score_images(pictures)
+        score: Score = metric.score_images(pictures, reference)
+        if not metric.per_picture:
+            return _Result({}, score.metrics)
         path = folder / "values.parquet"
         write_values(path, pictures, score.values)
         return _Result({path.name: path}, score.metrics)

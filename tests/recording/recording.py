@@ -15,7 +15,7 @@ from pydantic import Field
 from orchestrator.plugin import Settings
 from workers.bases.base import Base
 from workers.datasets.base import Dataset, Examples
-from workers.metrics.base import Metric, Picture, Score
+from workers.metrics.base import Metric, Picture, Score, Subject, means
 from workers.unlearners.base import Erasure, Unlearned, Unlearner
 
 
@@ -120,16 +120,10 @@ class Brightness(Metric):
 
     name = "brightness"
 
-    def score_images(self, pictures: Sequence[Picture]) -> Score:
+    def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture]) -> Score:
         note("brightness")
         values = [float(picture.image.mean()) / 255 for picture in pictures]
-        roles = dict.fromkeys(picture.probe.role for picture in pictures)
-        means = {
-            role: sum(v for v, p in zip(values, pictures, strict=True) if p.probe.role == role)
-            / sum(p.probe.role == role for p in pictures)
-            for role in roles
-        }
-        return Score(means, values)
+        return Score(means(pictures, values), values)
 
 
 class Darkness(Brightness):
@@ -137,7 +131,44 @@ class Darkness(Brightness):
 
     name = "darkness"
 
-    def score_images(self, pictures: Sequence[Picture]) -> Score:
+    def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture]) -> Score:
         note("darkness")
         values = [1 - float(picture.image.mean()) / 255 for picture in pictures]
         return Score({"erased": sum(values) / len(values)}, values)
+
+
+class Drift(Metric):
+    """Mean difference in brightness to the base's pictures of the same prompts."""
+
+    name = "drift"
+    reference = True
+    per_picture = False
+    values = (-1.0, 1.0)
+    higher = "brighter than the base"
+
+    def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture]) -> Score:
+        note("drift")
+        pairs = list(zip(pictures, reference, strict=True))
+        assert all(one.probe == other.probe for one, other in pairs)
+        differences = [float(p.image.mean()) - float(r.image.mean()) for p, r in pairs]
+        return Score({"mean": sum(differences) / len(differences) / 255})
+
+
+class Movement(Metric):
+    """How far the UNet's output weights moved in the last fine-tuning, and on how many examples."""
+
+    name = "movement"
+    needs = "pipeline"
+    of = frozenset({"finetune"})
+    values = (0.0, None)
+    higher = "farther from the model before fine-tuning"
+
+    def score_pipeline(self, subject: Subject) -> Score:
+        note(f"movement {subject.concept}")
+        with subject.at("before") as pipe:
+            before = pipe.unet.conv_out.weight.detach().clone()
+        with subject.at("final") as pipe:
+            moved = (pipe.unet.conv_out.weight.detach() - before).norm()
+        examples = subject.examples()
+        assert examples is not None
+        return Score({"moved": float(moved), "examples": float(len(examples.images))})

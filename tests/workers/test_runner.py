@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.executors.base import ExecutorSettings
 from orchestrator.executors.inline import Inline
+from orchestrator.measure import primary
 from orchestrator.plan import Plan, make_plan
 from orchestrator.scheduler import Outcome, Scheduler
 from orchestrator.stage import Stage
@@ -219,3 +220,54 @@ def test_longer_chains_run(small: str, tmp_path: Path) -> None:
     )
     plan = make_plan(parse(chain, None, ["unlearn=nudge", "seeds=1"]))
     assert run(plan, Store(tmp_path)).ok
+
+
+def metrics_of(plan: Plan, store: Store, metric: str, steps: int) -> list[dict[str, float]]:
+    """Of every score of models with so many steps."""
+    stages = [s for s in plan.stages if s.plugin == metric and s.model.steps == steps]
+    records = [store.get(stage) for stage in stages]
+    return [dict(record.metrics) for record in records if record]
+
+
+def test_a_metric_can_compare_with_the_bases_pictures(small: str, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    plan = plan_of(small, *BRIEF, "evaluate.metrics=[drift, brightness]")
+    assert run(plan, store).ok
+    [base] = [s for s in plan.stages if s.plugin == "drift" and s.model.kind == "base"]
+    assert store.get(base).metrics == {"mean": 0.0}  # type: ignore[union-attr]
+    assert any(found["mean"] != 0 for found in metrics_of(plan, store, "drift", 0))
+    assert measured_by(plan) == {"brightness"}  # single pictures have no drift
+
+
+def measured_by(plan: Plan) -> set[str]:
+    stages = [primary(trial.final) for trial in plan.trials]
+    return {stage.plugin for stage in stages if stage}
+
+
+def test_a_metric_can_put_models_to_work(
+    small: str, tmp_path: Path, calls: Calls
+) -> None:
+    store = Store(tmp_path)
+    plan = plan_of(small, *BRIEF, "evaluate.metrics=[brightness, movement]")
+    assert run(plan, store).ok
+    assert not metrics_of(plan, store, "movement", 0)  # nothing was fine-tuned
+    found = metrics_of(plan, store, "movement", 2)
+    assert found
+    assert all(metrics["moved"] > 0 and metrics["examples"] == 4 for metrics in found)
+    assert "movement star" in calls()
+
+
+def test_a_metric_that_is_added_later_draws_no_picture(
+    small: str, tmp_path: Path, calls: Calls
+) -> None:
+    store = Store(tmp_path)
+    run(plan_of(small, *BRIEF), store)
+    calls()
+    added = plan_of(small, *BRIEF, "evaluate.metrics=[brightness, darkness, drift]")
+    outcome = run(added, store)
+    assert outcome.ok
+    assert {stage.plugin for stage in added.stages if stage.key in outcome.ran} == {
+        "darkness",
+        "drift",
+    }
+    assert set(calls()) <= {"darkness", "drift"}

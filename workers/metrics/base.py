@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +14,10 @@ from orchestrator.plugin import MetricPlugin
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from diffusers import StableDiffusionPipeline
+
+    from workers.datasets.base import Examples
+    from workers.progress import Progress
 
 Role = Literal["erased", "retained", "never_known"]
 
@@ -45,24 +52,70 @@ class Score:
     values: Sequence[float] = field(default=())
 
 
-class Metric(MetricPlugin):
-    """Scores images of a model (`needs = "images"`) or its weights (`needs = "model"`).
+Which = Literal["base", "unlearned", "before", "final"]
 
-    A subclass overrides the one of the two methods that it needs.
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be put to work, and the models that it came from.
+
+    `at("final")` gives its pipeline inside a `with`; "before" is the model before its last
+    fine-tuning, "unlearned" the one after its last unlearning, "base" the base. Going from one to
+    another takes time, and what `at` gave before is then another model: finish with one first. A
+    metric leaves weights as it found them. `prompts` ask for `concept`; `reference` are the base's
+    pictures, if the metric asked for them; `examples` the data of the last fine-tuning, at the
+    model's size, or None.
     """
 
-    def score_images(self, pictures: Sequence[Picture]) -> Score:
-        """Score the pictures; `values[i]` belongs to `pictures[i]`, higher is more of the concept.
+    concept: str
+    prompts: tuple[str, ...]
+    reference: Sequence[Picture]
+    at: Callable[[Which], AbstractContextManager[StableDiffusionPipeline]]
+    examples: Callable[[], Examples | None]
+    progress: Progress
 
-        `metrics` holds the mean over each role under the role's name ("erased", …).
+
+class Metric(MetricPlugin):
+    """Scores a model's pictures, its weights or the model at work, as `needs` says.
+
+    A subclass overrides the one of the three methods that it needs.
+    """
+
+    def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture]) -> Score:
+        """Score the pictures; `values[i]` belongs to `pictures[i]`.
+
+        `metrics` holds the mean over each role under the role's name ("erased", …); `means` makes
+        them. `reference` are the base's pictures of the same probes in the same order, drawn from
+        the same noise; empty unless the class says `reference = True`.
         """
         raise TypeError(f"metric {self.name!r} does not score images")
 
-    def score_model(
+    def score_pipeline(self, subject: Subject) -> Score:
+        """Score the model at work."""
+        raise TypeError(f"metric {self.name!r} does not run models")
+
+    def score_weights(
         self,
         base: Mapping[str, torch.Tensor],
         unlearned: Mapping[str, torch.Tensor],
         final: Mapping[str, torch.Tensor],
     ) -> Score:
         """Score weights: parameter name -> tensor, all three with the same names and shapes."""
-        raise TypeError(f"metric {self.name!r} does not score models")
+        raise TypeError(f"metric {self.name!r} does not score weights")
+
+
+def means(pictures: Sequence[Picture], values: Sequence[float]) -> dict[str, float]:
+    """Means by role ("erased"), and by concept for the retained ones ("retained.circle").
+
+    A value that is NaN says nothing of its picture and counts nowhere; a group of nothing but NaN
+    is left out.
+    """
+    groups: dict[str, list[float]] = defaultdict(list)
+    for picture, value in zip(pictures, values, strict=True):
+        if math.isnan(value):
+            continue
+        role, concept = picture.probe.role, picture.probe.concept
+        groups[role].append(value)
+        if role == "retained":
+            groups[f"retained.{concept}"].append(value)
+    return {name: sum(group) / len(group) for name, group in groups.items()}

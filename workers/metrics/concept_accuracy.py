@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import ResurgeError
 from orchestrator.plugin import BasePlugin
-from workers.metrics.base import Metric, Picture, Score
+from workers.metrics.base import Metric, Picture, Score, means
 
 if TYPE_CHECKING:
     from workers.shapes.judge import Judge
@@ -50,7 +49,7 @@ class ConceptAccuracy(Metric):
             total.update(path.read_bytes())
         return total.hexdigest()
 
-    def score_images(self, pictures: Sequence[Picture]) -> Score:
+    def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
         """Means by role, and by concept for the retained ones ("retained.circle")."""
         from workers.shapes.judge import Judge
 
@@ -66,7 +65,7 @@ class ConceptAccuracy(Metric):
                 )
             right = names[heads[concept]][index] == concept and names["shape"][index] != "none"
             values.append(float(right))
-        return Score(_means(pictures, values), values)
+        return Score(means(pictures, values), values)
 
 
 def _weights() -> Path:
@@ -86,13 +85,3 @@ def _judged(judge: Judge, pictures: Sequence[Picture]) -> dict[str, list[str]]:
         for head, found in judge.names(unit).items():
             names[head] += found
     return names
-
-
-def _means(pictures: Sequence[Picture], values: Sequence[float]) -> dict[str, float]:
-    groups: dict[str, list[float]] = defaultdict(list)
-    for picture, value in zip(pictures, values, strict=True):
-        role, concept = picture.probe.role, picture.probe.concept
-        groups[role].append(value)
-        if role == "retained":
-            groups[f"retained.{concept}"].append(value)
-    return {name: sum(group) / len(group) for name, group in groups.items()}

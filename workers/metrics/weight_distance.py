@@ -25,9 +25,12 @@ class WeightDistance(Metric):
 
     name = "weight_distance"
     version = 1
-    needs: Literal["model"] = "model"
+    needs: Literal["weights"] = "weights"
+    of = frozenset({"unlearn", "finetune"})
+    values = (None, None)
+    higher = "farther from the base"
 
-    def score_model(
+    def score_weights(
         self,
         base: Mapping[str, Tensor],
         unlearned: Mapping[str, Tensor],

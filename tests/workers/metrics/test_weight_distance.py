@@ -11,7 +11,7 @@ def score(base, unlearned, final):
         return {ATTN1: torch.tensor(values[:2]), ATTN2: torch.tensor(values[2:])}
 
     metric = WeightDistance(WeightDistance.Settings())
-    return metric.score_model(state(base), state(unlearned), state(final)).metrics
+    return metric.score_weights(state(base), state(unlearned), state(final)).metrics
 
 
 def test_known_distances():
