@@ -211,6 +211,52 @@ def doctor(
     raise typer.Exit(EXIT_FAILED if failed else EXIT_DONE)
 
 
+@app.command()
+def reproduce(
+    trial: Annotated[
+        str, typer.Argument(metavar="RUN", help="An MLflow run's id, or a trial's first digits.")
+    ],
+    from_base: Annotated[
+        bool, typer.Option("--from-base", help="Make everything again, not the last edit only.")
+    ] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Show what made the numbers; make nothing again.")
+    ] = False,
+    home: HomeOption = None,
+) -> None:
+    """Show everything that made a trial's numbers, make them again, and compare.
+
+    Begins from the nearest ancestor whose weights are in the store and works beside the store.
+    Exit code 0: every number is identical; 1: some differ (on another machine or with other
+    versions that is expected, and the difference is printed); 2: bad input.
+    """
+    from orchestrator.find_trial import find_trial
+    from orchestrator.reproduce import reproduce as make_again
+    from orchestrator.reproduce import show_origin, show_reproduction
+
+    found = find_trial(trial, Home.find(home))
+    show_origin(found, out)
+    if show:
+        return
+    result = make_again(found, from_base, out)
+    show_reproduction(result, out)
+    raise typer.Exit(EXIT_DONE if result.is_identical else EXIT_FAILED)
+
+
+@app.command()
+def diff(
+    one: Annotated[str, typer.Argument(metavar="A", help="As in `resurge reproduce`.")],
+    other: Annotated[str, typer.Argument(metavar="B", help="The trial to compare it with.")],
+    home: HomeOption = None,
+) -> None:
+    """Show what differs between two trials, and what that changed."""
+    from orchestrator.compare import show_difference
+    from orchestrator.find_trial import find_trial
+
+    place = Home.find(home)
+    show_difference(find_trial(one, place), find_trial(other, place), out)
+
+
 def _home_flag(home: Path | None) -> str:
     return f" --home {home}" if home else ""
 

@@ -75,7 +75,7 @@ def run_job(job: Job, console: Console) -> Outcome:
     outcome = Outcome()
     if tasks:
         with (
-            _executor(job, console) as executor,
+            new_executor(job, console) as executor,
             _live_tracking(job, console) as tell,
             Progress(job.plan, done, executor.capacity(), console) as progress,
         ):
@@ -132,10 +132,11 @@ def export_job(job: Job, folder: Path) -> list[Path]:
     return paths
 
 
-def _executor(job: Job, console: Console) -> Executor:
+def new_executor(job: Job, console: Console, **changed: Any) -> Executor:
+    """The sweep's own executor, not started; `changed` replaces some of its resources."""
     resources = job.sweep.resources
     executor_class: Any = find("executor", resources.executor)
-    shared = resources.model_dump(include={"workers", "gpus", "threads"})
+    shared = resources.model_dump(include={"workers", "gpus", "threads"}) | changed
     settings = executor_class.Settings.model_validate(shared | resources.executor_settings)
     console.print(f"Starting workers ({resources.executor}) …", style="dim")
     executor: Executor = executor_class(settings)

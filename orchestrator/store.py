@@ -152,6 +152,21 @@ class Store:
         self._delete(f"failures/{stage.key}.json")
         return record
 
+    def copy(self, stage: Stage, to: Store) -> bool:
+        """Commit the stage's record and files to another store; False if there is no record."""
+        record = self.get(stage)
+        if record is None:
+            return False
+        with to.scratch() as folder:
+            files = {}
+            for name in record.objects:
+                with self.object(record, name) as path:
+                    files[name] = Path(shutil.copy(path, folder / name))
+            to.commit(
+                stage, files, record.metrics, record.started, record.seconds, record.provenance
+            )
+        return True
+
     @contextmanager
     def object(self, record: Record, name: str) -> Iterator[Path]:
         """A local path of one of the record's files, for reading.
