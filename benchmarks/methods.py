@@ -83,7 +83,7 @@ def rows(job: Job) -> list[Row]:
             raise SystemExit(f"{job.plan.name} is not complete: resurge run it first")
         if not row["is_control"]:
             groups[row["unlearn.method"], setting_of(row, job.plan.varying)].append(row)
-    stages = {stage.digest: stage for stage in job.plan.stages}
+    stages = {stage.digest: stage for stage in (job.plan.root, *job.plan.stages)}
     return [
         Row(
             method,

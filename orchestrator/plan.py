@@ -251,11 +251,15 @@ class _Planner:
         if metric.needs == "pipeline":
             prompts = self.sweep.evaluate.prompts_for(self.base, concept)
             mark |= {"concept": concept, "prompts": list(prompts)}
+        full = dict(mark)
+        if metric.samples:
+            mark["sampling"] = self.sample.settings.identity()
+            full["sampling"] = self.sample.settings.full()
         inputs = {}
         if metric.reference:
             inputs["reference"] = self.unique(self.sample_stage(self.root, concept))
         parent = sample if metric.needs == "images" else model
-        return _stage("score", metric, mark, mark, None, parent, inputs)
+        return _stage("score", metric, mark, full, None, parent, inputs)
 
     def choice(self, plugin: Plugin) -> tuple[dict[str, Any], dict[str, Any]]:
         """A plug-in inside another stage's settings: what is hashed, and all of it."""

@@ -251,7 +251,8 @@ class MetricPlugin(Plugin):
     `of` are the kinds of models that it is defined on. `reference` asks for the base's pictures of
     the same prompts too. `per_picture` is False where single pictures have no value (FID): such a
     metric cannot be the one that resurgence is defined on. `values` are the bounds of its values,
-    None where there is no bound; `higher` says what more of it means.
+    None where there is no bound; `higher` says what more of it means. `samples` is for a metric of
+    the model at work that draws pictures: it is told how the sweep's are drawn.
     """
 
     kind = "metric"
@@ -261,6 +262,7 @@ class MetricPlugin(Plugin):
     per_picture: ClassVar[bool] = True
     values: ClassVar[tuple[float | None, float | None]] = (0.0, 1.0)
     higher: ClassVar[str] = "more of the concept"
+    samples: ClassVar[bool] = False
 
 
 class RecipePlugin(Plugin):

@@ -20,7 +20,7 @@ from workers.materials.base import MATERIAL_FILE, Made, Work
 from workers.metrics.base import Metric, Picture, Score, Subject, Which
 from workers.pipeline import WarmPipeline
 from workers.progress import Progress
-from workers.recipes import FinetuneSettings
+from workers.recipes import FinetuneSettings, SampleSettings
 from workers.unlearners.base import Erasure
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ class Model:
         return Subject(
             concept=asked["concept"],
             prompts=tuple(asked["prompts"]),
+            sampling=SampleSettings.model_validate(asked.get("sampling", {})),
             reference=reference,
             at=at,
             examples=lambda: self._examples(target) if target.kind == "finetune" else None,

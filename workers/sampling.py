@@ -20,16 +20,20 @@ if TYPE_CHECKING:
 
 
 def sample(
-    pipe: StableDiffusionPipeline, probes: Sequence[Probe], settings: SampleSettings
+    pipe: StableDiffusionPipeline,
+    probes: Sequence[Probe],
+    settings: SampleSettings,
+    text: Tensor | None = None,
 ) -> list[Picture]:
     """All pictures of all probes, prompt by prompt; `prompt_index` counts the probes.
 
     `settings.guidance` and `settings.sampler_steps` must be numbers (the base's own, if the sweep
     left them open). A picture is a function of the weights, the prompt, its `image_index` and
     `noise_seed`, so it does not depend on what else is asked, and every model starts from the
-    same noise. The batch size changes no more than floating-point rounding.
+    same noise. The batch size changes no more than floating-point rounding. `text` are embeddings
+    (probes, tokens, width) to draw from in place of the prompts' own.
     """
-    images = sample_floats(pipe, [probe.prompt for probe in probes], settings)
+    images = sample_floats(pipe, [probe.prompt for probe in probes], settings, text)
     pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     each = settings.images_per_prompt
     return [
@@ -41,12 +45,15 @@ def sample(
 
 @torch.inference_mode()
 def sample_floats(
-    pipe: StableDiffusionPipeline, prompts: Sequence[str], settings: SampleSettings
+    pipe: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    settings: SampleSettings,
+    text: Tensor | None = None,
 ) -> Tensor:
     """Pictures (prompts · images_per_prompt, 3, height, width) in [0, 1], fp32 on the CPU."""
     if settings.guidance is None or settings.sampler_steps is None:
         raise ValueError("guidance and sampler_steps must be resolved to numbers before sampling")
-    text, empty = embed(pipe, prompts), embed(pipe, [""])
+    text, empty = embed(pipe, prompts) if text is None else text, embed(pipe, [""])
     jobs = [(p, i) for p in range(len(prompts)) for i in range(settings.images_per_prompt)]
     pictures = []
     for start in range(0, len(jobs), settings.batch_size):

@@ -244,9 +244,7 @@ def measured_by(plan: Plan) -> set[str]:
     return {stage.plugin for stage in stages if stage}
 
 
-def test_a_metric_can_put_models_to_work(
-    small: str, tmp_path: Path, calls: Calls
-) -> None:
+def test_a_metric_can_put_models_to_work(small: str, tmp_path: Path, calls: Calls) -> None:
     store = Store(tmp_path)
     plan = plan_of(small, *BRIEF, "evaluate.metrics=[brightness, movement]")
     assert run(plan, store).ok

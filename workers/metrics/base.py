@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from workers.datasets.base import Examples
     from workers.progress import Progress
+    from workers.recipes import SampleSettings
 
 Role = Literal["erased", "retained", "never_known"]
 
@@ -62,13 +63,14 @@ class Subject:
     `at("final")` gives its pipeline inside a `with`; "before" is the model before its last
     fine-tuning, "unlearned" the one after its last unlearning, "base" the base. Going from one to
     another takes time, and what `at` gave before is then another model: finish with one first. A
-    metric leaves weights as it found them. `prompts` ask for `concept`; `reference` are the base's
-    pictures, if the metric asked for them; `examples` the data of the last fine-tuning, at the
-    model's size, or None.
+    metric leaves weights as it found them. `prompts` ask for `concept`; `sampling` is how the sweep
+    draws, for metrics that said `samples`; `reference` are the base's pictures, if the metric asked
+    for them; `examples` the data of the last fine-tuning, at the model's size, or None.
     """
 
     concept: str
     prompts: tuple[str, ...]
+    sampling: SampleSettings
     reference: Sequence[Picture]
     at: Callable[[Which], AbstractContextManager[StableDiffusionPipeline]]
     examples: Callable[[], Examples | None]

@@ -32,7 +32,7 @@ class ConceptAblationSettings(AnchoredSettings):
 
     iterations: int = Field(100, ge=1, description="optimiser steps")
     learning_rate: float = Field(
-        1e-3, gt=0, description="AdamW's effective rate: released configurations scale theirs by "
+        5e-4, gt=0, description="AdamW's effective rate: released configurations scale theirs by "
         "batch size and number of GPUs"
     )  # fmt: skip
     weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled weight decay")

@@ -31,7 +31,7 @@ class RecelerSettings(TrainSettings):
         },
     }  # fmt: skip
 
-    iterations: int = Field(60, ge=1, description="optimiser steps")
+    iterations: int = Field(50, ge=1, description="optimiser steps")
     learning_rate: float = Field(3e-3, gt=0, description="Adam's learning rate")
     batch_size: int = Field(8, ge=1, description="latents per step")
     rank: int = Field(32, ge=1, description="width of each eraser; 128 in the paper")
@@ -41,7 +41,7 @@ class RecelerSettings(TrainSettings):
     soft_tokens: int = Field(4, ge=1, description="learned tokens of the adversarial prompt")
     negative_guidance: float = Field(1.0, ge=0, description="η of the erased target")
     local_weight: float = Field(
-        1e-3, ge=0, description="weight of what is added outside the mask; 0.1 in the paper"
+        2e-3, ge=0, description="weight of what is added outside the mask; 0.1 in the paper"
     )
     mask_threshold: float = Field(0.1, ge=0, le=1, description="of the attention, scaled to [0, 1]")
     start_guidance: float = Field(3.0, ge=0, description="guidance of the partial denoising")

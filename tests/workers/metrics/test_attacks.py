@@ -1,0 +1,126 @@
+import contextlib
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from tests.workers.unlearners.bundled import BASE, CONCEPT, unlearn
+from workers.metrics.base import Probe, Subject
+from workers.metrics.ring_a_bell import RingABell, without_words
+from workers.metrics.unlearn_diff_attack import UnlearnDiffAttack, nearest_tokens
+from workers.pipeline import WarmPipeline
+from workers.recipes import SampleSettings
+from workers.sampling import sample
+from workers.soft_prompt import encode, token_ids
+from workers.text import embed
+from workers.unlearners.uce import UCE
+
+SAMPLING = SampleSettings(guidance=3.0, sampler_steps=10)
+PROMPTS = BASE.prompts(CONCEPT)[:3]
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return WarmPipeline(BASE, "cpu")
+
+
+def subject(warm):
+    warm_pictures = sample(
+        warm.pipe, [Probe("erased", CONCEPT, p) for p in PROMPTS], SAMPLING.model_copy(
+            update={"images_per_prompt": 2}
+        ),
+    )  # fmt: skip
+
+    @contextlib.contextmanager
+    def at(which):
+        assert which == "final"
+        yield warm.pipe
+
+    return Subject(CONCEPT, PROMPTS, SAMPLING, warm_pictures, at, lambda: None, lambda *_: None)
+
+
+def small(cls, **settings):
+    return cls(cls.Settings(prompts=2, images_per_prompt=2, **settings))
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        small(UnlearnDiffAttack, iterations=2),
+        small(UnlearnDiffAttack, iterations=2, discrete=False),
+        small(RingABell, generations=2, candidates=8),
+    ],
+)
+def test_an_attack_leaves_the_weights_alone_and_repeats_itself(bundled, attack):
+    bundled.reset()
+    asked = subject(bundled)
+    first = attack.find(bundled.pipe, asked, PROMPTS[:2])
+    assert first.shape == embed(bundled.pipe, PROMPTS[:2]).shape
+    assert not bundled.changed()
+    torch.manual_seed(5)
+    assert torch.equal(attack.find(bundled.pipe, asked, PROMPTS[:2]), first)
+
+
+def test_words_are_put_on_the_nearest_of_the_vocabulary(bundled):
+    pipe = bundled.pipe
+    table = pipe.text_encoder.get_input_embeddings().weight
+    ids = pipe.tokenizer("red star", add_special_tokens=False).input_ids
+    near = table[ids] + 1e-3 * torch.randn(len(ids), table.shape[1])
+    assert nearest_tokens(pipe, near[None]).tolist() == [ids]
+
+
+def test_discrete_tokens_are_a_prompt_that_can_be_typed(bundled):
+    bundled.reset()
+    attack = small(UnlearnDiffAttack, iterations=2, tokens=2)
+    found = attack.find(bundled.pipe, subject(bundled), PROMPTS[:1])
+    pipe = bundled.pipe
+    words = [i for i in range(len(pipe.tokenizer)) if i not in pipe.tokenizer.all_special_ids]
+    ids = token_ids(pipe, PROMPTS[:1], 2)
+    candidates = []
+    for first in words:
+        rows = ids.repeat(len(words), 1)
+        rows[:, 1], rows[:, 2] = first, torch.tensor(words)
+        with torch.no_grad():
+            candidates.append((encode(pipe, rows) - found).abs().amax(dim=(1, 2)).min())
+    assert min(candidates) < 1e-5
+
+
+def test_the_search_comes_nearer_to_its_target(bundled):
+    bundled.reset()
+    asked = subject(bundled)
+    pipe = bundled.pipe
+
+    def error(generations):
+        attack = RingABell(RingABell.Settings(prompts=1, generations=generations, candidates=32))
+        found = attack.find(pipe, asked, PROMPTS[:1])
+        without = embed(pipe, [without_words(p, CONCEPT) for p in PROMPTS])
+        target = without[:1] + 3 * (embed(pipe, PROMPTS) - without).mean(dim=0)
+        return float((found - target).square().mean())
+
+    assert error(20) < error(1)
+
+
+def test_the_concepts_words_are_taken_out():
+    assert without_words("a red star on a wall", "star") == "a red on a wall"
+
+
+@pytest.mark.slow
+def test_an_attack_brings_an_erased_star_back(bundled):
+    bundled.reset()
+    asked = subject(bundled)
+    unlearn(bundled, UCE(UCE.Settings()))
+    attack = UnlearnDiffAttack(
+        UnlearnDiffAttack.Settings(
+            prompts=3, images_per_prompt=4, iterations=100, learning_rate=0.05, discrete=False
+        )
+    )
+    score = attack.score_pipeline(asked).metrics
+    assert score["gain"] == pytest.approx(score["success"] - score["plain"])
+    assert score["plain"] <= 0.4
+    assert score["success"] >= score["plain"] + 0.3
+
+
+@pytest.mark.parametrize("judge", ["weight_distance", "finetune_success", "no-such-metric"])
+def test_a_judge_must_score_single_pictures(judge):
+    with pytest.raises(ValidationError, match="judge"):
+        UnlearnDiffAttack.Settings(judge=judge)

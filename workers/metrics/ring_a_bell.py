@@ -1,0 +1,125 @@
+"""Ring-A-Bell: prompts found in the text encoder alone, without looking at the unlearned model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from workers.metrics.attack import Attack, AttackSettings
+from workers.metrics.base import Subject
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+    from torch import Tensor
+
+
+class RingABellSettings(AttackSettings):
+    """The search's budget. Published: 16 tokens, strength 3, 200 candidates, 3000 generations."""
+
+    tokens: int = Field(8, ge=1, description="length of the prompts that are looked for")
+    strength: float = Field(3.0, ge=0, description="η: how much of the concept is added")
+    candidates: int = Field(64, ge=4, description="prompts in a generation")
+    generations: int = Field(60, ge=1, description="generations of the genetic search")
+    mutation: float = Field(0.1, ge=0, le=1, description="chance that a token is replaced")
+
+
+class RingABell(Attack):
+    """A genetic search for tokens whose embedding is a harmless prompt's plus the concept.
+
+    Ring-A-Bell (Tsai et al., ICLR 2024): ĉ = mean of E(with the concept) - E(without it) over
+    pairs of prompts; then the tokens that minimise ‖E(tokens) - (E(P) + η ĉ)‖² for every harmless
+    prompt P. The pairs are the concept's prompts and the same without its words. Nothing of the
+    UNet is used, so an edit that leaves the text encoder alone faces the same prompts before and
+    after.
+    """
+
+    name = "ring_a_bell"
+    version = 1
+    Settings = RingABellSettings
+
+    def find(
+        self, pipe: StableDiffusionPipeline, subject: Subject, prompts: Sequence[str]
+    ) -> Tensor:
+        """One search a prompt."""
+        import torch
+
+        from workers.text import embed
+
+        whole = embed(pipe, subject.prompts)
+        without = embed(pipe, [without_words(p, subject.concept) for p in subject.prompts])
+        concept = (whole - without).mean(dim=0)
+        targets = without[: len(prompts)] + self.settings.strength * concept
+        return torch.cat([self._search(pipe, target, row) for row, target in enumerate(targets)])
+
+    def _search(self, pipe: StableDiffusionPipeline, target: Tensor, row: int) -> Tensor:
+        """The best prompt's embedding (1, tokens, width)."""
+        import torch
+
+        from workers.soft_prompt import encode
+
+        population = self._first(pipe, row)
+        with torch.no_grad():
+            for generation in range(self.settings.generations):
+                order = (encode(pipe, population) - target).square().mean(dim=(1, 2)).argsort()
+                elite = population[order[: len(population) // 2]]
+                population = torch.cat([elite, self._children(pipe, elite, row, generation)])
+            errors = (encode(pipe, population) - target).square().mean(dim=(1, 2))
+            return encode(pipe, population[errors.argmin()][None])
+
+    def _first(self, pipe: StableDiffusionPipeline, row: int) -> Tensor:
+        """Random prompts, as token ids (candidates, length)."""
+        s = self.settings
+        length, shape = pipe.tokenizer.model_max_length, (s.candidates, s.tokens)
+        empty = pipe.tokenizer("", padding="max_length", max_length=length).input_ids
+        ids = _tensor([empty] * s.candidates, pipe)
+        ids[:, 1 + s.tokens :] = ids[:, 1 : length - s.tokens]
+        ids[:, 1 : 1 + s.tokens] = self._words(pipe, shape, row, "first")
+        return ids
+
+    def _children(
+        self, pipe: StableDiffusionPipeline, elite: Tensor, row: int, generation: int
+    ) -> Tensor:
+        """As many as there are parents: one cut between two of them, then mutations."""
+        import torch
+
+        from workers.rng import generator
+
+        s, n = self.settings, len(elite)
+        draw = generator(s.seed, generation, f"children {row}")
+        mothers, fathers = (torch.randint(n, (n,), generator=draw) for _ in range(2))
+        cut = torch.randint(1, s.tokens + 1, (n, 1), generator=draw)
+        mutates = torch.rand(n, s.tokens, generator=draw) < s.mutation
+        from_mother = torch.arange(s.tokens)[None] < cut
+        place = slice(1, 1 + s.tokens)
+        words = elite[:, place].cpu()
+        mixed = torch.where(from_mother, words[mothers], words[fathers])
+        fresh = self._words(pipe, mixed.shape, row, f"mutations {generation}").cpu()
+        children = elite.clone()
+        children[:, place] = torch.where(mutates, fresh, mixed).to(children.device)
+        return children
+
+    def _words(
+        self, pipe: StableDiffusionPipeline, shape: Sequence[int], row: int, stream: str
+    ) -> Tensor:
+        """Random ids of words, no special tokens."""
+        import torch
+
+        from workers.rng import generator
+
+        special = set(pipe.tokenizer.all_special_ids)
+        words = torch.tensor([i for i in range(len(pipe.tokenizer)) if i not in special])
+        draw = generator(self.settings.seed, row, f"words {stream}")
+        return words[torch.randint(len(words), tuple(shape), generator=draw)].to(pipe.device)
+
+
+def without_words(prompt: str, concept: str) -> str:
+    """The prompt without the concept's words."""
+    return " ".join(prompt.replace(concept, " ").split())
+
+
+def _tensor(ids: list[list[int]], pipe: StableDiffusionPipeline) -> Tensor:
+    import torch
+
+    return torch.tensor(ids, device=pipe.device)
