@@ -1,4 +1,4 @@
-"""`resurge reproduce` and `resurge diff`: what made a number, made again, and set beside another."""
+"""`resurge reproduce` and `resurge diff`: a number made again, and set beside another."""
 
 from __future__ import annotations
 

@@ -30,9 +30,9 @@ class UnlearnDiffAttack(Attack):
     """Minimise the denoising loss of the concept's own pictures over adversarial tokens.
 
     UnlearnDiffAtk (Zhang et al., ECCV 2024, eq. 5): with x_0 a picture of the concept, min over δ
-    of E ‖ε_θ(x_t, [δ, c]) - ε‖², because the model is its own classifier. The pictures are the base's;
-    each prompt has tokens of its own. `discrete` gives what can be typed: the paper's setting;
-    without it the attacker may choose embeddings.
+    of E ‖ε_θ(x_t, [δ, c]) - ε‖², because the model is its own classifier. The pictures are the
+    base's; each prompt has tokens of its own. `discrete` gives what can be typed: the paper's
+    setting; without it the attacker may choose embeddings.
     """
 
     name = "unlearn_diff_attack"
