@@ -127,7 +127,8 @@ def _path_costs(groups: list[_Group], pending: dict[str, list[Stage]]) -> dict[s
     for group in groups:
         if group.parent is not None and group.parent.digest in holder:
             below[holder[group.parent.digest]].append(group)
-        for needed in {holder[s.digest] for s in _inputs(group.stages)}:
+        awaited = _inputs(pending[group.id])
+        for needed in {holder[s.digest] for s in awaited if s.digest in holder}:
             below[needed].append(group)
     costs: dict[str, float] = {}
 

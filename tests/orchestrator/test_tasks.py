@@ -80,3 +80,22 @@ def test_weights_are_saved_where_someone_needs_them(small: str) -> None:
     assert saved == {s.digest for s in plan.stages if s.kind == "unlearn"}
     kept = {d for t in make_tasks(plan, (), ("finetuned",)) for d in t.save}
     assert kept == {s.digest for s in plan.stages if s.is_model}
+
+
+MATERIALS = """
+name: materials
+base: shapes
+concept: star
+edits: [{unlearn: salun}]
+evaluate: {metrics: [concept_accuracy]}
+"""
+
+
+def test_what_reads_a_material_waits_for_it_unless_it_is_there() -> None:
+    plan = make_plan(parse(MATERIALS))
+    made = {stage.key for stage in plan.stages if stage.kind == "prepare"}
+    [unlearning] = [task for task in make_tasks(plan, (), ()) if task.inputs]
+    assert {stage.key for stage in unlearning.inputs} <= made
+    resumed = make_tasks(plan, made, ())
+    assert [stage.kind for task in resumed for stage in task.stages].count("unlearn") == 1
+    assert not any(stage.kind == "prepare" for task in resumed for stage in task.stages)
