@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.tree import Tree
 
 from orchestrator.describe import stage_label
 from orchestrator.errors import ResurgeError
-from orchestrator.plugin import Kind, UnlearnerPlugin, registry, suggest
+from orchestrator.plugin import Kind, MetricPlugin, UnlearnerPlugin, registry, suggest
 from orchestrator.run import Job
 from orchestrator.scheduler import Outcome
 from orchestrator.stage import Stage, StageKind
@@ -141,14 +141,27 @@ def show_plugins(kind: str | None, console: Console) -> None:
     """Plug-ins by kind, with the first line of what they say of themselves."""
     if kind is not None and kind not in KINDS:
         raise ResurgeError(f"unknown kind {kind!r}{suggest(kind, KINDS)}")
-    if kind == "unlearners":
-        _show_unlearners(console)
+    if kind is not None and kind in _IN_FULL:
+        _IN_FULL[kind](console)
         return
     for title in KINDS if kind is None else [kind]:
         table = Table(title, "", box=None, pad_edge=False, header_style="bold")
         for name, plugin in registry(KINDS[title]).items():
             table.add_row(f"  {name}", plugin.summary())
         console.print(table)
+
+
+def _show_metrics(console: Console) -> None:
+    """Each metric with what it scores, the range of its values, and what more of it means."""
+    table = Table("metric", "", "scores", "range", "higher is", box=None, pad_edge=False)
+    for name, plugin in registry("metric").items():
+        if issubclass(plugin, MetricPlugin):
+            low, high = ("" if end is None else f"{end:g}" for end in plugin.values)
+            beside = " beside the base's" if plugin.reference else ""
+            scored = f"{'models' if plugin.needs == 'pipeline' else plugin.needs}{beside}"
+            span = f"{low or '-∞'} to {high or '∞'}"
+            table.add_row(name, plugin.summary(), scored, span, plugin.higher)
+    console.print(table)
 
 
 def _show_unlearners(console: Console) -> None:
@@ -167,3 +180,10 @@ def _show_unlearners(console: Console) -> None:
         "(for the bundled shapes model); the materials a method works from are shared and not "
         "counted. A preset: `unlearn: [{esd: {preset: sd-object}}]`."
     )
+
+
+_IN_FULL: Mapping[str, Callable[[Console], None]] = {
+    "metrics": _show_metrics,
+    "unlearners": _show_unlearners,
+}
+"""Kinds that have more to say of themselves than a line."""
