@@ -30,9 +30,9 @@ TUNING = "sweeps/tuning"
 REFERENCE = ("esd", "variant x")
 
 WHY = {
-    ("esd", "variant x-strict"): "To keys and values alone the rate of `x` is too high: the fill "
-    "goes, and much that is retained with it. sweeps/tuning/esd.yaml has the lower rates, which "
-    "erase less.",
+    ("concept_ablation", ""): "It misses by a hundredth: the rate that leaves more of the retained "
+    "shapes leaves the fill as well (docs/tuning.md). The anchor, a circle, takes the star's "
+    "nearest neighbours with it.",
     ("forget_me_not", ""): "The loss has nothing that holds the model together, and the method is "
     "known to collapse. docs/tuning.md shows the edge: with a little more training the shape is "
     "gone and the retained concepts with it.",
