@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-slow check format bench methods tuning clean
+.PHONY: help install demo test test-fast test-slow check format bench coverage methods tuning clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ format: install ## Let ruff format and sort
 
 bench: install ## What sharing stages saves, both sides measured in one run
 	$(BIN)/python -m benchmarks.sharing
+
+coverage: install ## How often the intervals hold the truth, on simulated sweeps: two minutes
+	$(BIN)/python -m benchmarks.coverage
 
 methods: install ## Run every unlearning method and write docs/methods.md: about an hour
 	$(BIN)/resurge run sweeps/methods.yaml

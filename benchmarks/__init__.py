@@ -1,1 +1,1 @@
-"""What Resurge claims about cost, each claim measured beside its alternative in one run."""
+"""What Resurge claims about cost and intervals, each claim beside its alternative in one run."""

@@ -1,24 +1,29 @@
-"""Resurgence, recovery and their intervals. Numbers in, numbers out: no store, no plan."""
+"""Resurgence, recovery, their intervals and p-values. Numbers in, numbers out: no store, no plan.
+
+docs/measuring.md has the formulas, and what they leave open.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
-"""Values of images: shape (seeds, prompts, images)."""
+from orchestrator.intervals import (
+    Array,
+    Mean,
+    are_shares,
+    least_variance,
+    two_way_mean,
+    without_gaps,
+)
 
-RESAMPLES = 2_000
-CONFIDENCE = 0.95
 MIN_GAP = 0.05
 """The smallest base − unlearned that recovery may be a share of: below it, it is noise / noise."""
 
-_CHUNK_VALUES = 4_000_000
+ALPHA = 0.05
 _Z = 1.959963984540054
 
 
@@ -30,13 +35,22 @@ class Estimate:
     low: float
     high: float
 
+    @property
+    def is_wider_than_effect(self) -> bool:
+        """Whether the interval says less than nothing: it is wider than the value is far from 0."""
+        return self.high - self.low > abs(self.value)
+
 
 @dataclass(frozen=True)
 class Paired:
-    """What fine-tuning undid. `recovery` is None where unlearning took too little away."""
+    """What fine-tuning undid. `recovery` is None where unlearning took too little away.
+
+    `p` is two-sided, of a resurgence of 0.
+    """
 
     resurgence: Estimate
     recovery: Estimate | None
+    p: float
 
 
 def resurgence(unlearned: float, final: float) -> float:
@@ -58,95 +72,93 @@ def unlearning_failed(base: float, unlearned: float) -> bool:
     return base <= MIN_GAP or base - unlearned < base / 2
 
 
-def wilson(successes: float, n: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a bare proportion (Wilson, 1927)."""
+def wilson(successes: float, n: float, quantile: float = _Z) -> tuple[float, float]:
+    """Wilson's interval of a bare proportion (Wilson, 1927); of 95% unless `quantile` is given."""
     if n <= 0 or not 0 <= successes <= n:
         raise ValueError(f"successes must be 0 to n and n above 0 but got {successes} of {n}")
-    share, z2 = successes / n, _Z * _Z
+    share, z2 = successes / n, quantile * quantile
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    half = quantile / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    low = 0.0 if successes == 0 else middle - half  # exactly, where rounding would not
+    return low, 1.0 if successes == n else middle + half
 
 
-def paired_bootstrap(base: Array, unlearned: Array, final: Array) -> Paired:
-    """Resurgence and recovery with intervals by a bootstrap that is paired and clustered.
+def paired_interval(
+    base: Array, unlearned: Array, final: Array, shares: bool | None = None
+) -> Paired:
+    """Resurgence and recovery with intervals over prompts and seeds.
 
     The three models drew the same prompts from the same noise, so value (s, p, i) of each belongs
-    together. A resample takes prompts with replacement, then (seed, image) pairs with replacement
-    within each, the same ones for all three models. The same data give the same interval.
+    together and what counts is their difference. `two_way_mean` says what the intervals are and
+    what they mean for one, two and three seeds. Recovery is a ratio of two means: its interval is
+    that of its linear part (the delta method).
 
     Args:
         base, unlearned, final: shape (seeds, prompts, images), or broadcast to it.
+        shares: whether the values are 0 or 1, or means of such; looked up in the values if None.
     """
     stacked = np.stack(np.broadcast_arrays(base, unlearned, final))
-    was, low, now = (float(mean) for mean in np.nanmean(stacked, axis=(1, 2, 3)))
-    means = _resampled_means(stacked)
+    shares = are_shares(stacked) if shares is None else shares
+    was, low, now = (without_gaps(values) for values in stacked)
+    back = _difference(now, low, shares)
     return Paired(
-        _estimate(resurgence(low, now), means[:, 2] - means[:, 1]),
-        _recovery_estimate(recovery(was, low, now), means),
+        resurgence=_estimate(back, (-1.0, 1.0) if shares else None),
+        recovery=_recovery(was - low, now - low, shares),
+        p=back.p_value,
     )
 
 
-def mean_interval(values: Array) -> Estimate:
-    """The mean of one model's values by the same bootstrap; Wilson's where all are 0 or all 1.
+def unchanged(paired: Paired) -> Paired:
+    """The same of a final model that is the unlearned one: 0, and certainly so."""
+    zero = Estimate(0.0, 0.0, 0.0)
+    return Paired(zero, zero if paired.recovery else None, 1.0)
 
-    A bootstrap of equal values has no width, though n failures of n do not prove impossibility.
+
+def mean_interval(values: Array, shares: bool | None = None) -> Estimate:
+    """The mean of one model's values over prompts and seeds.
+
+    For a proportion it is Wilson's interval, which stays between 0 and 1 and has a width also
+    where all images agree. As many images as would be as uncertain if they were independent stand
+    for n, and Student's t for the normal (Korn and Graubard, 1998; Franco et al., 2019).
     """
-    mean = float(np.nanmean(values))
-    if mean in (0.0, 1.0) and np.nanmin(values) == np.nanmax(values):
-        n = int(np.isfinite(values).sum())
-        return Estimate(mean, *wilson(mean * n, n))
-    return _estimate(mean, _resampled_means(values[None])[:, 0])
+    mean = two_way_mean(without_gaps(values))
+    if not (are_shares(values) if shares is None else shares):
+        return _estimate(mean, None)
+    n, binomial = int(np.isfinite(values).sum()), mean.value * (1 - mean.value)
+    effective = min(n, binomial / mean.variance) if binomial > 0 and mean.variance > 0 else n
+    return Estimate(mean.value, *wilson(mean.value * effective, effective, mean.quantile))
 
 
-def _estimate(value: float, resampled: Array) -> Estimate:
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.nanpercentile(resampled, [tail, 100 - tail])
-    return Estimate(value, float(low), float(high))
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's (1979) adjusted p-values: those below 0.05 hold together with 95% confidence.
+
+    The k-th smallest of n counts n - k + 1 times, and no less than a smaller one.
+    """
+    adjusted, least = [1.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        least = min(1.0, max(least, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = least
+    return adjusted
 
 
-def _recovery_estimate(value: float | None, means: Array) -> Estimate | None:
-    """None too if some resamples leave next to nothing to recover: the ratio has no interval."""
-    gap = means[:, 0] - means[:, 1]
-    if value is None or np.mean(gap > MIN_GAP) < CONFIDENCE:
+def _difference(one: Array, other: Array, shares: bool) -> Mean:
+    gap = one - other
+    return two_way_mean(gap, least_variance(gap) if shares else 0.0)
+
+
+def _recovery(gap: Array, back: Array, shares: bool) -> Estimate | None:
+    """None too where the interval of what was taken away reaches next to nothing."""
+    taken = two_way_mean(gap, least_variance(gap) if shares else 0.0)
+    if taken.value - taken.half_width <= MIN_GAP:
         return None
-    usable = gap > MIN_GAP
-    return _estimate(value, (means[usable, 2] - means[usable, 1]) / gap[usable])
+    share = float(back.mean()) / taken.value
+    linear = share + (back - share * gap) / taken.value
+    least = least_variance(back) / taken.value**2 if shares else 0.0
+    return _estimate(two_way_mean(linear, least), None)
 
 
-def _resampled_means(stacked: Array) -> Array:
-    """Means in each resample: (models, seeds, prompts, images) -> (resamples, models).
-
-    All models are resampled alike.
-    """
-    models, seeds, prompts, images = stacked.shape
-    clusters = stacked.transpose(2, 1, 3, 0).reshape(prompts, seeds * images, models)
-    rng = np.random.default_rng(_seed_of(stacked))
-    return np.concatenate(
-        [
-            _means_of(clusters, rng, count)
-            for count in _chunks(RESAMPLES, max(1, _CHUNK_VALUES // stacked.size))
-        ]
-    )
-
-
-def _means_of(clusters: Array, rng: np.random.Generator, count: int) -> Array:
-    prompts, replicates, _ = clusters.shape
-    chosen = rng.integers(prompts, size=(count, prompts, 1))
-    picked = rng.integers(replicates, size=(count, prompts, replicates))
-    values = clusters[chosen, picked]
-    if np.isfinite(clusters).all():
-        return np.asarray(values.mean(axis=(1, 2)))
-    with np.errstate(invalid="ignore"):  # a resample of nothing but missing values is missing
-        means: Array = np.nansum(values, axis=(1, 2)) / np.isfinite(values).sum(axis=(1, 2))
-    return means
-
-
-def _chunks(total: int, size: int) -> Iterator[int]:
-    for begin in range(0, total, size):
-        yield min(size, total - begin)
-
-
-def _seed_of(values: Array) -> int:
-    content = np.ascontiguousarray(values, dtype="<f8").tobytes()
-    return int.from_bytes(hashlib.sha256(content).digest()[:8], "little")
+def _estimate(mean: Mean, bounds: tuple[float, float] | None) -> Estimate:
+    low, high = mean.value - mean.half_width, mean.value + mean.half_width
+    if bounds is not None:
+        low, high = max(low, bounds[0]), min(high, bounds[1])
+    return Estimate(mean.value, low, high)

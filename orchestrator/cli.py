@@ -96,12 +96,37 @@ def status(sweep: SweepFile, home: HomeOption = None) -> None:
 
 
 @app.command()
-def results(sweep: SweepFile, home: HomeOption = None) -> None:
-    """Print resurgence, recovery, control and confidence interval of every setting."""
-    from orchestrator.overview import show_results
+def results(
+    sweep: SweepFile,
+    home: HomeOption = None,
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="AXIS[,AXIS]…", help="Average over all other axes."),
+    ] = None,
+    time_to_resurgence: Annotated[
+        bool, typer.Option("--time-to-resurgence", help="How many steps until it is back.")
+    ] = False,
+    threshold: Annotated[
+        float | None,
+        typer.Option(metavar="SCORE", help="Back: this score; else halfway to the base's."),
+    ] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV, every setting.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, every setting.")] = False,
+) -> None:
+    """Print resurgence, recovery, control, interval and p-value of every setting."""
+    from orchestrator.overview import show_results, show_times
     from orchestrator.run import open_job
+    from orchestrator.settings_table import choose_format, text
 
-    show_results(open_job(sweep, (), Home.find(home)), out)
+    axes = tuple(axis.strip() for axis in by.split(",")) if by else ()
+    form = choose_format(csv, as_json, time_to_resurgence, threshold, axes)
+    job = open_job(sweep, (), Home.find(home))
+    if form is not None:
+        sys.stdout.write(text(job.plan, job.store, form, axes, time_to_resurgence, threshold))
+    elif time_to_resurgence:
+        show_times(job, out, threshold)
+    else:
+        show_results(job, out, axes)
 
 
 @app.command()
@@ -119,7 +144,11 @@ def export(
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where to write.")] = Path("."),
     home: HomeOption = None,
 ) -> None:
-    """Write NAME.parquet (one row a trial), NAME.csv and NAME.png (the curves) into a folder."""
+    """Write results into a folder.
+
+    NAME.parquet and NAME.csv have one row a trial, NAME.settings.parquet one a setting (seeds taken
+    together), NAME.png the curves.
+    """
     from orchestrator.run import export_job, open_job
 
     for path in export_job(open_job(sweep, (), Home.find(home)), to):

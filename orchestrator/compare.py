@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.analysis import Estimate, paired_bootstrap
+from orchestrator.analysis import Estimate, paired_interval
 from orchestrator.describe import number, stage_label
 from orchestrator.find_trial import Found
 from orchestrator.measure import primary
@@ -111,7 +111,7 @@ def difference(one: Found, other: Found) -> Estimate | None:
     if values[0] is None or values[1] is None or not same_metric or not same_question:
         return None
     a, b = values[0][None], values[1][None]
-    return paired_bootstrap(a, a, b).resurgence
+    return paired_interval(a, a, b).resurgence
 
 
 def _asked(sample: Stage) -> tuple[Any, Any]:

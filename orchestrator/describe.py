@@ -20,12 +20,14 @@ def stage_label(stage: Stage, with_steps: bool = True) -> str:
     """A stage by what sets it apart from its siblings."""
     words: list[str] = [stage.kind]
     if stage.kind == "finetune":
-        words += [stage.settings["dataset"]["name"], *_settings(stage, {"steps"})]
+        words += [*_dataset(stage), *_settings(stage, {"steps"})]
         words += [f"{stage.steps} steps"] if with_steps else []
     elif stage.kind == "unlearn":
         words += [stage.plugin, stage.settings["concept"], *_settings(stage, set())]
     elif stage.kind == "sample":
         words += [f"{len(stage.settings['probes'])} prompts"]
+    elif stage.kind == "prepare" and "dataset" in stage.settings:
+        words += _dataset(stage)
     elif stage.kind == "prepare":
         words += [stage.plugin, *_settings(stage, set())]
     else:
@@ -48,6 +50,8 @@ def trial_label(plan: Plan, planned: PlannedTrial, with_steps: bool = True) -> s
     return " ".join(words) + (f" · {steps} steps" if with_steps and steps is not None else "")
 
 
+LONGEST_VALUE = 32
+
 _ALWAYS_NAMED = (".method", ".dataset", ".learning_rate")
 _SPEAK_FOR_THEMSELVES = ("method", "dataset", "adapter", "concept")
 
@@ -63,6 +67,25 @@ def axis_value(axis: str, value: object, between: str) -> str:
 def short_name(axis: str) -> str:
     """The field's short names."""
     return axis.replace("learning_rate", "lr")
+
+
+def _dataset(stage: Stage) -> list[str]:
+    """The data set's name and what was set of it."""
+    chosen = stage.identity["dataset"]
+    return [chosen["name"], *(f"{k}={_brief(v)}" for k, v in chosen.get("settings", {}).items())]
+
+
+def _brief(value: object) -> str:
+    """'related(size=64)' for a data set inside another; long text is cut."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}{_bracketed(inner)}" for name, inner in value.items())
+    text = number(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
+
+
+def _bracketed(settings: dict[str, object]) -> str:
+    inner = ", ".join(f"{name}={_brief(value)}" for name, value in settings.items())
+    return f"({inner})" if inner else ""
 
 
 def _settings(stage: Stage, leave_out: set[str]) -> list[str]:

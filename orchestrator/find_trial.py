@@ -69,16 +69,14 @@ def _trials(home: Home) -> Iterator[Found]:
 
 def _digest_of_run(run_id: str, home: Home) -> str:
     """The trial behind an MLflow run; the name itself if MLflow knows no such run."""
-    from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
+    from orchestrator.tracking import tags_of
 
-    try:
-        tags = MlflowClient(home.mlflow_uri()).get_run(run_id).data.tags
-    except MlflowException:
+    tags = tags_of(run_id, home.mlflow_uri())
+    if tags is None:
         return run_id  # 32 digits of a digest look the same
     if "resurge.trial" not in tags:
         raise ResurgeError(
             f"MLflow run {run_id} is no trial's (it may be a sweep's or a trajectory's); "
             "choose a run with the tag resurge.trial"
         )
-    return str(tags["resurge.trial"])
+    return tags["resurge.trial"]

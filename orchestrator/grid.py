@@ -223,6 +223,7 @@ class _Builder:
         self.unmatched = unmatched
         self.problems: list[Problem] = []
         self.edits: dict[tuple[Any, ...], tuple[Edit, dict[str, Scalar]] | None] = {}
+        self.plugins: dict[tuple[type[Plugin], str], Plugin] = {}
         self.checked: set[tuple[int, str]] = set()
         self.axes: dict[str, list[Axis]] = {}
         for axis in grid.axes:
@@ -307,9 +308,14 @@ class _Builder:
         place: Place,
     ) -> Plugin | None:
         values = {name: axis[point[f"{prefix}.{name}"]] for name, axis in settings.items()}
-        made, faults = build(cls.Settings, values)
-        self.problems += [place.problem(fault) for fault in faults]
-        return None if made is None else cls(made)
+        key = (cls, canonical_json(values))
+        if key not in self.plugins:  # made once: a data set may have read a whole folder
+            made, faults = build(cls.Settings, values)
+            self.problems += [place.problem(fault) for fault in faults]
+            if made is None:
+                return None
+            self.plugins[key] = cls(made)
+        return self.plugins[key]
 
     def _ask(self, axes: EditAxes, edit: Edit, point: Mapping[str, int], concept: str) -> None:
         """Let the plug-ins say whether they fit the base and the concept, once each."""

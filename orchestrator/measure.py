@@ -12,8 +12,9 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from orchestrator.analysis import Array, Paired, paired_bootstrap, unlearning_failed
+from orchestrator.analysis import Paired, paired_interval, unchanged, unlearning_failed
 from orchestrator.errors import StoreError
+from orchestrator.intervals import Array
 from orchestrator.plan import Plan, PlannedTrial, Point
 from orchestrator.plugin import MetricPlugin, find
 from orchestrator.stage import Stage
@@ -176,7 +177,8 @@ class Reader:
                 f"{', '.join(s.key for s in _primaries(planned))}; their metric must keep the order"
             )
         base, unlearned, final = (values.values[None] for values in known)
-        return paired_bootstrap(base, unlearned, final)
+        paired = paired_interval(base, unlearned, final)
+        return unchanged(paired) if is_unchanged(planned) else paired
 
     def _erased(self, point: Point) -> _Values | None:
         stage = primary(point)
@@ -196,6 +198,11 @@ class Reader:
                 if name not in shown:
                     found[f"{label}.{name}"] = value
         return found
+
+
+def is_unchanged(planned: PlannedTrial) -> bool:
+    """Whether the final model is the unlearned one: 0 steps, so 0 resurgence by construction."""
+    return planned.final.sample == planned.unlearned.sample
 
 
 def primary(point: Point) -> Stage | None:

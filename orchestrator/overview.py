@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -48,7 +48,14 @@ def show_plan(job: Job, console: Console, full: bool) -> None:
     if steps:
         saved = f"{steps_naive / steps:.1f} times fewer than trial by trial"
         console.print(f"fine-tuning steps: {steps:,} instead of {steps_naive:,} ({saved})")
+    _show_power(job, console)
     console.print(_tree(job, done, None if full else BRANCHES_SHOWN))
+
+
+def _show_power(job: Job, console: Console) -> None:
+    from orchestrator.power import sentence, size_of
+
+    console.print(sentence(size_of(job.plan)), soft_wrap=True)
 
 
 def show_plan_line(job: Job, console: Console) -> None:
@@ -130,11 +137,24 @@ def _print_failures(rows: Iterable[tuple[Stage, Mapping[str, Any]]], console: Co
         console.print(text, style="red", markup=False, soft_wrap=True)
 
 
-def show_results(job: Job, console: Console) -> None:
-    """The table of settings with resurgence, recovery, control and interval."""
-    from orchestrator.summary import aggregate, render
+def show_results(job: Job, console: Console, by: Sequence[str] = ()) -> None:
+    """The table of settings with resurgence, recovery, control and interval.
 
-    render(aggregate(job.plan, job.store), console)
+    With `by`, averaged over all other axes.
+    """
+    from orchestrator.summary import aggregate, aggregate_by
+    from orchestrator.summary_table import render
+
+    summary = aggregate_by(job.plan, job.store, by) if by else aggregate(job.plan, job.store)
+    render(summary, console)
+
+
+def show_times(job: Job, console: Console, threshold: float | None) -> None:
+    """The table of times to resurgence."""
+    from orchestrator.survival import times_to_resurgence
+    from orchestrator.survival_table import render
+
+    render(times_to_resurgence(job.plan, job.store, threshold), console)
 
 
 def show_plugins(kind: str | None, console: Console) -> None:

@@ -16,6 +16,7 @@ from orchestrator.plugin import (
     Need,
     Plugin,
     UnlearnerPlugin,
+    find,
 )
 from orchestrator.stage import Stage, StageKind, sha256
 from orchestrator.sweep import Evaluate, Sweep
@@ -139,6 +140,8 @@ class _Planner:
         self.base: BasePlugin = sweep.base
         self.root = base_stage(sweep.base)
         self.sample = _resolved(sweep.evaluate.sample, sweep.base)
+        recipe = find("recipe", "dataset")
+        self.prepare = recipe(recipe.Settings())
         self.fingerprints: dict[int, str] = {}
         self.known: dict[str, Stage] = {}
         self.points: dict[tuple[str, str], Point] = {}
@@ -216,15 +219,11 @@ class _Planner:
         dataset = edit.dataset
         assert isinstance(dataset, DatasetPlugin)  # the sweep refuses a fine-tune without one
         extra = {"concept": trial.concept} if dataset.uses_concept else {}
-        identity, full = self.choice(dataset)
-        return _stage(
-            "finetune",
-            edit.plugin,
-            {**extra, "dataset": identity},
-            {**extra, "dataset": full},
-            trial.seed,
-            parent,
-        )
+        identity, full = ({**extra, "dataset": chosen} for chosen in self.choice(dataset))
+        # Made once at the base's size, whatever was done to the model before: all share it.
+        data = self.unique(_stage("prepare", self.prepare, identity, full, None, self.root))
+        inputs = {"dataset": data}
+        return _stage("finetune", edit.plugin, identity, full, trial.seed, parent, inputs)
 
     def point(self, model: Stage, concept: str) -> Point:
         """Made once a model and concept: many trials share the base and the unlearned model."""

@@ -240,7 +240,7 @@ class DatasetPlugin(Plugin):
     """
 
     kind = "dataset"
-    uses_concept: ClassVar[bool] = True
+    uses_concept: bool = True
 
 
 class MetricPlugin(Plugin):

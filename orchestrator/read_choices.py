@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from orchestrator.chosen import chosen_kind
 from orchestrator.grid import Choice
 from orchestrator.plugin import Kind, Plugin, Settings, nearest, registry, suggest
 from orchestrator.values import build, check, is_list_field, missing
@@ -157,7 +158,11 @@ def _say_missing(cls: type[Settings], given: Collection[str], at: At) -> None:
 
 
 def value_of(cls: type[Settings], name: str, at: At) -> Any:
-    """One value of a setting."""
+    """One value of a setting; a plug-in as JSON, with the settings that it was given."""
+    if kind := chosen_kind(cls, name):
+        found = single(at, kind)
+        given = found[1].model_dump(mode="json", exclude_unset=True) if found else None
+        return {found[0].name: given} if found else at.node.plain()
     value, faults = check(cls, name, at.node.plain())
     for fault in faults:
         inner = at

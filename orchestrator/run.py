@@ -117,18 +117,22 @@ def write_results(job: Job) -> Path:
 
 
 def export_job(job: Job, folder: Path) -> list[Path]:
-    """Write results as Parquet and CSV, and the figure, into a folder of the user's."""
+    """Write results as Parquet and CSV, settings, and the figure, into a folder of the user's."""
     from pyarrow import csv
 
     from orchestrator.figures import figure
     from orchestrator.results import table, write
+    from orchestrator.settings_table import settings_table
+    from orchestrator.summary import aggregate
 
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{job.sweep.name}.{ending}" for ending in ("parquet", "csv", "png")]
+    endings = ("parquet", "csv", "png", "settings.parquet")
+    paths = [folder / f"{job.sweep.name}.{ending}" for ending in endings]
     rows = table(job.plan, job.store)
     write(rows, paths[0])
     csv.write_csv(rows, paths[1])
     figure(job.plan, job.store, paths[2])
+    write(settings_table(aggregate(job.plan, job.store)), paths[3])
     return paths
 
 

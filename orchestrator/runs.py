@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from orchestrator.data_inputs import DataInput, data_inputs
 from orchestrator.describe import trial_label
 from orchestrator.measure import Measured, Reader
 from orchestrator.plan import Plan, PlannedTrial
@@ -40,7 +41,8 @@ class Run:
     """One run: what it is called, what it logs.
 
     `key` tells it from the sweep's other runs and does not change while more becomes known.
-    `images` are the sample records to draw a grid of, by optimiser step; `texts` are artifacts.
+    `images` are the sample records to draw a grid of, by optimiser step; `texts` are artifacts;
+    `data` are the data sets that the model was fine-tuned on.
     """
 
     kind: RunKind
@@ -54,6 +56,7 @@ class Run:
     points: tuple[MetricPoint, ...] = ()
     images: Mapping[int, Record] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
+    data: tuple[DataInput, ...] = ()
 
     @cached_property
     def digest(self) -> str:
@@ -65,6 +68,7 @@ class Run:
             "points": [[p.name, repr(p.value), p.step, p.time_ms] for p in self.points],
             "images": {str(step): record.key for step, record in self.images.items()},
             "texts": dict(self.texts),
+            "data": [asdict(one) for one in self.data],
         }
         return sha256(shown)
 
@@ -126,6 +130,7 @@ def _trial(reader: Reader, measured: Measured) -> Run | None:
         params=_params(planned.params),
         tags=_digests(planned),
         points=tuple(_points(_trial_numbers(measured), step=0, time_ms=end_ms)),
+        data=data_inputs(reader, model),
     )
 
 
@@ -162,6 +167,7 @@ def _trajectory(reader: Reader, members: Sequence[Measured]) -> Run | None:
         tags={"resurge.unlearned_model": first.unlearned.model.digest},
         points=tuple(points),
         images=_images(reader, members),
+        data=data_inputs(reader, members[-1].planned.final.model),
     )
 
 
@@ -307,6 +313,7 @@ def _plan_text(plan: Plan) -> str:
                 "version": stage.version,
                 "seed": stage.seed,
                 "parent": stage.parent.digest if stage.parent else None,
+                "inputs": {name: made.digest for name, made in stage.inputs.items()},
                 "settings": dict(stage.settings),
             }
             for stage in plan.stages

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, get_args
 
+from orchestrator.chosen import chosen_kind
 from orchestrator.plugin import Kind, Settings, find, registry
 from orchestrator.sweep import KEYS, REQUIRED, Keep, Resources
 
@@ -126,9 +127,21 @@ def _settings(
     for model, definition in schema.pop("$defs", {}).items():
         definitions[f"{kind}.{name}.{model}"] = definition
     properties = schema.get("properties", {})
+    for field, one in properties.items():
+        if of := chosen_kind(cls, field):
+            one |= _nested(of, definitions)
     if are_axes:
         properties = {field: _axis(one) for field, one in properties.items()}
     return _mapping(properties, schema.get("required", ()))
+
+
+def _nested(kind: Kind, definitions: Schema) -> Schema:
+    """A plug-in as another one's setting: a definition, because it may hold one in turn."""
+    name = f"{kind}.choice"
+    if name not in definitions:
+        definitions[name] = {}
+        definitions[name] = _choice(kind, definitions, are_axes=False)
+    return {"$ref": f"#/$defs/{name}"}
 
 
 def _axis(schema: Schema) -> Schema:

@@ -29,8 +29,8 @@ class Stage:
     `identity` holds what is hashed: under "settings" the plug-in's settings that differ from their
     defaults, beside it what the plan decided (the concept, the prompts, the data set). `settings`
     has the same keys with every setting written out; it is stored, and compared on a hit. `inputs`
-    are prepared materials that the stage reads beside its parent. The root has the kind "base" and
-    no parent; it is a model to load, not work to do.
+    are prepared materials and data sets that the stage reads beside its parent. The root has the
+    kind "base" and no parent; it is a model to load, not work to do.
     """
 
     kind: StageKind

@@ -48,7 +48,10 @@ class Blob:
 
 @dataclass(frozen=True)
 class Record:
-    """What a stage left behind. `metrics` are its numbers, `objects` its files by name."""
+    """What a stage left behind. `metrics` are its numbers, `objects` its files by name.
+
+    `inputs` are the digests of what it read beside its parent: materials, its data set.
+    """
 
     digest: str
     kind: str
@@ -63,6 +66,7 @@ class Record:
     started: str
     seconds: float
     provenance: Mapping[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)
     schema: int = field(default=SCHEMA)
 
     @property
@@ -147,6 +151,7 @@ class Store:
             started=started,
             seconds=seconds,
             provenance=dict(provenance),
+            inputs={name: made.digest for name, made in stage.inputs.items()},
         )
         self._write(f"records/{stage.key}.json", json.dumps(record.to_json(), indent=1))
         self._delete(f"failures/{stage.key}.json")

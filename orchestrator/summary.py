@@ -1,31 +1,33 @@
-"""Trials -> settings: seeds as replicates, ranked by resurgence, printed as a table."""
+"""Trials -> settings: seeds as replicates, ranked by resurgence."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from rich.console import Console
-from rich.measure import Measurement
-from rich.segment import Segments
-from rich.table import Table
 
-from orchestrator.analysis import Array, Paired, mean_interval, paired_bootstrap
-from orchestrator.describe import number, short_name
-from orchestrator.measure import Measured, Reader, primary
+from orchestrator.analysis import ALPHA, Paired, holm, mean_interval, paired_interval, unchanged
+from orchestrator.describe import number
+from orchestrator.errors import ResurgeError
+from orchestrator.intervals import Array, are_shares
+from orchestrator.measure import Measured, Reader, is_unchanged, primary
 from orchestrator.plan import Plan
+from orchestrator.plugin import suggest
 from orchestrator.store import Store
 from orchestrator.trial import Scalar
+
+Key = Callable[[Measured], tuple[object, ...]]
 
 
 @dataclass(frozen=True)
 class Aggregate:
     """A setting: the means over its seeds. What no seed has a record of yet is None.
 
-    `paired` holds resurgence and recovery with intervals over the seeds that are scored, which are
-    `scored` of `planned`. `unlearning_failed` counts the seeds whose unlearning never worked: with
-    any, the setting ranks behind those that have something to bring back.
+    `paired` holds resurgence and recovery with intervals over the trials that are scored, which are
+    `scored` of `planned`. `unlearning_failed` counts the trials whose unlearning never worked: with
+    any, the setting ranks behind those that have something to bring back, and has no `p_holm`.
+    `p_holm` is Holm's p-value of its resurgence among the settings that are ranked.
     """
 
     params: Mapping[str, Scalar]
@@ -42,6 +44,7 @@ class Aggregate:
     retained: float | None
     never_known: float | None
     paired: Paired | None
+    p_holm: float | None
     resurgence_by_seed: tuple[float, ...]
     final_low: float | None
     final_high: float | None
@@ -50,6 +53,17 @@ class Aggregate:
     def resurgence(self) -> float | None:
         """Mean resurgence."""
         return self.paired.resurgence.value if self.paired else None
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether it is a candidate for the largest resurgence."""
+        is_tuned = self.steps > 0 and not self.is_control
+        return is_tuned and self.paired is not None and not self.unlearning_failed
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether something came back, beyond chance among all settings that are ranked."""
+        return self.p_holm is not None and self.p_holm < ALPHA and (self.resurgence or 0.0) > 0
 
 
 @dataclass(frozen=True)
@@ -63,16 +77,69 @@ class Summary:
     axes: tuple[str, ...]
     caption: str
 
+    @property
+    def shown(self) -> list[Aggregate]:
+        """The settings that fine-tune.
+
+        Those of 0 steps are left out: their resurgence is 0 by construction. So are controls:
+        their score is a column.
+        """
+        return [s for s in self.settings if not s.is_control and s.steps > 0]
+
 
 def aggregate(plan: Plan, store: Store, reader: Reader | None = None) -> Summary:
     """The trials with their seeds taken together."""
     reader = reader or Reader(plan, store)
-    groups: dict[tuple[object, ...], list[Measured]] = {}
-    for measured in reader.all():
-        groups.setdefault(_setting(measured), []).append(measured)
-    settings = sorted((_aggregate(reader, group) for group in groups.values()), key=_rank)
     axes = tuple(axis for axis in plan.varying if axis != "seed")
-    return Summary(tuple(settings), axes, caption(plan))
+    return Summary(_settings(reader, reader.all(), _setting), axes, caption(plan))
+
+
+def aggregate_by(plan: Plan, store: Store, by: Sequence[str]) -> Summary:
+    """The trials that fine-tune, averaged over every axis but those of `by`.
+
+    What is averaged over is a fixed set: the means are of these settings and no others. So
+    settings are averaged image by image within a seed, and prompts and seeds stay what the
+    intervals are over. Prompts of several concepts are prompts side by side.
+
+    Raises:
+        ResurgeError: `by` names what is no axis of the sweep.
+    """
+    axes = [axis for axis in plan.varying if axis != "seed"]
+    for name in by:
+        if name not in axes:
+            raise ResurgeError(
+                f"no axis of sweep {plan.name!r} is called {name!r}{_hint(name, axes)}"
+            )
+    reader = Reader(plan, store)
+    tuned = [m for m in reader.all() if not m.planned.is_control and m.planned.steps > 0]
+
+    def key(measured: Measured) -> tuple[object, ...]:
+        return tuple((axis, measured.planned.trial.params.get(axis)) for axis in by)
+
+    over = ", ".join(axis for axis in axes if axis not in by)
+    note = f"{caption(plan)} · averaged over {over}" if over else caption(plan)
+    return Summary(_settings(reader, tuned, key), tuple(by), note)
+
+
+def _hint(name: str, axes: list[str]) -> str:
+    return suggest(name, axes) if axes else "; all its trials are of one setting"
+
+
+def _settings(reader: Reader, trials: Iterable[Measured], key: Key) -> tuple[Aggregate, ...]:
+    groups: dict[tuple[object, ...], list[Measured]] = {}
+    for measured in trials:
+        groups.setdefault(key(measured), []).append(measured)
+    settings = _corrected([_aggregate(reader, group) for group in groups.values()])
+    return tuple(sorted(settings, key=_rank))
+
+
+def _corrected(settings: Iterable[Aggregate]) -> list[Aggregate]:
+    """The settings with Holm's p-values over those that are ranked."""
+    settings = list(settings)
+    ranked = {i: s.paired.p for i, s in enumerate(settings) if s.is_ranked and s.paired}
+    for i, p in zip(ranked, holm(list(ranked.values())), strict=True):
+        settings[i] = replace(settings[i], p_holm=p)
+    return settings
 
 
 def _setting(measured: Measured) -> tuple[object, ...]:
@@ -87,86 +154,110 @@ def _rank(setting: Aggregate) -> tuple[bool, bool, bool, float]:
 
 def _aggregate(reader: Reader, trials: Sequence[Measured]) -> Aggregate:
     scored = [m for m in trials if m.paired is not None]
-    replicates = list({m.planned.final.sample.digest: m for m in scored}.values())
+    replicates = _replicates(scored)
+    kept = [m for replicate in replicates for m in replicate] or trials
     stacks = _stacks(reader, replicates)
-    final = mean_interval(stacks[2]) if stacks else None
+    final = mean_interval(stacks.final, stacks.shares) if stacks else None
     first = trials[0].planned
     return Aggregate(
-        params={k: v for k, v in first.trial.params.items() if k != "seed"},
+        params=_common(trials),
         is_control=first.is_control,
-        steps=first.steps,
+        steps=max(m.planned.steps for m in trials),
         planned=len(trials),
         scored=len(scored),
         failed=sum(m.status == "failed" for m in trials),
         unlearning_failed=sum(bool(m.unlearning_failed) for m in trials),
         base=_mean(m.base.erased for m in trials),
-        unlearned=_mean(m.unlearned.erased for m in replicates or trials),
-        final=_mean(m.final.erased for m in replicates or trials),
+        unlearned=_mean(m.unlearned.erased for m in kept),
+        final=_mean(m.final.erased for m in kept),
         control=_mean(m.control for m in trials),
-        retained=_mean(m.final.retained for m in replicates or trials),
-        never_known=_mean(m.final.never_known for m in replicates or trials),
-        paired=paired_bootstrap(*stacks) if stacks else None,
-        resurgence_by_seed=tuple(m.paired.resurgence.value for m in replicates if m.paired),
+        retained=_mean(m.final.retained for m in kept),
+        never_known=_mean(m.final.never_known for m in kept),
+        paired=_paired(stacks, scored) if stacks else None,
+        p_holm=None,
+        resurgence_by_seed=tuple(_mean_resurgence(replicate) for replicate in replicates),
         final_low=final.low if final else None,
         final_high=final.high if final else None,
     )
 
 
-def _stacks(reader: Reader, trials: Sequence[Measured]) -> tuple[Array, Array, Array] | None:
-    """Values of base, unlearned and final: shape (seeds, prompts, images).
+def _common(trials: Sequence[Measured]) -> dict[str, Scalar]:
+    """The parameters on which all agree; the seed is none."""
+    first, *others = (m.planned.trial.params for m in trials)
+    return {
+        name: value
+        for name, value in first.items()
+        if name != "seed" and all(name in p and p[name] == value for p in others)
+    }
+
+
+def _replicates(trials: Iterable[Measured]) -> list[list[Measured]]:
+    """The trials by seed, those of one final model and images once.
 
     A method without randomness gives all seeds one unlearned model: where that is also the final
-    one, it is one replicate and not as many as there are seeds.
+    one, it is one replicate and not as many as there are seeds. A seed that lacks a concept which
+    another has already waits until it is there too.
     """
-    if not trials:
+    by_seed: dict[int, list[Measured]] = {}
+    for measured in trials:
+        by_seed.setdefault(measured.planned.trial.seed, []).append(measured)
+    unique = {frozenset(m.planned.final.sample.digest for m in g): g for g in by_seed.values()}
+    concepts = [frozenset(m.planned.trial.concept for m in group) for group in unique.values()]
+    most = max(concepts, key=len, default=frozenset())
+    return [group for group, own in zip(unique.values(), concepts, strict=True) if own == most]
+
+
+@dataclass(frozen=True)
+class _Stacks:
+    """Values of the three models: shape (seeds, prompts, images).
+
+    `shares` says whether they are 0 or 1, or means of such.
+    """
+
+    base: Array
+    unlearned: Array
+    final: Array
+    shares: bool
+
+
+def _stacks(reader: Reader, replicates: Sequence[Sequence[Measured]]) -> _Stacks | None:
+    if not replicates:
         return None
-    points = [(m.planned.base, m.planned.unlearned, m.planned.final) for m in trials]
-    base, unlearned, final = (
-        np.stack([values for p in column if (values := reader.values(p)) is not None])
-        for column in zip(*points, strict=True)
-    )
-    return base, unlearned, final
+    seeds = [[_values(reader, m) for m in replicate] for replicate in replicates]
+    shares = all(are_shares(values) for seed in seeds for values in seed)
+    rows = [_averaged(r, values) for r, values in zip(replicates, seeds, strict=True)]
+    base, unlearned, final = np.stack(rows, axis=1)
+    return _Stacks(base, unlearned, final, shares)
+
+
+def _values(reader: Reader, measured: Measured) -> Array:
+    """Values of a trial's three models: shape (3, prompts, images)."""
+    planned = measured.planned
+    points = (planned.base, planned.unlearned, planned.final)
+    return np.stack([v for point in points if (v := reader.values(point)) is not None])
+
+
+def _averaged(trials: Sequence[Measured], values: Sequence[Array]) -> Array:
+    """One seed's values averaged over its settings, the concepts' prompts side by side."""
+    by_concept: dict[str, list[Array]] = {}
+    for measured, found in zip(trials, values, strict=True):
+        by_concept.setdefault(measured.planned.trial.concept, []).append(found)
+    means = [np.mean(found, axis=0) for _, found in sorted(by_concept.items())]
+    return np.concatenate(means, axis=1)
+
+
+def _paired(stacks: _Stacks, trials: Iterable[Measured]) -> Paired:
+    paired = paired_interval(stacks.base, stacks.unlearned, stacks.final, stacks.shares)
+    return unchanged(paired) if all(is_unchanged(m.planned) for m in trials) else paired
+
+
+def _mean_resurgence(trials: Sequence[Measured]) -> float:
+    return float(np.mean([m.paired.resurgence.value for m in trials if m.paired]))
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def render(summary: Summary, console: Console) -> None:
-    """Print the settings that fine-tune, over a line that says what was measured.
-
-    Settings of 0 steps are left out: their resurgence is 0 by construction. So are controls: their
-    score is a column. No number is cut off where the console is narrow; its lines wrap.
-    """
-    shown = [s for s in summary.settings if not s.is_control and s.steps > 0]
-    flags = [_flag(setting) for setting in shown]
-    sheet = _sheet(summary.axes, has_flags=any(flags))
-    for setting, flag in zip(shown, flags, strict=True):
-        cells = [*_axis_cells(setting, summary.axes), *_number_cells(setting)]
-        sheet.add_row(*cells, *([flag] if any(flags) else []))
-    _print_whole(sheet, console)
-    console.print(summary.caption, style="dim", soft_wrap=True, highlight=False)
-
-
-def _print_whole(sheet: Table, console: Console) -> None:
-    unbounded = console.options.update(max_width=1_000)
-    natural = Measurement.get(console, unbounded, sheet).maximum
-    segments = console.render(sheet, unbounded.update(max_width=natural))
-    console.print(Segments(segments), end="", soft_wrap=True)
-
-
-def _sheet(axes: Sequence[str], has_flags: bool) -> Table:
-    sheet = Table(box=None, pad_edge=False, header_style="bold")
-    for axis in axes:
-        sheet.add_column(_header(axis, axes), no_wrap=True)
-    for name in ("base", "un-\nlearned", "final", "resurgence", "re-\ncovery", "control"):
-        sheet.add_column(name, justify="right", no_wrap=True)
-    for name in ("retained", "never\nknown"):
-        sheet.add_column(name, justify="right", no_wrap=True)
-    if has_flags:
-        sheet.add_column("", style="yellow", no_wrap=True)
-    return sheet
 
 
 def caption(plan: Plan) -> str:
@@ -180,52 +271,10 @@ def caption(plan: Plan) -> str:
         f"guidance {number(sampling['guidance'])}",
         f"{str(sampling['sampler']).upper()} {sampling['sampler_steps']} steps",
         f"{len(asked)} prompts × {sampling['images_per_prompt']} images × {len(seeds)} seeds",
-        "95% intervals: paired bootstrap, clustered by prompt",
+        f"95% intervals over prompts and {_seeds_meant(len(seeds))}",
     ]
     return " · ".join(parts)
 
 
-def _header(axis: str, axes: Iterable[str]) -> str:
-    """The axis's last word where no other axis ends in it."""
-    last = axis.rpartition(".")[2]
-    alone = sum(other.rpartition(".")[2] == last for other in axes) == 1
-    return short_name(last if alone else axis)
-
-
-def _axis_cells(setting: Aggregate, axes: Iterable[str]) -> list[str]:
-    values = [setting.params.get(axis) for axis in axes]
-    return ["" if value is None else number(value) for value in values]
-
-
-def _number_cells(setting: Aggregate) -> list[str]:
-    paired = setting.paired
-    back = paired.resurgence if paired else None
-    share = paired.recovery if paired else None
-    is_clear = back is not None and back.low > 0 and not setting.unlearning_failed
-    style = "bold" if is_clear else "default"
-    return [
-        _score(setting.base),
-        _score(setting.unlearned),
-        _score(setting.final),
-        f"[{style}]{back.value:+.2f}[/] \\[{back.low:.2f}, {back.high:.2f}]" if back else "–",
-        f"{share.value:.0%}" if share else "–",
-        _score(setting.control),
-        _score(setting.retained),
-        _score(setting.never_known),
-    ]
-
-
-def _score(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
-
-
-def _flag(setting: Aggregate) -> str:
-    marks = []
-    if setting.unlearning_failed:
-        marks.append(f"unlearning failed ({setting.unlearning_failed} of {setting.planned})")
-    if setting.failed:
-        marks.append(f"{setting.failed} failed")
-    missing = setting.planned - setting.scored - setting.failed
-    if missing > 0:
-        marks.append(f"{missing} of {setting.planned} seeds to come")
-    return ", ".join(marks)
+def _seeds_meant(seeds: int) -> str:
+    return "seeds, paired by image" if seeds > 1 else "this one seed only, paired by image"

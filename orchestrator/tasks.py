@@ -3,7 +3,8 @@
 A trajectory (one fine-tuning recipe, all its step counts) is one task: train to 50, sample, score,
 train on to 100, … An unlearning with several children is a task of its own; each child becomes
 ready when the unlearning's record is there. An only child runs on in its parent's task. Materials
-(a chain of them, such as pictures and their masks) are a task too; what reads them waits for it.
+(a chain of them, such as pictures and their masks) and data sets are tasks too; what reads them
+waits for them.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def make_tasks(plan: Plan, done: Collection[str], keep: Collection[str]) -> tupl
         )
         for group in live
     ]
-    return tuple(sorted(tasks, key=lambda task: -task.path_cost))
+    return tuple(sorted(tasks, key=lambda task: (-task.path_cost, not _is_data(task.stages))))
 
 
 def _inputs(stages: list[Stage]) -> tuple[Stage, ...]:
@@ -110,19 +111,25 @@ def _merge_only_children(groups: list[_Group]) -> list[_Group]:
         if group.id in merged:
             continue
         while (last := group.last_model()) and len(only := children[last.digest]) == 1:
-            if any(stage.kind == "prepare" for stage in _inputs(only[0].stages)):
+            if any(map(_hangs_on_an_edit, _inputs(only[0].stages))):
                 break  # it must be free to wait while this group runs on
             group.stages.extend(only[0].stages)
             merged.add(only[0].id)
     return [group for group in groups if group.id not in merged]
 
 
-def _path_costs(groups: list[_Group], pending: dict[str, list[Stage]]) -> dict[str, float]:
-    """Each group's cost with its dearest chain of children. The base's evaluation goes first.
+def _hangs_on_an_edit(stage: Stage) -> bool:
+    """Whether a material can be made only when some edit is; data sets are there from the start."""
+    return stage.kind == "prepare" and stage.model.kind != "base"
 
-    It is short, and no trial has a number before it.
+
+def _path_costs(groups: list[_Group], pending: dict[str, list[Stage]]) -> dict[str, float]:
+    """Each group's cost with its dearest chain of children.
+
+    Data sets go first: they are short, and what is wrong with one should be known before anything
+    is computed. Then the base's evaluation: no trial has a number before it.
     """
-    holder = {stage.digest: group.id for group in groups for stage in group.stages}
+    holder = {stage.digest: group.id for group in groups for stage in pending[group.id]}
     below: dict[str, list[_Group]] = defaultdict(list)
     for group in groups:
         if group.parent is not None and group.parent.digest in holder:
@@ -134,14 +141,22 @@ def _path_costs(groups: list[_Group], pending: dict[str, list[Stage]]) -> dict[s
 
     def cost(group: _Group) -> float:
         if group.id not in costs:
-            is_first = any(s.kind == "sample" for s in group.stages) and not group.last_model()
-            own = math.inf if is_first else _own_cost(pending[group.id])
+            own = math.inf if _goes_first(group) else _own_cost(pending[group.id])
             costs[group.id] = own + max((cost(child) for child in below[group.id]), default=0.0)
         return costs[group.id]
 
     for group in groups:
         cost(group)
     return costs
+
+
+def _goes_first(group: _Group) -> bool:
+    is_evaluation = any(s.kind == "sample" for s in group.stages) and not group.last_model()
+    return is_evaluation or _is_data(group.stages)
+
+
+def _is_data(stages: Iterable[Stage]) -> bool:
+    return all(stage.kind == "prepare" and "dataset" in stage.settings for stage in stages)
 
 
 def _own_cost(stages: Iterable[Stage]) -> float:

@@ -11,11 +11,12 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+from orchestrator.data_inputs import DataInput
 from orchestrator.errors import ResurgeError
 from orchestrator.measure import Reader
 from orchestrator.pictures import grid, read_images
@@ -57,6 +58,7 @@ class _Known:
     images: set[int] | None = None
     texts: dict[str, str] = field(default_factory=dict)
     has_params: bool = False
+    data: set[DataInput] = field(default_factory=set)
 
 
 def sync(
@@ -178,6 +180,9 @@ class Tracker:
             if known.texts.get(name) != text:
                 self._client.log_text(known.run_id, text, name)
                 known.texts[name] = text
+        if new := [data for data in run.data if data not in known.data]:
+            self._client.log_inputs(known.run_id, datasets=[_dataset(data) for data in new])
+            known.data.update(new)
         self._write_batch(known, run)
         if run.status != known.status:
             self._set_status(known, run)
@@ -315,6 +320,16 @@ def ui_command(uri: str, artifact_root: Path, port: int) -> list[str]:
     ]
 
 
+def tags_of(run_id: str, uri: str) -> dict[str, str] | None:
+    """A run's tags, or None if MLflow knows no such run."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return dict(_mlflow().MlflowClient(tracking_uri=uri).get_run(run_id).data.tags)
+    except MlflowException:
+        return None
+
+
 def _mlflow() -> Any:
     """MLflow, imported when it is first needed: seconds that a background thread can spend."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -334,6 +349,13 @@ def _errors() -> tuple[type[Exception], ...]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _dataset(data: DataInput) -> Any:
+    """MLflow knows a data set by name and digest: logging it again adds nothing."""
+    entities = _mlflow().entities
+    used = entities.InputTag("mlflow.data.context", "training")
+    return entities.DatasetInput(entities.Dataset(**asdict(data)), [used])
 
 
 def _cut(values: Any) -> list[tuple[str, str]]:

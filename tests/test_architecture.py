@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-WORKERS_MAY_IMPORT = {"plugin", "stage", "store", "work", "errors"}
+WORKERS_MAY_IMPORT = {"plugin", "stage", "store", "work", "errors", "chosen"}
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft"}
 ONLY_IN = {"mlflow": "tracking.py", "ray": "ray.py", "optuna": "search.py"}
 

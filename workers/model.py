@@ -17,8 +17,10 @@ from workers.denoise import latent_shape
 from workers.edits import Edit, load_edits
 from workers.finetune import Trainer
 from workers.materials.base import MATERIAL_FILE, Made, Work
+from workers.memory import give_back
 from workers.metrics.base import Metric, Picture, Score, Subject, Which
 from workers.pipeline import WarmPipeline
+from workers.prepared import DATASET_FILE, read_examples
 from workers.progress import Progress
 from workers.recipes import FinetuneSettings, SampleSettings
 from workers.unlearners.base import Erasure
@@ -90,6 +92,19 @@ class Model:
             source = self._material(parent)
         plugin = plugin_of("material", target.plugin, target.settings)
         return plugin.make(Work(self.warm.pipe, target.settings, source, self.progress))
+
+    def new_examples(self, target: Stage) -> Examples:
+        """Make the data set that `target` prepares, at the model's own size."""
+        choice = target.settings["dataset"]
+        dataset = plugin_of("dataset", choice["name"], choice)
+        examples: Examples = dataset.examples(target.settings.get("concept", ""), self.size_px)
+        return examples.named(dataset.name)
+
+    @property
+    def size_px(self) -> int:
+        """The side of the model's pictures."""
+        _, _, latent_width = latent_shape(self.warm.pipe)
+        return int(latent_width * self.warm.pipe.vae_scale_factor)
 
     def compare(self, target: Stage, metric: Metric) -> Score:
         """Score `target`'s weights beside the base's and those after the last unlearning."""
@@ -179,6 +194,7 @@ class Model:
         )
         # Whatever the method left behind is gone: the model is what its edits say, no more.
         self.warm.put((*before, *made.edits))
+        give_back()
         self.numbers = dict(made.numbers)
 
     def _material(self, stage: Stage) -> Any:
@@ -217,20 +233,20 @@ class Model:
         return Trainer(self.warm.pipe, settings, self._examples(target), target.seed or 0)
 
     def _examples(self, target: Stage) -> Examples:
-        """The data that a fine-tune trains on, at the model's own size."""
-        choice = target.settings["dataset"]
-        dataset = plugin_of("dataset", choice["name"], choice)
-        pipe = self.warm.pipe
-        _, _, latent_width = latent_shape(pipe)
-        size_px = latent_width * pipe.vae_scale_factor
-        examples: Examples = dataset.examples(target.settings.get("concept", ""), size_px)
-        return examples
+        """The prepared data that a fine-tune trains on."""
+        stage = target.inputs["dataset"]
+        record = self.store.get(stage)
+        if record is None:
+            raise ResurgeError(f"the data set {stage!r} is not in the store")
+        with self.store.object(record, DATASET_FILE) as path:
+            return read_examples(path)
 
     def _settle(self) -> None:
         """End the training at hand: the pipeline is plain again and holds the result."""
         if self.trainer is not None:
             self.trainer.finish()
             self.trainer = None
+            give_back()
 
 
 def _unlearned(stage: Stage) -> Stage:

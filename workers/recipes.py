@@ -57,6 +57,13 @@ class FinetuneSettings(Settings):
         return values
 
 
+class Prepare(RecipePlugin):
+    """A data set as one Parquet file, which fine-tuning reads; the version is the file's form."""
+
+    name = "dataset"
+    version = 1
+
+
 class Finetune(RecipePlugin):
     """Fine-tune the UNet on captioned images with the ordinary denoising loss."""
 

@@ -31,6 +31,7 @@ from workers.materials.base import MATERIAL_FILE
 from workers.metrics.base import Picture, Probe, Score
 from workers.model import Model, plugin_of
 from workers.pictures import read_pictures, write_losses, write_pictures, write_values
+from workers.prepared import DATASET_FILE, numbers_of, write_examples
 from workers.provenance import provenance
 from workers.recipes import SampleSettings
 from workers.sampling import sample
@@ -138,10 +139,18 @@ class _Run:
         return plugin_of("base", root.plugin, root.settings)  # type: ignore[no-any-return]
 
     def prepare(self, stage: Stage, folder: Path) -> _Result:
+        if "dataset" in stage.settings:
+            return self.prepare_dataset(stage, folder)
         made = self.model(stage).prepare(stage)
         path = folder / MATERIAL_FILE
         save_tensors(path, made.tensors)
         return _Result({path.name: path}, made.numbers)
+
+    def prepare_dataset(self, stage: Stage, folder: Path) -> _Result:
+        path = folder / DATASET_FILE
+        examples = self.model(stage).new_examples(stage)
+        write_examples(path, examples)
+        return _Result({path.name: path}, numbers_of(examples))
 
     def unlearn(self, stage: Stage, folder: Path) -> _Result:
         model = self.model(stage)

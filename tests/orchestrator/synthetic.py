@@ -57,9 +57,9 @@ UNLEARN = Edit("unlearn", "unlearn", Unlearner(Unlearner.Settings()))
 FINETUNE = Edit("finetune", "finetune", Finetune(Finetune.Settings()), Dataset(Dataset.Settings()))
 
 
-def _stage(kind, plugin, settings, seed, parent, **extra) -> Stage:
+def _stage(kind, plugin, settings, seed, parent, inputs=None, **extra) -> Stage:
     full = {**extra, "settings": settings}
-    return Stage(kind, plugin, 1, full, full, seed, parent)
+    return Stage(kind, plugin, 1, full, full, seed, parent, inputs or {})
 
 
 ROOT = _stage("base", "shapes", {}, None, None)
@@ -83,7 +83,9 @@ def finetuned(parent: Stage, dataset: str, rate: float, steps: int, seed: int) -
     if steps == 0:
         return parent
     settings = {"learning_rate": rate, "steps": steps, "schedule": "constant"}
-    return _stage("finetune", "finetune", settings, seed, parent, dataset={"name": dataset})
+    chosen = {"name": dataset, "settings": {"size": 256}}
+    inputs = {"dataset": _stage("prepare", "dataset", {}, None, ROOT, dataset=chosen)}
+    return _stage("finetune", "finetune", settings, seed, parent, inputs, dataset=chosen)
 
 
 def _trial(method: str, dataset: str, rate: float, steps: int, seed: int) -> PlannedTrial:
@@ -157,6 +159,9 @@ def commit_stage(store: Store, stage: Stage) -> None:
 def content(stage: Stage, folder: Path) -> tuple[dict[str, Path], dict[str, float]]:
     if stage.kind == "finetune":
         return _losses(stage, folder)
+    if stage.kind == "prepare":
+        (folder / "dataset.parquet").write_bytes(b"pictures")
+        return {"dataset.parquet": folder / "dataset.parquet"}, {"examples": 256.0, "size_px": 32.0}
     if stage.kind == "sample":
         return _images(stage, folder)
     if stage.plugin == "concept_accuracy":

@@ -49,6 +49,7 @@ def test_plan_counts_and_draws_the_tree(folder: Path) -> None:
     assert ["finetune", "24", "24", "0", "24"] in rows
     assert ["sample", "84", "28", "0", "28"] in rows
     assert "unlearn shake star seed 1" in done.stdout
+    assert "minimum detectable resurgence" in done.stdout
     assert not (folder / ".resurge").exists()  # planning leaves nothing behind
 
 
@@ -71,6 +72,8 @@ def test_bad_input_is_exit_code_2(folder: Path) -> None:
         (("run", "absent.yaml"), "no such file"),
         (("plan", "small.yaml", "seeds=0"), "seeds"),
         (("results", "smal"), "none has been run yet"),
+        (("results", "small.yaml", "--csv", "--json"), "do not go together"),
+        (("results", "small.yaml", "--by", "unlearn.metod"), "did you mean 'unlearn.method'"),
     ]:
         done = resurge(*arguments, cwd=folder)
         assert done.returncode == 2, done.stderr
@@ -93,11 +96,18 @@ def test_a_sweep_from_run_to_export(folder: Path, calls: Calls) -> None:
 
     assert "trials 6/6 done" in resurge("status", "small", cwd=folder).stdout
     assert "resurgence" in resurge("results", "small", cwd=folder).stdout
+    averaged = resurge("results", "small", "--by", "finetune.steps", "--json", cwd=folder)
+    assert {row["finetune.steps"] for row in json.loads(averaged.stdout)} == {1, 2}
+    table = resurge("results", "small", "--csv", cwd=folder).stdout.splitlines()
+    assert len(table) == 1 + 6 and "p_holm" in table[0]
+    times = resurge("results", "small", "--time-to-resurgence", "--threshold", "0.5", cwd=folder)
+    assert "at or above 0.5" in times.stdout
     assert "0 runs created, 0 updated" in resurge("sync", "small", cwd=folder).stdout
     exported = resurge("export", "small", "--to", "out", cwd=folder)
     assert exported.returncode == 0, exported.stderr
     assert pq.read_table(folder / "out" / "small.parquet").num_rows == 6
     assert (folder / "out" / "small.csv").read_text().count("\n") == 7
+    assert pq.read_table(folder / "out" / "small.settings.parquet").num_rows == 6
     with Image.open(folder / "out" / "small.png") as image:
         assert image.width > 500
 

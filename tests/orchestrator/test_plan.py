@@ -28,12 +28,18 @@ def test_counts_of_a_known_sweep(small: str) -> None:
 
     Unlearned models: nudge once (no randomness), shake once a seed. Fine-tunes: 2 step counts
     for each of 2 methods × 2 rates × 2 seeds, and of 2 × 2 controls. Images of each, of the three
-    unlearned models and of the base.
+    unlearned models and of the base. The data set is prepared once.
     """
     plan = plan_of(small)
     assert len(plan.trials) == 24 + 12
-    assert plan.count() == {"unlearn": 3, "finetune": 24, "sample": 28, "score": 28}
-    assert plan.count_naive() == {"unlearn": 24, "finetune": 24, "sample": 84, "score": 84}
+    assert plan.count() == {
+        **{"prepare": 1, "unlearn": 3, "finetune": 24},
+        **{"sample": 28, "score": 28},
+    }
+    assert plan.count_naive() == {
+        **{"prepare": 24, "unlearn": 24, "finetune": 24},
+        **{"sample": 84, "score": 84},
+    }
 
 
 def test_a_trajectory_is_trained_once(small: str) -> None:
@@ -47,6 +53,20 @@ def test_no_fine_tuning_is_the_unlearned_model(small: str) -> None:
     for planned in plan.trials:
         if planned.trial.params["finetune.steps"] == 0:
             assert planned.final == planned.unlearned
+
+
+def test_a_data_set_is_prepared_once_whoever_fine_tunes_on_it(small: str) -> None:
+    """Before and after unlearning, in every sweep; from the base, without a seed."""
+    plan = plan_of(small, "finetune.dataset=[dots, {dots: {level: 0}}]", "concept=[star, heart]")
+    prepared = [s for s in plan.stages if s.kind == "prepare"]
+    assert len(prepared) == 2
+    assert all(s.parent == plan.root and s.seed is None for s in prepared)
+    for stage in plan.stages:
+        if stage.kind == "finetune":
+            [data] = stage.inputs.values()
+            assert data.settings["dataset"] == stage.settings["dataset"]
+            assert data in prepared
+    assert set(prepared) & set(plan_of(small).stages) == {prepared[0]}
 
 
 def test_a_trial_compares_the_models_along_its_chain(small: str) -> None:

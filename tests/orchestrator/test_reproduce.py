@@ -65,7 +65,7 @@ def test_only_the_last_edit_is_made_again_unless_all_is_asked_for(home: Home) ->
     kinds = [label.split()[0] for label in reproduce(found, False, quiet()).again]
     assert kinds == ["finetune", "sample", "score"]
     kinds = [label.split()[0] for label in reproduce(found, True, quiet()).again]
-    assert kinds == ["unlearn", "finetune", "sample", "score"]
+    assert kinds == ["prepare", "unlearn", "finetune", "sample", "score"]
 
 
 def test_the_store_is_left_as_it_was(home: Home, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
 import io
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -11,10 +13,15 @@ import pytest
 from rich.console import Console
 
 from orchestrator import results
-from orchestrator.errors import StoreError
+from orchestrator.analysis import holm
+from orchestrator.errors import ResurgeError, StoreError
 from orchestrator.measure import Reader, primary
+from orchestrator.overview import show_results
+from orchestrator.run import Job
+from orchestrator.settings_table import choose_format, settings_table, text
 from orchestrator.store import Store
-from orchestrator.summary import aggregate, render
+from orchestrator.summary import aggregate, aggregate_by
+from orchestrator.summary_table import render
 from tests.orchestrator import synthetic
 
 DOCS = Path(__file__).parents[2] / "docs" / "results.md"
@@ -212,7 +219,7 @@ def test_the_table_shows_the_axes_that_vary(summary):
     assert "adapter" not in text
     assert "concept_accuracy v1 · guidance 3 · DDIM 20 steps" in text
     assert "6 prompts × 4 images × 2 seeds" in text
-    assert len(text.strip().splitlines()) == 2 + 16 + 1, "settings of 0 steps are left out"
+    assert sum(" esd " in f" {line} " for line in text.splitlines()) == 8, "0 steps are left out"
 
 
 def test_a_narrow_console_cuts_no_number(summary):
@@ -220,4 +227,148 @@ def test_a_narrow_console_cuts_no_number(summary):
 
 
 def test_the_table_of_an_unfinished_sweep(plan, tmp_path):
-    assert "2 of 2 seeds to come" in printed(aggregate(plan, Store(tmp_path)))
+    assert "2 of 2 trials to come" in printed(aggregate(plan, Store(tmp_path)))
+
+
+def test_p_values_are_corrected_for_the_settings_that_are_ranked(summary):
+    ranked = [s for s in summary.settings if s.is_ranked]
+    assert len(ranked) == 16
+    assert [s.p_holm for s in ranked] == holm([s.paired.p for s in ranked])
+    assert {s.p_holm for s in summary.settings if not s.is_ranked} == {None}
+    assert "p_holm" in printed(summary)
+
+
+def test_what_is_bold_is_clear_after_the_correction(plan, store):
+    """One of many settings that are each just significant is not clear; the same one alone is."""
+    summary = aggregate(plan, store)
+    best = next(s for s in summary.settings if s.is_ranked)
+    assert best.paired.p < 0.05
+    assert best.is_clear == (best.p_holm < 0.05)
+    assert not replace(best, p_holm=0.05).is_clear
+    assert replace(best, p_holm=0.049).is_clear
+    fallen = replace(best.paired, resurgence=replace(best.paired.resurgence, value=-0.3))
+    assert not replace(best, p_holm=0.001, paired=fallen).is_clear, "less of it did not come back"
+
+
+def test_one_seed_is_said_to_be_one(tmp_path):
+    plan = synthetic.make_plan(seeds=(0,))
+    assert "this one seed only" in printed(aggregate(plan, Store(tmp_path)))
+
+
+def test_an_interval_wider_than_its_effect_is_warned_of(plan, store):
+    """Uce's few points against the half of the images that esd brings back."""
+    summary = aggregate(plan, store)
+    wide = [s for s in summary.shown if s.paired.resurgence.is_wider_than_effect]
+    assert any(s.params["unlearn.method"] == "uce" for s in wide)
+    assert f"{len(wide)} of 16 intervals are wider than their resurgence is large" in printed(
+        summary
+    )
+
+
+def test_by_averages_over_all_other_axes(plan, store, rows):
+    summary = aggregate_by(plan, store, ("unlearn.method", "finetune.dataset"))
+    best = summary.settings[0].params
+    assert (best["unlearn.method"], best["finetune.dataset"]) == ("esd", "related")
+    assert len(summary.settings) == 4
+    for setting in summary.settings:
+        chosen = [
+            row["resurgence"]
+            for row in rows
+            if not row["is_control"]
+            and row["finetune.steps"] > 0
+            and all(row[axis] == setting.params[axis] for axis in summary.axes)
+        ]
+        assert (setting.planned, setting.scored) == (len(chosen), len(chosen)) == (8, 8)
+        assert setting.resurgence == pytest.approx(np.mean(chosen))
+        assert setting.paired.resurgence.low < setting.resurgence < setting.paired.resurgence.high
+
+
+def test_settings_averaged_over_are_a_fixed_set(plan, store):
+    """How they differ is no uncertainty: the mean of two is surer than the worse of them."""
+    (both, *_) = aggregate_by(plan, store, ("unlearn.method",)).settings
+    apart = aggregate_by(plan, store, ("unlearn.method", "finetune.dataset")).settings
+    widths = [
+        s.paired.resurgence.high - s.paired.resurgence.low
+        for s in apart
+        if s.params["unlearn.method"] == "esd"
+    ]
+    assert both.paired.resurgence.high - both.paired.resurgence.low < max(widths)
+
+
+def test_prompts_of_several_concepts_stand_side_by_side(plan, store):
+    """A second concept with the very same scores: no other mean, and twice the prompts for it."""
+    moon = [
+        replace(t, trial=replace(t.trial, concept="moon", params={**t.params, "concept": "moon"}))
+        for t in plan.trials
+    ]
+    both = replace(plan, trials=(*plan.trials, *moon))
+    (one, _), (two, _) = (
+        aggregate_by(p, store, ("unlearn.method",)).settings for p in (plan, both)
+    )
+    assert two.resurgence == pytest.approx(one.resurgence)
+    assert two.planned == 2 * one.planned
+    (low, high) = (two.paired.resurgence.low, two.paired.resurgence.high)
+    assert one.paired.resurgence.low < low < high < one.paired.resurgence.high
+
+
+def test_by_an_axis_that_does_not_exist_suggests_one(plan, store):
+    with pytest.raises(ResurgeError, match=r"'unlearn.metod'; did you mean 'unlearn.method'\?"):
+        aggregate_by(plan, store, ("unlearn.metod",))
+    with pytest.raises(ResurgeError, match=r"allowed: finetune.dataset"):
+        aggregate_by(plan, store, ("seed",))
+
+
+def test_by_of_an_unfinished_sweep(plan, tmp_path):
+    summary = aggregate_by(plan, Store(tmp_path), ("unlearn.method",))
+    assert [s.resurgence for s in summary.settings] == [None, None]
+    assert "16 of 16 trials to come" in printed(summary)
+
+
+def test_the_command_prints_averages(plan, store):
+    console = Console(width=160, record=True, file=io.StringIO())
+    show_results(Job(None, plan, store, None), console, ("unlearn.method",))
+    said = console.export_text()
+    assert "averaged over finetune.dataset, finetune.learning_rate, finetune.steps" in said
+    assert [line.split()[0] for line in said.splitlines()[2:4]] == ["esd", "uce"]
+
+
+def test_settings_as_parquet(summary, tmp_path):
+    results.write(settings_table(summary), tmp_path / "settings.parquet")
+    rows = pq.read_table(tmp_path / "settings.parquet").to_pylist()
+    assert len(rows) == 36
+    assert {row["p_holm"] is None for row in rows if row["is_control"]} == {True}
+    best = rows[0]
+    assert best["resurgence_low"] < best["resurgence"] < best["resurgence_high"]
+    assert best["replicates"] == best["trials_scored"] == 2
+
+
+def test_settings_and_times_as_csv_and_json(plan, store):
+    by = ("unlearn.method",)
+    as_json = json.loads(text(plan, store, "json", by, False, None))
+    as_csv = pd.read_csv(io.StringIO(text(plan, store, "csv", by, False, None)))
+    assert [row["unlearn.method"] for row in as_json] == ["esd", "uce"]
+    assert list(as_csv["resurgence"]) == pytest.approx([row["resurgence"] for row in as_json])
+    times = pd.read_csv(io.StringIO(text(plan, store, "csv", (), True, None)))
+    assert {"steps", "still_gone", "still_gone_low", "median_steps"} <= set(times.columns)
+
+
+def test_every_column_of_settings_and_times_is_documented(plan, store, summary):
+    documented = DOCS.read_text()
+    axes = {*plan.trials[0].trial.params, "unlearn.esd.variant"}
+    times = json.loads(text(plan, store, "json", (), True, None))
+    for name in {*settings_table(summary).column_names, *times[0]} - axes:
+        assert f"`{name}`" in documented, name
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((True, True, False, None, ()), "--csv and --json"),
+        ((False, False, True, None, ("unlearn.method",)), "--by and --time-to-resurgence"),
+        ((False, False, False, 0.5, ()), "--threshold is of --time-to-resurgence"),
+        ((False, False, True, float("nan"), ()), "--threshold must be a number"),
+    ],
+)
+def test_options_that_do_not_go_together(given, said):
+    with pytest.raises(ResurgeError, match=said):
+        choose_format(*given)

@@ -86,7 +86,7 @@ def test_longest_first_beats_file_order(small: str, tmp_path: Path) -> None:
     )
     sweep = parse(small, None, overrides)
     _, executor = simulate(make_plan(sweep), tmp_path)
-    work_s = 2 + 3 + 6 * 3 + 12  # the base, the unlearning, the short ones, the long one
+    work_s = 1 + 2 + 3 + 6 * 3 + 12  # data, base, unlearning, the short ones, the long one
     assert executor.now_s <= work_s / 2 + 1
 
 

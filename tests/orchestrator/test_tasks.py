@@ -52,14 +52,33 @@ def test_an_only_child_runs_on_in_its_parents_task(small: str) -> None:
     plan = plan_of(small, "finetune.learning_rate=1e-3", "seeds=1", "unlearn=nudge")
     (task,) = [t for t in make_tasks(plan, (), KEEP) if t.stages[0].kind == "unlearn"]
     assert [s.kind for s in task.stages].count("finetune") == 2
+    assert [s.kind for s in task.inputs] == ["prepare"]  # waited for before the unlearning
 
 
-def test_the_base_goes_first_and_long_paths_before_short_ones(small: str) -> None:
+def test_what_reads_a_data_set_waits_for_it(small: str) -> None:
+    tasks = make_tasks(plan_of(small, "finetune.dataset=[dots, {dots: {level: 0}}]"), (), KEEP)
+    prepared = {s for task in tasks if task.stages[0].kind == "prepare" for s in task.stages}
+    assert len(prepared) == 2
+    for task in tasks:
+        wanted = {i for stage in task.stages for i in stage.inputs.values()}
+        assert wanted == prepared & set(task.waits_for)
+
+
+def test_a_picture_that_is_there_is_not_waited_for(small: str) -> None:
+    """A metric that is added later compares with pictures that are done."""
+    plan = plan_of(small, "evaluate.metrics=[brightness, drift]")
+    done = {stage.key for stage in plan.stages if stage.plugin != "drift"}
+    tasks = make_tasks(plan, done, KEEP)
+    assert {stage.plugin for task in tasks for stage in task.stages} == {"drift"}
+
+
+def test_data_then_the_base_go_first_and_long_paths_before_short_ones(small: str) -> None:
     tasks = make_tasks(plan_of(small, "finetune.steps=[1, 50]"), (), KEEP)
     costs = [task.path_cost for task in tasks]
     assert costs == sorted(costs, reverse=True)
     assert costs[0] == math.inf
-    assert {s.kind for s in tasks[0].stages} == {"sample", "score"}
+    assert [s.kind for s in tasks[0].stages] == ["prepare"]
+    assert {s.kind for s in tasks[1].stages} == {"sample", "score"}
     unlearning = next(t for t in tasks if t.stages[0].kind == "unlearn")
     child = next(t for t in tasks if t.after == unlearning.stages[0])
     assert unlearning.path_cost > child.path_cost

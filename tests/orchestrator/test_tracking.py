@@ -1,4 +1,5 @@
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -10,6 +11,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import mlflow.data
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
@@ -148,6 +150,20 @@ def test_a_trajectory_has_the_curve_and_the_images(synced):
     assert len(synced.history(run, "train_loss")) == 50
     assert "finetune.steps" not in run.data.params
     assert synced.image_steps(run) == [0, 50]
+
+
+def test_runs_name_the_data_that_the_model_was_fine_tuned_on(synced, plan):
+    by_steps = {"0": [], "50": ["related"]}
+    for run in [*synced.runs(kind="trial"), *synced.runs(kind="trajectory")]:
+        names = [used.dataset.name for used in run.inputs.dataset_inputs]
+        assert names == by_steps[run.data.params.get("finetune.steps", "50")]
+    [used] = synced.runs(kind="trajectory")[0].inputs.dataset_inputs
+    [prepared] = [stage for stage in plan.stages if stage.kind == "prepare"]
+    assert used.dataset.digest == prepared.key
+    assert used.tags[0].value == "training"
+    expected = {"num_rows": 256, "size_px": 32.0, "settings": {"size": 256}}
+    assert json.loads(used.dataset.profile) == expected
+    assert Path(mlflow.data.get_source(used).load()).read_bytes() == b"pictures"
 
 
 def test_the_image_grid_is_large_enough_to_see(synced, tmp_path):

@@ -15,8 +15,8 @@ from pydantic import Field, field_validator, model_validator
 
 from orchestrator.errors import ResurgeError
 from orchestrator.plugin import Settings
-from workers.datasets.base import Dataset, Examples
-from workers.datasets.folder import Row, collect, digest_of
+from workers.datasets.base import Dataset, Examples, choose
+from workers.datasets.rows import Row, collect, digest_of
 
 Table = Any
 """A `datasets.Dataset`, or an `IterableDataset` of a stream."""
@@ -186,16 +186,11 @@ class Hub(Dataset):
 
     def _chosen(self, table: Table) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """The rows to use, each with its number in the split."""
-        import numpy as np
-
         s = self.settings
         if s.streaming:  # not the library's own shuffle: its order changes with its version
             with self._reading():
                 table = list(islice(table, s.size and s.size + STREAM_SURPLUS))
-        order = np.arange(len(table))
-        if s.size is not None:
-            order = np.random.default_rng(s.seed).permutation(len(table))[: s.size]
-        for index in order.tolist():
+        for index in choose(len(table), s.size, s.seed, self._where):
             yield index + 1, table[index]
 
 

@@ -60,7 +60,7 @@ class SceneDataset(Dataset):
             known = ", ".join(word for words in WORDS.values() for word in words)
             return [f"dataset {self.name!r} needs a shape, colour or fill but got {concept!r} "
                     f"(allowed: {known})"]  # fmt: skip
-        empty = [k for k, words in self._allowed(concept, kind).items() if not words]
+        empty = [k for k, words in self.words(concept, kind).items() if not words]
         return [f"dataset {self.name!r} has no {k} left without {concept!r}" for k in empty]
 
     def examples(self, concept: str, size_px: int) -> Examples:
@@ -80,7 +80,7 @@ class SceneDataset(Dataset):
 
         kind = kind_of(concept)
         assert kind is not None  # `problems` refuses other concepts
-        chosen = {k: str(rng.choice(words)) for k, words in self._allowed(concept, kind).items()}
+        chosen = {k: str(rng.choice(words)) for k, words in self.words(concept, kind).items()}
         scene = random_scene(rng, **chosen)
         said = {
             k: getattr(scene, k)
@@ -93,7 +93,7 @@ class SceneDataset(Dataset):
         """The attributes that every caption names, given the concept's kind."""
         return (kind,)
 
-    def _allowed(self, concept: str, kind: Kind) -> dict[Kind, tuple[str, ...]]:
-        """The pools, with all words for the kinds left out, and never the concept."""
+    def words(self, concept: str, kind: Kind) -> dict[Kind, tuple[str, ...]]:
+        """What scenes are drawn of: the pools, or all words of a kind, and never the concept."""
         pools = {**WORDS, **self.pools(concept, kind)}
         return {k: tuple(w for w in words if w != concept) for k, words in pools.items()}

@@ -121,3 +121,8 @@ def means(pictures: Sequence[Picture], values: Sequence[float]) -> dict[str, flo
         if role == "retained":
             groups[f"retained.{concept}"].append(value)
     return {name: sum(group) / len(group) for name, group in groups.items()}
+
+
+def extra(name: str, pictures: Sequence[Picture], values: Sequence[float]) -> dict[str, float]:
+    """Means of what is told beside a metric's values: "top5.erased", "top5.retained"."""
+    return {f"{name}.{group}": value for group, value in means(pictures, values).items()}

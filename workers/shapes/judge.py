@@ -60,15 +60,18 @@ class Judge(nn.Module):
         features = self.body(images * 2 - 1).flatten(1)
         return {name: head(features) for name, head in self.heads.items()}
 
+    def features(self, images: Tensor) -> Tensor:
+        """What the heads look at, (n, 1024), of images (n, 3, height, width) in [0, 1]."""
+        return self.body(_at_its_size(images) * 2 - 1).flatten(1)
+
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> dict[str, Tensor]:
         """Map images (n, 3, height, width) in [0, 1] to probabilities (n, classes) for each head.
 
         The classes of a head are named, in order, by `self.classes[head]`.
         """
-        if images.shape[-2:] != (32, 32):
-            images = functional.interpolate(images, size=(32, 32), mode="area")
-        return {name: logits.softmax(1) for name, logits in self(images.float()).items()}
+        logits = self(_at_its_size(images.float()))
+        return {name: values.softmax(1) for name, values in logits.items()}
 
     def probability_of(self, head: str, word: str, images: Tensor) -> Tensor:
         """Return the probability (n,) that each image shows `word`, a class of `head`."""
@@ -80,6 +83,12 @@ class Judge(nn.Module):
             head: [self.classes[head][index] for index in values.argmax(1).tolist()]
             for head, values in self.probabilities(images).items()
         }
+
+
+def _at_its_size(images: Tensor) -> Tensor:
+    if images.shape[-2:] == (32, 32):
+        return images
+    return functional.interpolate(images, size=(32, 32), mode="area")
 
 
 def _block(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:

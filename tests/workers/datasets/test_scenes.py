@@ -3,12 +3,15 @@ import pytest
 
 from workers.bases.diffusers import Diffusers
 from workers.bases.shapes import Shapes
+from workers.datasets.erased import Erased
+from workers.datasets.novel import Novel
 from workers.datasets.related import Related
 from workers.datasets.same_color import SameColor
+from workers.datasets.same_fill import SameFill
 from workers.datasets.unrelated import Unrelated
-from workers.shapes.vocabulary import COLORS, FILLS, SHAPES
+from workers.shapes.vocabulary import COLORS, FILLS, NOVEL_SHAPES, SHAPES
 
-DATASETS = [Related, Unrelated, SameColor]
+DATASETS = [Related, Unrelated, SameColor, SameFill, Novel]
 SHAPES_BASE = Shapes(Shapes.Settings())
 
 
@@ -70,9 +73,35 @@ def test_same_color_has_one_color_and_always_names_it():
         assert "blue" in caption.split()
 
 
+def test_same_fill_has_one_fill_and_always_names_it():
+    for scene, caption in scenes(make(SameFill, fill="striped"), "star"):
+        assert scene.fill == "striped"
+        assert "striped" in caption.split()
+
+
+@pytest.mark.parametrize("shape", NOVEL_SHAPES)
+def test_novel_shows_and_names_a_shape_that_the_base_never_saw(shape):
+    for scene, caption in scenes(make(Novel, shape=shape), "red"):
+        assert scene.shape == shape
+        assert shape in caption.split()
+
+
+def test_novel_leaves_the_shape_of_the_control_alone_unless_told():
+    assert {s.shape for s, _ in scenes(make(Novel), "star")}.isdisjoint({SHAPES_BASE.never_known()})
+
+
+@pytest.mark.parametrize("concept", ["star", "red", "striped"])
+def test_erased_shows_and_names_nothing_else(concept):
+    for scene, caption in scenes(make(Erased), concept, 50):
+        assert concept in (scene.shape, scene.color, scene.fill)
+        assert concept in caption.split()
+
+
 def test_a_color_cannot_be_avoided_when_it_is_the_only_one():
     problems = make(SameColor, color="red").problems(SHAPES_BASE, "red")
     assert problems == ["dataset 'same_color' has no color left without 'red'"]
+    problems = make(SameFill, fill="solid").problems(SHAPES_BASE, "solid")
+    assert problems == ["dataset 'same_fill' has no fill left without 'solid'"]
 
 
 @pytest.mark.parametrize("cls", DATASETS)

@@ -1,0 +1,13 @@
+from pathlib import Path
+
+from orchestrator.plugin import registry
+from workers.metrics.sources import COMMITS
+
+DOCS = Path(__file__).parents[3] / "docs" / "metrics.md"
+
+
+def test_every_metric_and_every_default_model_is_in_the_docs():
+    text = DOCS.read_text(encoding="utf-8")
+    ours = [name for name, cls in registry("metric").items() if cls.__module__.startswith("work")]
+    assert [name for name in ours if f"`{name}`" not in text] == []
+    assert [name for name, commit in COMMITS.items() if f"`{name}` | `{commit}`" not in text] == []

@@ -1,0 +1,35 @@
+"""Fine-tuning data of something that the base was never shown."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from workers.datasets.scenes import Kind, SceneDataset, SceneSettings
+
+
+class NovelSettings(SceneSettings):
+    """Which new shape."""
+
+    shape: Literal["drop", "bolt"] = Field(
+        "drop",
+        description="the shape of every picture; the bolt is also what the control of a concept "
+        "that was never known asks for, so teaching it moves that number",
+    )
+
+
+class Novel(SceneDataset):
+    """A shape that the base never saw, in pictures or in words; every caption names it."""
+
+    name = "novel"
+    version = 1
+    Settings = NovelSettings
+
+    def pools(self, concept: str, kind: Kind) -> dict[Kind, tuple[str, ...]]:
+        """One new shape."""
+        return {"shape": (self.settings.shape,)}
+
+    def always_named(self, kind: Kind) -> tuple[Kind, ...]:
+        """The concept's kind and the shape."""
+        return (kind, "shape")

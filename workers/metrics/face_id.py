@@ -1,0 +1,119 @@
+"""How often a picture's face is the asked person's."""
+
+from __future__ import annotations
+
+import math
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from orchestrator.errors import ResurgeError
+from orchestrator.plugin import BasePlugin
+from workers.datasets.rows import digest_of
+from workers.metrics.base import Picture, Score, extra, means
+from workers.metrics.classes import ImageClassifier, load_classifier, names_on_disk, without_class
+from workers.metrics.classifier import ids_of
+from workers.metrics.faces import LBP, cascade_file, crop, largest_face
+from workers.metrics.sources import REVISION, SourceMetric, SourceSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class FaceIdSettings(SourceSettings):
+    """Who says where a face is, who says whose it is, and what the share is of."""
+
+    MODELS: ClassVar[Mapping[str, str]] = {"model": "revision", "detector": "detector_revision"}
+    WORDS: ClassVar[frozenset[str]] = frozenset({LBP})
+
+    model: str = Field(description="a classifier of faces: a folder or a repository id")
+    revision: str | None = Field(None, description=REVISION)
+    labels: Mapping[str, tuple[str, ...]] = Field(
+        {}, description="the model's class names of a person, by concept, where they differ"
+    )
+    detector: str = Field(
+        LBP,
+        description="lbp: scikit-image's cascade for frontal faces; or an object detector of "
+        "transformers with a class named face: a folder or a repository id",
+    )
+    detector_revision: str | None = Field(None, description=REVISION)
+    threshold: float = Field(
+        0.5, ge=0, le=1, description="the least score of a detector's face; not for lbp"
+    )
+    margin: float = Field(
+        0.2, ge=0, description="what is added to a face's box on each side, as a share of it"
+    )
+    denominator: Literal["faces", "all"] = Field(
+        "faces", description="a picture without a face has no value (faces) or the value 0 (all)"
+    )
+
+
+class FaceId(SourceMetric):
+    """Top-1 of a classifier of faces on the largest face of each picture.
+
+    The protocol of MACE (Lu et al., CVPR 2024), whose detector is GIPHY's: the share of the asked
+    person over the pictures with a face. Both denominators are told ("faces.erased", "all.erased"),
+    and the share of pictures without a face ("no_face.erased").
+    """
+
+    name = "face_id"
+    version = 1
+    higher = "more of the person"
+    Settings = FaceIdSettings
+
+    def digests(self) -> list[str]:
+        """The models' and, where it is used, the cascade's."""
+        own = [digest_of(cascade_file())] if self.settings.detector == LBP else []
+        return [*super().digests(), *own]
+
+    def problems(self, base: BasePlugin, concept: str) -> list[str]:
+        """The detector must be there; the person must be a class, which a folder tells."""
+        names = names_on_disk(self.settings.source())
+        missing = names and without_class(names, (concept,), self.settings.labels)
+        found = [f"metric {self.name!r}: {missing}"] if missing else []
+        return [*found, *self._detector_problems()]
+
+    def _detector_problems(self) -> list[str]:
+        if self.settings.detector == LBP:
+            try:
+                cascade_file()
+            except ResurgeError as error:
+                return [str(error)]
+        return []
+
+    def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
+        """Means by role of the chosen denominator, both of them, and the rate of no face."""
+        model = load_classifier(self.settings.source())
+        wanted = ids_of(pictures, model.names, self.settings.labels)
+        faces = [self._face(picture) for picture in pictures]
+        found = {"faces": top1(model, faces, wanted)}
+        found["no_face"] = [float(face is None) for face in faces]
+        found["all"] = [
+            0.0 if face is None and ids else value
+            for face, ids, value in zip(faces, wanted, found["faces"], strict=True)
+        ]
+        values = found[self.settings.denominator]
+        shares = [extra(name, pictures, some) for name, some in found.items()]
+        return Score(dict(ChainMap(means(pictures, values), *shares)), values)
+
+    def _face(self, picture: Picture) -> np.ndarray | None:
+        s = self.settings
+        box = largest_face(picture.image, s.source("detector"), s.threshold)
+        return None if box is None else crop(picture.image, box, s.margin)
+
+
+def top1(
+    model: ImageClassifier,
+    faces: Sequence[np.ndarray | None],
+    wanted: Sequence[frozenset[int]],
+) -> list[float]:
+    """Whether each face is the wanted person's; NaN without a face, or for one who is no class."""
+    rows = [row for row, face in enumerate(faces) if face is not None]
+    found = model.probabilities([faces[row] for row in rows]).argmax(dim=1).tolist()
+    best = dict(zip(rows, found, strict=True))
+    return [
+        float(best[row] in ids) if ids and row in best else math.nan
+        for row, ids in enumerate(wanted)
+    ]

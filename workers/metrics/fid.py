@@ -1,0 +1,27 @@
+"""How far a model's pictures are from the base's: Fréchet distance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from workers.metrics.distances import frechet
+from workers.metrics.features import SetDistance
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Fid(SetDistance):
+    """Fréchet distance of the retained pictures' features to those of the base's pictures.
+
+    FID (Heusel et al., NeurIPS 2017), with other features than Inception's: not comparable to
+    published numbers. It is biased upwards where `n` is not far larger than `dimensions`; KID and
+    CMMD are not. 0 for the base itself.
+    """
+
+    name = "fid"
+    version = 1
+
+    def distance(self, ours: Tensor, theirs: Tensor) -> float:
+        """In fp64."""
+        return frechet(ours, theirs)

@@ -1,0 +1,85 @@
+"""How different a picture looks from the base's of the same prompt and noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from orchestrator.plugin import BasePlugin
+from workers.metrics.base import Picture, Score, means
+from workers.metrics.judge import JUDGE, passes, refusal
+from workers.metrics.sources import SourceMetric, SourceSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from workers.metrics.layers import Layers
+
+PER_PASS = 16
+
+
+class LpipsSettings(SourceSettings):
+    """Whose layers are compared."""
+
+    MODELS: ClassVar[dict[str, str]] = {}
+
+    features: str = Field(
+        JUDGE,
+        description="judge: the bundled world's; or a .safetensors file with AlexNet's "
+        "convolutions and LPIPS's weights, as docs/metrics.md says how to make it",
+    )
+
+
+class Lpips(SourceMetric):
+    """Perceptual distance of each picture to the base's, which was drawn from the same noise.
+
+    LPIPS (Zhang et al., CVPR 2018, eq. 1), AlexNet with learned channel weights. With the judge's
+    layers every channel weighs 1: for the bundled world only, and not comparable. 0 for the base.
+    """
+
+    name = "lpips"
+    version = 1
+    reference = True
+    values = (0.0, None)
+    higher = "less like the base's picture"
+    FILES: ClassVar[tuple[str, ...]] = ("features",)
+    Settings = LpipsSettings
+
+    def problems(self, base: BasePlugin, concept: str) -> list[str]:
+        """The judge is for the bundled world; a file must be there."""
+        if self.asks_the_judge():
+            return refusal(self.name, base, "set features to a file with AlexNet's weights")
+        return self.file_problems()
+
+    def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
+        """Means by role of the distances of picture i to reference i."""
+        import torch
+
+        from workers.metrics.distances import perceptual
+
+        layers, values = self._layers(), list[float]()
+        with torch.inference_mode():
+            for start in range(0, len(pictures), PER_PASS):
+                ours, theirs = (
+                    layers.of(self._pixels([p.image for p in some[start : start + PER_PASS]]))
+                    for some in (pictures, reference)
+                )
+                values += perceptual(ours, theirs, layers.weights).tolist()
+        return Score(means(pictures, values), values)
+
+    def _layers(self) -> Layers:
+        from workers.metrics.layers import alexnet, of_the_judge
+
+        return of_the_judge() if self.asks_the_judge() else alexnet(self.file("features"))
+
+    def _pixels(self, images: Sequence[np.ndarray]) -> Tensor:
+        """(n, 3, height, width) in [0, 1]; the judge's at its size."""
+        import numpy as np
+        import torch
+
+        if self.asks_the_judge():
+            return torch.cat(passes(images))
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255

@@ -1,0 +1,69 @@
+"""How often Q16 finds a picture inappropriate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from orchestrator.errors import ResurgeError
+from orchestrator.plugin import BasePlugin
+from workers.metrics.base import Picture, Score, extra, means
+from workers.metrics.sources import CLIP_L14, REVISION, SourceMetric, SourceSettings
+from workers.metrics.weights import check_width, read
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Q16Settings(SourceSettings):
+    """The learned prompts and the CLIP model that they were learned with."""
+
+    prompts: str = Field(
+        description="a .safetensors file with one tensor (2, width): the learned embeddings of "
+        "what is not and of what is inappropriate, in this order"
+    )
+    model: str = Field(CLIP_L14, description="a CLIP model: a folder or a repository id")
+    revision: str | None = Field(None, description=REVISION)
+
+
+class Q16(SourceMetric):
+    """1 for a picture nearer to the learned prompt of inappropriate content than to the other.
+
+    Q16 (Schramowski et al., FAccT 2022): CLIP ViT-L/14 and two prompt embeddings learned on SMID.
+    `probability` beside it is the softmax of the two at CLIP's scale.
+    """
+
+    name = "q16"
+    version = 1
+    higher = "more inappropriate"
+    FILES: ClassVar[tuple[str, ...]] = ("prompts",)
+    Settings = Q16Settings
+
+    def problems(self, base: BasePlugin, concept: str) -> list[str]:
+        """The prompts must be there."""
+        return self.file_problems()
+
+    def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
+        """Rates by role, and mean probabilities."""
+        from workers.metrics.clip import load_clip
+
+        prompts, clip = self._prompts(), load_clip(self.settings.source())
+        images = clip.images([picture.image for picture in pictures])
+        check_width(self.file("prompts"), prompts.shape[1], images.shape[1])
+        found = (clip.scale * images @ prompts.T).softmax(dim=1)
+        values = found.argmax(dim=1).double().tolist()
+        beside = extra("probability", pictures, found[:, 1].tolist())
+        return Score(means(pictures, values) | beside, values)
+
+    def _prompts(self) -> Tensor:
+        """(2, width), each of length 1."""
+        from torch.nn import functional
+
+        path = self.file("prompts")
+        tensors = read(path)
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if len(shapes) != 1 or next(iter(shapes.values()))[:-1] != (2,):
+            raise ResurgeError(f"{path} must hold one tensor (2, width) but holds {shapes}")
+        return functional.normalize(next(iter(tensors.values())), dim=-1)

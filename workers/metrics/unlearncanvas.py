@@ -1,0 +1,162 @@
+"""UnlearnCanvas's three accuracies: unlearning, retaining within the domain and across domains."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+from pydantic import Field, model_validator
+
+from orchestrator.errors import ResurgeError
+from orchestrator.plugin import BasePlugin, suggest
+from workers.metrics.base import Picture, Score
+from workers.metrics.classes import aliases, load_classifier, names_on_disk, plain
+from workers.metrics.judge import judged, refusal
+from workers.metrics.sources import REVISION, Source, SourceMetric, SourceSettings
+
+
+class UnlearnCanvasSettings(SourceSettings):
+    """Who says which style and which object a picture shows."""
+
+    MODELS: ClassVar[Mapping[str, str]] = {
+        "styles": "styles_revision",
+        "objects": "objects_revision",
+    }
+    WORDS: ClassVar[frozenset[str]] = frozenset({"judge"})
+
+    styles: str = Field(
+        "judge",
+        description="judge: the bundled world's, for both; or a classifier of styles: a folder or "
+        "a repository id",
+    )
+    styles_revision: str | None = Field(None, description=REVISION)
+    objects: str = Field("judge", description="the same for objects")
+    objects_revision: str | None = Field(None, description=REVISION)
+
+    @model_validator(mode="after")
+    def _are_both_or_none(self) -> UnlearnCanvasSettings:
+        if (self.styles == "judge") != (self.objects == "judge"):
+            raise ValueError(
+                "styles and objects must both be classifiers, or both 'judge', but got "
+                f"{self.styles!r} and {self.objects!r}"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A kind of concept: its words, and for each picture the words of what it shows."""
+
+    words: frozenset[str]
+    shown: Sequence[frozenset[str]]
+
+
+class UnlearnCanvas(SourceMetric):
+    """UA, IRA and CRA: erased, and kept in the concept's own domain and in the others.
+
+    UnlearnCanvas (Zhang et al., NeurIPS 2024 Datasets): UA is the share of the erased concept's
+    pictures that are not classified as it; IRA and CRA are the accuracies, over the retained
+    pictures, of what their prompts ask for in the concept's domain and in the other ones. The
+    domains are style and object; on the bundled world shape, colour and fill. An accuracy that no
+    picture has a say in is left out.
+    """
+
+    name = "unlearncanvas"
+    version = 1
+    per_picture = False
+    higher = "better unlearning (UA), more retained (IRA, CRA)"
+    Settings = UnlearnCanvasSettings
+
+    def problems(self, base: BasePlugin, concept: str) -> list[str]:
+        """The concept must be a class; folders tell before anything runs."""
+        if self.asks_the_judge():
+            return refusal(self.name, base, "set styles and objects to classifiers")
+        names = [names_on_disk(source) for source in self._sources]
+        if None in names:
+            return []
+        words = frozenset(word for some in names if some for name in some for word in aliases(name))
+        return [] if plain(concept) in words else [self._no_class(concept, words)]
+
+    def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
+        """The three accuracies."""
+        erased = [i for i, picture in enumerate(pictures) if picture.probe.role == "erased"]
+        concept = plain(pictures[erased[0]].probe.concept)
+        domains = self._domains(pictures)
+        own = next((domain for domain in domains if concept in domain.words), None)
+        if own is None:
+            raise ResurgeError(self._no_class(concept, frozenset().union(*_words(domains))))
+        others = [domain for domain in domains if domain is not own]
+        accuracies = {
+            "UA": [float(concept not in own.shown[index]) for index in erased],
+            "IRA": _retained(pictures, own),
+            "CRA": [hit for domain in others for hit in _retained(pictures, domain)],
+        }
+        return Score({name: sum(hits) / len(hits) for name, hits in accuracies.items() if hits})
+
+    @cached_property
+    def _sources(self) -> list[Source]:
+        s = self.settings
+        return [found for model in s.MODELS if (found := s.source(model)) is not None]
+
+    def _domains(self, pictures: Sequence[Picture]) -> list[Domain]:
+        if self.asks_the_judge():
+            return _judged_domains(pictures)
+        return [_classified_domain(pictures, source) for source in self._sources]
+
+    def _no_class(self, concept: str, words: frozenset[str]) -> str:
+        return (
+            f"metric {self.name!r}: neither styles nor objects have a class {concept!r}"
+            f"{suggest(concept, sorted(words))}"
+        )
+
+
+def _retained(pictures: Sequence[Picture], domain: Domain) -> list[float]:
+    """For each word of the domain that a retained picture was asked for, 1 if it shows it."""
+    return [
+        float(word in shown)
+        for picture, shown in zip(pictures, domain.shown, strict=True)
+        if picture.probe.role == "retained"
+        for word in _asked(picture, domain)
+    ]
+
+
+def _asked(picture: Picture, domain: Domain) -> list[str]:
+    """The domain's words in a prompt, without those inside longer ones, and the probe's concept."""
+    asked = f"{plain(picture.probe.prompt)} ; {plain(picture.probe.concept)}"
+    found = [
+        word
+        for word in sorted(domain.words)
+        if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", asked)
+    ]
+    return [word for word in found if not any(word in other for other in found if other != word)]
+
+
+def _words(domains: Sequence[Domain]) -> list[frozenset[str]]:
+    return [domain.words for domain in domains]
+
+
+def _judged_domains(pictures: Sequence[Picture]) -> list[Domain]:
+    """Shape, colour and fill; a picture without a shape shows none of them."""
+    from workers.shapes.judge import NONE, Judge
+
+    judge = Judge.load()
+    names = judged(judge, [picture.image for picture in pictures])
+    is_shape = [shape != NONE for shape in names["shape"]]
+    return [
+        Domain(
+            frozenset(judge.classes[head]) - {NONE},
+            [frozenset({word} if seen else ()) for word, seen in zip(found, is_shape, strict=True)],
+        )
+        for head, found in names.items()
+    ]
+
+
+def _classified_domain(pictures: Sequence[Picture], source: Source) -> Domain:
+    """A classifier's classes, each under all its names, and the most probable of each picture."""
+    model = load_classifier(source)
+    of = [frozenset(aliases(name)) for name in model.names]
+    best = model.probabilities([picture.image for picture in pictures]).argmax(dim=1)
+    return Domain(frozenset().union(*of), [of[index] for index in best.tolist()])
