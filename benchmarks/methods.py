@@ -196,10 +196,13 @@ def tuning_page(home: Home) -> Iterator[str]:
     )
     for path in sorted(Path(TUNING).glob("*.yaml")):
         job = open_job(str(path), (), home)
+        yield from ("", f"## {path.stem}", "")
+        if not job.done().issuperset(stage.key for stage in job.plan.stages):
+            yield f"Not run yet: `resurge run {path}`."
+            continue
         found = rows(job)
         concepts = list(found[0].erased)
         heads = [f"{concept} {what}" for concept in concepts for what in ("erased", "retained")]
-        yield from ("", f"## {path.stem}", "")
         yield from line("settings", *heads, "reaches")
         yield from line(*["---"] * (len(heads) + 2))
         defaults = shipped(job)

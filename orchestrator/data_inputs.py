@@ -34,7 +34,8 @@ class DataInput:
 
 def data_inputs(reader: Reader, model: Stage) -> tuple[DataInput, ...]:
     """The prepared data sets on the way to a model, the first one first, each once."""
-    stages = [s for s in reversed(list(model.ancestry())) if s.kind == "finetune"]
+    edits = [stage.inputs.get("donor", stage) for stage in reversed(list(model.ancestry()))]
+    stages = [stage for stage in edits if stage.kind == "finetune"]
     return tuple(dict.fromkeys(found for stage in stages for found in _inputs_of(reader, stage)))
 
 

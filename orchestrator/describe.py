@@ -24,6 +24,8 @@ def stage_label(stage: Stage, with_steps: bool = True) -> str:
         words += [f"{stage.steps} steps"] if with_steps else []
     elif stage.kind == "unlearn":
         words += [stage.plugin, stage.settings["concept"], *_settings(stage, set())]
+    elif stage.kind == "merge":
+        words += [stage_label(stage.inputs["donor"], with_steps)]
     elif stage.kind == "sample":
         words += [f"{len(stage.settings['probes'])} prompts"]
     elif stage.kind == "prepare" and "dataset" in stage.settings:

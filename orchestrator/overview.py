@@ -25,7 +25,7 @@ KINDS: Mapping[str, Kind] = {
     "metrics": "metric",
     "executors": "executor",
 }
-STAGES: tuple[StageKind, ...] = ("prepare", "unlearn", "finetune", "sample", "score")
+STAGES: tuple[StageKind, ...] = ("prepare", "unlearn", "finetune", "merge", "sample", "score")
 BRANCHES_SHOWN = 8
 
 
@@ -38,7 +38,7 @@ def show_plan(job: Job, console: Console, full: bool) -> None:
     table = Table("stage", *("naive", "unique", "cached", "to run"), box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
-    for kind in STAGES:
+    for kind in (kind for kind in STAGES if naive[kind] or kind != "merge"):
         counts = (naive[kind], unique[kind], cached[kind], unique[kind] - cached[kind])
         table.add_row(kind, *map(str, counts))
     totals = (naive.total(), unique.total(), cached.total(), unique.total() - cached.total())

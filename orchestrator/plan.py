@@ -142,6 +142,8 @@ class _Planner:
         self.sample = _resolved(sweep.evaluate.sample, sweep.base)
         recipe = find("recipe", "dataset")
         self.prepare = recipe(recipe.Settings())
+        merge = find("recipe", "merge")
+        self.merge = merge(merge.Settings())
         self.fingerprints: dict[int, str] = {}
         self.known: dict[str, Stage] = {}
         self.points: dict[tuple[str, str], Point] = {}
@@ -163,11 +165,13 @@ class _Planner:
         return list(found.values())
 
     def planned(self, trial: Trial, is_control: bool = False) -> PlannedTrial:
-        final = unlearned = self.root
+        final = unlearned = clean = self.root
         for edit in trial.edits:
-            final = self.edited(final, edit, trial)
+            final = self.edited(final, clean, edit, trial)
             if edit.kind == "unlearn":
                 unlearned = final
+            else:
+                clean = self.edited(clean, clean, edit, trial)
         has_control = self.sweep.evaluate.controls and not is_control and unlearned is not self.root
         return PlannedTrial(
             trial=trial,
@@ -175,17 +179,11 @@ class _Planner:
             base=self.point(self.root, trial.concept),
             unlearned=self.point(unlearned, trial.concept),
             final=self.point(final, trial.concept),
-            control=self.control_model(trial).digest if has_control else None,
+            control=clean.digest if has_control else None,
         )
 
-    def control_model(self, trial: Trial) -> Stage:
-        model = self.root
-        for edit in trial.edits:
-            if edit.kind == "finetune":
-                model = self.edited(model, edit, trial)
-        return model
-
-    def edited(self, parent: Stage, edit: Edit, trial: Trial) -> Stage:
+    def edited(self, parent: Stage, clean: Stage, edit: Edit, trial: Trial) -> Stage:
+        """The model after an edit; `clean` is where the way without unlearning has come to."""
         if edit.kind == "unlearn":
             assert isinstance(edit.plugin, UnlearnerPlugin)
             if not edit.plugin.changes:
@@ -193,7 +191,10 @@ class _Planner:
             return self.unique(self.unlearn_stage(parent, edit.plugin, trial))
         if edit.plugin.settings.steps == 0:
             return parent
-        return self.unique(self.finetune_stage(parent, edit, trial))
+        if edit.plugin.settings.trained_on == "model" or parent is clean:
+            return self.unique(self.finetune_stage(parent, edit, trial))
+        donor = self.unique(self.finetune_stage(clean, edit, trial))
+        return self.unique(_stage("merge", self.merge, {}, {}, None, parent, {"donor": donor}))
 
     def unlearn_stage(self, parent: Stage, plugin: UnlearnerPlugin, trial: Trial) -> Stage:
         concept = trial.concept
@@ -223,7 +224,8 @@ class _Planner:
         # Made once at the base's size, whatever was done to the model before: all share it.
         data = self.unique(_stage("prepare", self.prepare, identity, full, None, self.root))
         inputs = {"dataset": data}
-        return _stage("finetune", edit.plugin, identity, full, trial.seed, parent, inputs)
+        plugin = _trained_here(edit.plugin)
+        return _stage("finetune", plugin, identity, full, trial.seed, parent, inputs)
 
     def point(self, model: Stage, concept: str) -> Point:
         """Made once a model and concept: many trials share the base and the unlearned model."""
@@ -309,6 +311,11 @@ def _resolved(sample: Plugin, base: BasePlugin) -> Plugin:
     own = {"guidance": base.guidance, "sampler_steps": base.sampler_steps}
     chosen = own | {name: value for name, value in values.items() if value is not None}
     return type(sample)(sample.Settings.model_validate(chosen))
+
+
+def _trained_here(finetune: Plugin) -> Plugin:
+    """The recipe without what is done with its result."""
+    return type(finetune)(finetune.settings.model_copy(update={"trained_on": "model"}))
 
 
 def _stage(

@@ -257,7 +257,7 @@ class MetricPlugin(Plugin):
 
     kind = "metric"
     needs: ClassVar[Literal["images", "weights", "pipeline"]] = "images"
-    of: ClassVar[frozenset[str]] = frozenset({"base", "unlearn", "finetune"})
+    of: ClassVar[frozenset[str]] = frozenset({"base", "unlearn", "finetune", "merge"})
     reference: ClassVar[bool] = False
     per_picture: ClassVar[bool] = True
     values: ClassVar[tuple[float | None, float | None]] = (0.0, 1.0)

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.describe import number, stage_label, trial_label
+from orchestrator.measure import primary
 from orchestrator.plan import Plan
 from orchestrator.stage import Stage
 from orchestrator.work import (
@@ -107,6 +108,8 @@ class Progress:
                 self.trials_of[stage.key].append(index)
                 if stage.key not in self.done:
                     self.left[index].add(stage.key)
+        points = [p for t in plan.trials for p in (t.base, t.unlearned, t.final)]
+        self.primary = {score.key for point in points if (score := primary(point))}
         self.live: Live | None = None
 
     def __enter__(self) -> Progress:
@@ -156,7 +159,7 @@ class Progress:
         self.estimate.committed(stage, event.record.seconds if event.ran else 0.0)
         for index in self.trials_of[event.key]:
             self.left[index].discard(event.key)
-        if stage.kind == "score" and "erased" in event.record.metrics:
+        if event.key in self.primary and "erased" in event.record.metrics:
             self.latest = f"{self._model_label(stage)}: {event.record.metrics['erased']:.2f}"
 
     def _say(self, text: str) -> None:
@@ -169,7 +172,7 @@ class Progress:
         """'erased concept after esd related … steps=100'."""
         trials = [self.plan.trials[i] for i in self.trials_of[stage.key]]
         exact = [t for t in trials if stage in t.final.scores]
-        if stage.model.kind == "finetune" and exact:
+        if stage.model.kind in ("finetune", "merge") and exact:
             return f"erased concept after {trial_label(self.plan, exact[0])}"
         return f"erased concept after {stage_label(stage.model)}"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-StageKind = Literal["base", "prepare", "unlearn", "finetune", "sample", "score"]
+StageKind = Literal["base", "prepare", "unlearn", "finetune", "merge", "sample", "score"]
 
 
 def canonical_json(value: Any) -> str:
@@ -73,8 +73,8 @@ class Stage:
 
     @property
     def is_model(self) -> bool:
-        """Whether the stage's result is a model (base, unlearn, finetune)."""
-        return self.kind in ("base", "unlearn", "finetune")
+        """Whether the stage's result is a model."""
+        return self.kind in ("base", "unlearn", "finetune", "merge")
 
     @property
     def model(self) -> Stage:

@@ -24,6 +24,7 @@ _ORDER: dict[StageKind, int] = {
     "prepare": 0,
     "unlearn": 1,
     "finetune": 1,
+    "merge": 1,
     "sample": 2,
     "score": 3,
 }
@@ -50,6 +51,7 @@ def make_tasks(plan: Plan, done: Collection[str], keep: Collection[str]) -> tupl
     }
     live = [group for group in groups if pending[group.id]]
     needed = {group.parent.digest for group in live if group.parent is not None}
+    needed |= {i.digest for g in live for i in _inputs(pending[g.id]) if i.is_model}
     kept = {stage.digest for stage in plan.stages if _is_kept(stage, keep)}
     costs = _path_costs(live, pending)
     tasks = [
@@ -74,7 +76,7 @@ def _inputs(stages: list[Stage]) -> tuple[Stage, ...]:
 
 def _is_kept(stage: Stage, keep: Collection[str]) -> bool:
     return (stage.kind == "unlearn" and "unlearned" in keep) or (
-        stage.kind == "finetune" and "finetuned" in keep
+        stage.kind in ("finetune", "merge") and "finetuned" in keep
     )
 
 
@@ -119,8 +121,8 @@ def _merge_only_children(groups: list[_Group]) -> list[_Group]:
 
 
 def _hangs_on_an_edit(stage: Stage) -> bool:
-    """Whether a material can be made only when some edit is; data sets are there from the start."""
-    return stage.kind == "prepare" and stage.model.kind != "base"
+    """Whether an input is there only when some edit is; data sets are there from the start."""
+    return stage.is_model or (stage.kind == "prepare" and stage.model.kind != "base")
 
 
 def _path_costs(groups: list[_Group], pending: dict[str, list[Stage]]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from orchestrator.store import Store
 from workers.checkpoints import StoreCheckpoints, load_tensors, save_tensors
 from workers.datasets.base import Examples
 from workers.denoise import latent_shape
-from workers.edits import Edit, load_edits
+from workers.edits import Edit, Weights, load_edits
 from workers.finetune import Trainer
 from workers.materials.base import MATERIAL_FILE, Made, Work
 from workers.memory import give_back
@@ -65,6 +65,8 @@ class Model:
             self._load(target)
         elif target.kind == "unlearn":
             self._unlearn(target)
+        elif target.kind == "merge":
+            self._merge(target)
         else:
             self._finetune(target)
         self.stage = target
@@ -196,6 +198,19 @@ class Model:
         self.warm.put((*before, *made.edits))
         give_back()
         self.numbers = dict(made.numbers)
+
+    def _merge(self, target: Stage) -> None:
+        """Add what the donor's fine-tuning changed to the parent's weights."""
+        donor = target.inputs["donor"]
+        self.become(_parent(donor))
+        before = self._state()
+        self.become(donor)
+        change = {n: v - before[n] for n, v in self._state().items() if not v.equal(before[n])}
+        del before
+        self.become(_parent(target))
+        self._settle()
+        edits, now = self.warm.now(), self.warm.state()
+        self.warm.put((*edits, Weights({name: now[name] + d for name, d in change.items()})))
 
     def _material(self, stage: Stage) -> Any:
         """What a prepared stage left in the store, read."""

@@ -34,6 +34,11 @@ class FinetuneSettings(Settings):
     lora_targets: Literal["attention", "cross_attention"] = Field(
         "attention", description="which attention projections get LoRA"
     )
+    trained_on: Literal["model", "base"] = Field(
+        "model",
+        description="base: train on the base without unlearning, then add the change of the "
+        "weights to the model, as a LoRA from elsewhere is",
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16 is autocast over fp32 weights"
     )
@@ -70,6 +75,13 @@ class Finetune(RecipePlugin):
     name = "finetune"
     version = 1
     Settings = FinetuneSettings
+
+
+class Merge(RecipePlugin):
+    """Add what a fine-tune changed in one model's weights to another model's."""
+
+    name = "merge"
+    version = 1
 
 
 class SampleSettings(Settings):

@@ -167,6 +167,11 @@ class _Run:
         files |= self.weights(stage, model, folder)
         return _Result(files, {"loss": sum(recent) / len(recent)})
 
+    def merge(self, stage: Stage, folder: Path) -> _Result:
+        model = self.model(stage)
+        model.become(stage)
+        return _Result(self.weights(stage, model, folder), {})
+
     def sample(self, stage: Stage, folder: Path) -> _Result:
         model = self.model(stage)
         model.become(stage.model)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from orchestrator.executors.base import ExecutorSettings
 from orchestrator.executors.inline import Inline
 from orchestrator.measure import primary
 from orchestrator.plan import Plan, make_plan
+from orchestrator.plugin import Settings, find
 from orchestrator.scheduler import Outcome, Scheduler
 from orchestrator.stage import Stage
 from orchestrator.store import Store
@@ -19,6 +21,8 @@ from orchestrator.sweep import parse
 from orchestrator.tasks import make_tasks
 from orchestrator.work import Event, StageCommitted
 from workers.checkpoints import load_tensors
+from workers.edits import load_edits
+from workers.pipeline import WarmPipeline
 
 Calls = Callable[[], list[str]]
 pytestmark = pytest.mark.usefixtures("calls")
@@ -269,3 +273,55 @@ def test_a_metric_that_is_added_later_draws_no_picture(
         "drift",
     }
     assert set(calls()) <= {"darkness", "drift"}
+
+
+MERGED = ("unlearn=nudge", "seeds=1", "finetune.learning_rate=1e-3", "finetune.steps=[0,1,2]")
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_a_fine_tune_of_the_base_is_added_to_the_unlearned_model(
+    small: str, tmp_path: Path, adapter: str
+) -> None:
+    store = Store(tmp_path)
+    plan = plan_of(small, *MERGED, "finetune.trained_on=base", f"finetune.adapter={adapter}")
+    assert run(plan, store, keep=("unlearned", "finetuned")).ok
+    merges = [stage for stage in plan.stages if stage.kind == "merge"]
+    assert len(merges) == 2
+    base = WarmPipeline(find("base", "tiny")(Settings()), "cpu").base_state()
+    for stage in merges:
+        assert stage.parent is not None
+        merged, unlearned, donor = (
+            base | weights(store, s) for s in (stage, stage.parent, stage.inputs["donor"])
+        )
+        assert any(not donor[name].equal(base[name]) for name in base)
+        for name in base:
+            assert torch.allclose(merged[name] - unlearned[name], donor[name] - base[name])
+
+
+def weights(store: Store, stage: Stage) -> dict[str, torch.Tensor]:
+    record = store.get(stage)
+    assert record is not None
+    with store.object(record, "weights.safetensors") as path:
+        return {n: v for edit in load_edits(path) for n, v in edit.values.items()}  # type: ignore[attr-defined]
+
+
+def test_a_merge_costs_no_training_beyond_its_control(small: str) -> None:
+    both = plan_of(small, *MERGED, "finetune.trained_on=[model,base]")
+    trained = {stage.trajectory for stage in both.stages if stage.kind == "finetune"}
+    assert len(trained) == 2  # of the unlearned model, and of the base: the control and the donor
+    controls = [trial.final.model for trial in both.trials if trial.is_control]
+    donors = [stage.inputs["donor"] for stage in both.stages if stage.kind == "merge"]
+    assert set(donors) <= set(controls)
+
+
+def test_a_merge_survives_a_donor_whose_weights_are_gone(small: str, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    base_only = plan_of(small, *MERGED, "unlearn=none", "finetune.steps=[0,2]")
+    assert run(base_only, store, keep=()).ok
+    plan = plan_of(small, *MERGED, "finetune.trained_on=base", "finetune.steps=[0,2]")
+    outcome = run(plan, store)
+    assert outcome.ok
+    assert not any(s.kind == "finetune" and s.key in outcome.ran for s in plan.stages)
+    whole = Store(tmp_path / "whole")
+    assert run(plan, whole).ok
+    assert images(store, plan) == images(whole, plan)

@@ -26,7 +26,7 @@ class WeightDistance(Metric):
     name = "weight_distance"
     version = 1
     needs: Literal["weights"] = "weights"
-    of = frozenset({"unlearn", "finetune"})
+    of = frozenset({"unlearn", "finetune", "merge"})
     values = (None, None)
     higher = "farther from the base"
 
