@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-slow check format bench coverage methods tuning clean
+.PHONY: help install demo test test-fast test-slow check format bench coverage evidence methods tuning clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -51,6 +51,10 @@ coverage: install ## How often the intervals hold the truth, on simulated sweeps
 methods: install ## Run every unlearning method and write docs/methods.md: about an hour
 	$(BIN)/resurge run sweeps/methods.yaml
 	$(BIN)/python -m benchmarks.methods methods docs/methods.md
+
+evidence: install ## Run the sweeps on distance, harmful data and a curriculum; write docs/evidence.md
+	set -e; for name in distance mixed sequential; do $(BIN)/resurge run sweeps/$$name.yaml; done
+	$(BIN)/python -m benchmarks.evidence docs
 
 tuning: install ## Run sweeps/tuning/ and write docs/tuning.md: about an hour
 	set -e; for sweep in sweeps/tuning/*.yaml; do $(BIN)/resurge run $$sweep; done
