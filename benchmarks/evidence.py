@@ -103,7 +103,7 @@ def page(home: Home, folder: Path) -> Iterator[str]:
     yield "# Evidence on the bundled model"
     yield ""
     yield from wrapped(
-        "Three questions that the field asks of Stable Diffusion, asked of the bundled model, where "
+        "Three questions that the field asks of Stable Diffusion, asked of the bundled model where "
         "a laptop answers them. *Resurgence* is the score after fine-tuning minus the score after "
         "unlearning, with its 95% interval over prompts and seeds ([measuring.md](measuring.md)); "
         "*control* is the score after the same fine-tuning of the base without unlearning. Written "
