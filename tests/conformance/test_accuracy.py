@@ -16,7 +16,7 @@ from workers.pipeline import WarmPipeline
 pytestmark = [pytest.mark.slow]
 
 METHODS = [name for name, cls in registry("unlearner").items() if cls.changes]
-PASSES = 8_000
+PASSES = 20_000
 """What a method may cost; more, and its iterations are cut in proportion."""
 
 
