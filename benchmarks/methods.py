@@ -31,8 +31,7 @@ REFERENCE = ("esd", "variant x")
 
 WHY = {
     ("concept_ablation", ""): "It misses by a hundredth: the rate that leaves more of the retained "
-    "shapes leaves the fill as well (docs/tuning.md). The anchor, a circle, takes the star's "
-    "nearest neighbours with it.",
+    "shapes leaves the fill as well (docs/tuning.md).",
     ("forget_me_not", ""): "The loss has nothing that holds the model together, and the method is "
     "known to collapse. docs/tuning.md shows the edge: with a little more training the shape is "
     "gone and the retained concepts with it.",
