@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.methods import line, wrapped
+from benchmarks.methods import head, line, wrapped
 from orchestrator.analysis import Estimate
 from orchestrator.home import Home
 from orchestrator.run import Job, open_job
@@ -132,8 +132,7 @@ def section(study: Study, job: Job, folder: Path) -> Iterator[str]:
 
 
 def rows(found: Series) -> Iterator[str]:
-    yield from line("method", "", "unlearned", "final", "resurgence", "control", "retained")
-    yield from line(*["---"] * 7)
+    yield from head("method", "", "unlearned", "final", "resurgence", "control", "retained")
     for method, settings in found.items():
         for where, setting in settings.items():
             scores = (setting.unlearned, setting.final)

@@ -136,7 +136,6 @@ def methods_page(home: Home) -> Iterator[str]:
     """docs/methods.md, line by line."""
     job = open_job(METHODS, (), home)
     found = rows(job)
-    concepts = list(found[0].erased)
     [reference] = [row for row in found if (row.method, row.setting) == REFERENCE]
     unit = statistics.median(reference.seconds)
     published = {row.method for row in found if row.plugin.changes} - {"gradient_ascent"}
@@ -160,13 +159,10 @@ def methods_page(home: Home) -> Iterator[str]:
         "`make methods`."
     )
     yield ""
-    heads = [f"{concept} {what}" for concept in concepts for what in ("erased", "retained")]
-    yield from line("method", *heads, "cost", "materials", "reaches")
-    yield from line(*["---"] * (len(heads) + 4))
+    yield from head("method", *measures(found), "cost", "materials", "reaches")
     for row in found:
-        cells = [cell(v[c]) for c in concepts for v in (row.erased, row.retained)]
         cost = [f"{statistics.median(row.seconds) / unit:.2f}", f"{row.materials_s / unit:.2f}"]
-        yield from line(label(row), *cells, *cost, "yes" if row.reaches else "no")
+        yield from line(label(row), *cells(row), *cost, "yes" if row.reaches else "no")
     yield ""
     yield "## Rows that do not reach it"
     yield ""
@@ -177,8 +173,7 @@ def methods_page(home: Home) -> Iterator[str]:
     yield ""
     yield "## Papers"
     yield ""
-    for name in dict.fromkeys(row.method for row in found):
-        [plugin] = {row.method: row.plugin for row in found if row.method == name}.values()
+    for name, plugin in {row.method: row.plugin for row in found}.items():
         if plugin.paper:
             yield from wrapped(f"- `{name}`: {plugin.paper}. {plugin.summary()}", "  ")
 
@@ -200,15 +195,11 @@ def tuning_page(home: Home) -> Iterator[str]:
             yield f"Not run yet: `resurge run {path}`."
             continue
         found = rows(job)
-        concepts = list(found[0].erased)
-        heads = [f"{concept} {what}" for concept in concepts for what in ("erased", "retained")]
-        yield from line("settings", *heads, "reaches")
-        yield from line(*["---"] * (len(heads) + 2))
+        yield from head("settings", *measures(found), "reaches")
         defaults = shipped(job)
         for row in found:
-            cells = [cell(v[c]) for c in concepts for v in (row.erased, row.retained)]
             setting = f"**{row.setting}**" if row.setting in defaults else row.setting
-            yield from line(setting, *cells, "yes" if row.reaches else "no")
+            yield from line(setting, *cells(row), "yes" if row.reaches else "no")
 
 
 def shipped(job: Job) -> set[str]:
@@ -224,12 +215,26 @@ def shipped(job: Job) -> set[str]:
     return found
 
 
+def measures(found: Sequence[Row]) -> list[str]:
+    """The columns that `cells` fills."""
+    return [f"{concept} {what}" for concept in found[0].erased for what in ("erased", "retained")]
+
+
+def cells(row: Row) -> list[str]:
+    return [cell(values[c]) for c in row.erased for values in (row.erased, row.retained)]
+
+
 def label(row: Row) -> str:
     return f"`{row.method}`" + (f" ({row.setting})" if row.setting else "")
 
 
 def line(*cells: str) -> Iterator[str]:
     yield f"| {' | '.join(cells)} |"
+
+
+def head(*cells: str) -> Iterator[str]:
+    yield from line(*cells)
+    yield from line(*["---"] * len(cells))
 
 
 def wrapped(text: str, indent: str = "") -> Iterator[str]:
