@@ -147,7 +147,7 @@ def methods_page(home: Home) -> Iterator[str]:
         f"`{METHODS}`. *Erased* is the share of pictures in which the judge still sees the erased "
         "concept, *retained* the mean of the same over all other shapes and fills: means over the "
         "seeds, and the range where the seeds differ. *Cost* is the time of the unlearning itself "
-        "relative to ESD-x in the same run (median over concepts and seeds); *materials* the time "
+        "relative to ESD-x (median over concepts and seeds); *materials* the time "
         "of the pictures, masks and saliency maps that it works from, which are made once and "
         "shared. Times are of two busy CPU cores and a model of a few million weights: they "
         "compare methods, nothing else."
