@@ -59,8 +59,8 @@ STUDIES = (
     Study(
         "sequential", "A curriculum of fine-tunes",
         "Five data sets one after another, from handwritten digits to the star's nearest "
-        "neighbours, looked at after each.",
-        CURRICULUM, "fine-tunes done, from distant to near",
+        "neighbours, looked at after each. *far* and *near* are those of the `related` pictures.",
+        CURRICULUM, "last fine-tune done",
     ),
 )  # fmt: skip
 
@@ -69,8 +69,10 @@ def series(job: Job, study: Study) -> Series:
     """The settings with the most steps, by method and place on the axis."""
     found: dict[str, dict[Any, Aggregate]] = defaultdict(dict)
     shown = aggregate(job.plan, job.store).shown
-    most = max(setting.steps for setting in shown)
-    for setting in shown if study.axis == CURRICULUM else [s for s in shown if s.steps == most]:
+    if study.axis != CURRICULUM:
+        most = max(setting.steps for setting in shown)
+        shown = [setting for setting in shown if setting.steps == most]
+    for setting in shown:
         found[str(setting.params["unlearn.method"])][place(setting, study)] = setting
     return {
         method: dict(sorted(settings.items(), key=lambda item: _rank(item[0])))
@@ -84,13 +86,17 @@ def _rank(where: Any) -> Any:
 
 
 def place(setting: Aggregate, study: Study) -> Any:
+    """The value of the study's axis; of a curriculum its last data set, with its number."""
     if study.axis != CURRICULUM:
         return setting.params[study.axis]
-    return sum(
-        value != 0
-        for name, value in setting.params.items()
-        if name.startswith("finetune") and name.endswith(".steps")
-    )
+    done = [
+        name.removesuffix(".steps")
+        for name, steps in setting.params.items()
+        if name.startswith("finetune") and name.endswith(".steps") and steps != 0
+    ]
+    dataset = setting.params[f"{done[-1]}.dataset"]
+    which = setting.params.get(f"{done[-1]}.{dataset}.bin", dataset)
+    return f"{len(done)} {which}"
 
 
 def back(setting: Aggregate) -> Estimate:
@@ -162,9 +168,24 @@ def sentences(found: Series) -> Iterator[str]:
             f"With `{method}` the largest resurgence, {interval(back(high))}, is at {most} and the "
             f"smallest, {interval(back(low))}, at {least}; their intervals {relation}."
         )
+    harmful = [str(where) for where, hurt in _harm(found).items() if hurt]
+    if harmful:
+        yield (
+            f"At {', '.join(harmful)} the control has lost more than half of the base's score: "
+            "that fine-tuning harms the model itself, whatever was unlearned before."
+        )
     yield (
         f"The ends are told apart for {apart} of {len(found)} methods with these seeds and prompts."
     )
+
+
+def _harm(found: Series) -> dict[Any, bool]:
+    """For each place, whether the same fine-tuning of the base takes the concept from it."""
+    return {
+        where: setting.control is not None and setting.control < (setting.base or 0.0) / 2
+        for settings in found.values()
+        for where, setting in settings.items()
+    }
 
 
 def draw(study: Study, found: Series, path: Path) -> None:

@@ -99,3 +99,9 @@ class ChosenDataset(Chosen):
     """A data set."""
 
     kind = "dataset"
+
+
+class ChosenMetric(Chosen):
+    """A metric."""
+
+    kind = "metric"

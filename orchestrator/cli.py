@@ -87,6 +87,51 @@ def run(sweep: SweepFile, overrides: Overrides = None, home: HomeOption = None) 
 
 
 @app.command()
+def search(sweep: SweepFile, overrides: Overrides = None, home: HomeOption = None) -> None:
+    """Search a sweep's space for the worst case, and confirm it on fresh seeds.
+
+    The file's `search` block says what is sought and where. What is measured is never measured
+    again: the same command goes on with a search that was stopped or killed, and with more
+    `search.trials` it goes on longer. Exit code 0: done; 1: nothing could be confirmed; 2: bad
+    input.
+    """
+    from orchestrator.run import open_sweep
+    from orchestrator.search import run as run_search
+    from orchestrator.search_table import show_space, show_worst_cases
+
+    place = Home.find(home)
+    found = open_sweep(sweep, overrides or (), place)
+    if found.search is not None:
+        show_space(found, found.search, out)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        cases = run_search(found, place, out)
+    except KeyboardInterrupt:
+        err.print("Stopped. What is finished is kept; the same command goes on from here.")
+        raise typer.Exit(EXIT_STOPPED) from None
+    show_worst_cases(cases, out)
+    out.print(f"Browse it: resurge ui{_home_flag(home)}", style="bold")
+    confirmed = all(case.worst is not None for case in cases)
+    raise typer.Exit(EXIT_DONE if confirmed else EXIT_FAILED)
+
+
+@app.command()
+def dashboard(
+    sweep: SweepFile,
+    home: HomeOption = None,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8080,
+) -> None:
+    """Open optuna-dashboard on a search's studies, on loopback. Ctrl-C ends it."""
+    from orchestrator.run import open_sweep
+    from orchestrator.study import dashboard_command
+
+    place = Home.find(home)
+    command = dashboard_command(place.studies_uri(open_sweep(sweep, (), place)), port)
+    out.print(f"Studies: http://127.0.0.1:{port} (Ctrl-C ends it)", style="bold", soft_wrap=True)
+    _become(command)
+
+
+@app.command()
 def status(sweep: SweepFile, home: HomeOption = None) -> None:
     """Show how far a sweep is and what failed: read from the store, whoever runs it."""
     from orchestrator.overview import show_status
@@ -167,12 +212,7 @@ def ui(
     command = ui_command(place.mlflow_uri(), place.artifacts, port)
     page = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
     out.print(f"MLflow: {page} (Ctrl-C ends it)", style="bold", soft_wrap=True)
-    beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    executable = shutil.which(command[0], path=beside_python)
-    if executable is None:
-        raise ResurgeError(f"{command[0]!r} is not installed beside {sys.executable}")
-    sys.stdout.flush()
-    os.execv(executable, command)
+    _become(command)
 
 
 @app.command()
@@ -284,6 +324,16 @@ def diff(
 
     place = Home.find(home)
     show_difference(find_trial(one, place), find_trial(other, place), out)
+
+
+def _become(command: list[str]) -> None:
+    """Go on as a server that is installed beside this Python."""
+    beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    executable = shutil.which(command[0], path=beside_python)
+    if executable is None:
+        raise ResurgeError(f"{command[0]!r} is not installed beside {sys.executable}")
+    sys.stdout.flush()
+    os.execv(executable, command)
 
 
 def _home_flag(home: Path | None) -> str:

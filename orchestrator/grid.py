@@ -359,6 +359,11 @@ def _included(grid: Grid, selection: Selection) -> Grid:
     )
 
 
+def point_grid(grid: Grid, point: Mapping[str, Any]) -> Grid:
+    """The grid at one point of a search: its settings have these values and no others."""
+    return _included(grid, Selection({name: (value,) for name, value in point.items()}, grid.place))
+
+
 def _still_zipped(group: tuple[str, ...], named: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(name for name in group if name not in named)
 

@@ -30,6 +30,12 @@ class Home:
         chosen = (sweep.mlflow if sweep else None) or os.environ.get("RESURGE_MLFLOW")
         return chosen or f"sqlite:///{self.root / 'mlflow.db'}"
 
+    def studies_uri(self, sweep: Sweep) -> str:
+        """The search's `storage`, else RESURGE_STUDIES, else the SQLite file `studies.db`."""
+        chosen = sweep.search.settings.storage if sweep.search else None
+        chosen = chosen or os.environ.get("RESURGE_STUDIES")
+        return chosen or f"sqlite:///{self.root / 'studies.db'}"
+
     @property
     def artifacts(self) -> Path:
         """MLflow's artifacts, where MLflow is the SQLite file."""

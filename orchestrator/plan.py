@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from orchestrator.asked import probes
 from orchestrator.grid import trials as grid_trials
 from orchestrator.plugin import (
     BasePlugin,
@@ -18,8 +19,8 @@ from orchestrator.plugin import (
     UnlearnerPlugin,
     find,
 )
-from orchestrator.stage import Stage, StageKind, sha256
-from orchestrator.sweep import Evaluate, Sweep
+from orchestrator.stage import Stage, StageKind, canonical_json, sha256
+from orchestrator.sweep import Sweep
 from orchestrator.trial import Edit, Scalar, Trial
 
 
@@ -131,10 +132,12 @@ class Plan:
 
 def make_plan(sweep: Sweep) -> Plan:
     """The plan of a sweep: its trials, their controls, and the merged stages."""
-    return _Planner(sweep).plan()
+    return Planner(sweep).plan(grid_trials(sweep), sweep.evaluate.controls)
 
 
-class _Planner:
+class Planner:
+    """Makes plans of one sweep's trials; what several plans share is made once."""
+
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
         self.base: BasePlugin = sweep.base
@@ -144,16 +147,16 @@ class _Planner:
         self.prepare = recipe(recipe.Settings())
         merge = find("recipe", "merge")
         self.merge = merge(merge.Settings())
-        self.fingerprints: dict[int, str] = {}
+        self.fingerprints: dict[tuple[str, str, str], str] = {}
         self.known: dict[str, Stage] = {}
         self.points: dict[tuple[str, str], Point] = {}
 
-    def plan(self) -> Plan:
-        trials = [self.planned(trial) for trial in grid_trials(self.sweep)]
-        if self.sweep.evaluate.controls:
-            trials += self.controls(trials)
-        stages = dict.fromkeys(stage for trial in trials for stage in trial.stages())
-        return Plan(self.sweep.name, self.root, tuple(trials), tuple(stages))
+    def plan(self, trials: Iterable[Trial], controls: bool) -> Plan:
+        """The plan of these trials and, if asked for, of their controls."""
+        planned = [self.planned(trial, has_control=controls) for trial in trials]
+        planned += self.controls(planned)
+        stages = dict.fromkeys(stage for one in planned for stage in one.stages())
+        return Plan(self.sweep.name, self.root, tuple(planned), tuple(stages))
 
     def controls(self, trials: Iterable[PlannedTrial]) -> list[PlannedTrial]:
         """The same edits without unlearning, each once."""
@@ -164,7 +167,9 @@ class _Planner:
                 found.setdefault(control.digest, control)
         return list(found.values())
 
-    def planned(self, trial: Trial, is_control: bool = False) -> PlannedTrial:
+    def planned(
+        self, trial: Trial, is_control: bool = False, has_control: bool = False
+    ) -> PlannedTrial:
         final = unlearned = clean = self.root
         for edit in trial.edits:
             final = self.edited(final, clean, edit, trial)
@@ -172,7 +177,7 @@ class _Planner:
                 unlearned = final
             else:
                 clean = self.edited(clean, clean, edit, trial)
-        has_control = self.sweep.evaluate.controls and not is_control and unlearned is not self.root
+        has_control = has_control and unlearned is not self.root
         return PlannedTrial(
             trial=trial,
             is_control=is_control,
@@ -275,10 +280,11 @@ class _Planner:
         )
 
     def fingerprint(self, plugin: Plugin) -> str:
-        """Asked once a plug-in instance: it may read a whole folder."""
-        if id(plugin) not in self.fingerprints:
-            self.fingerprints[id(plugin)] = plugin.fingerprint()
-        return self.fingerprints[id(plugin)]
+        """Asked once for a plug-in and its settings: it may read a whole folder."""
+        key = (plugin.kind, plugin.name, canonical_json(plugin.settings.full()))
+        if key not in self.fingerprints:
+            self.fingerprints[key] = plugin.fingerprint()
+        return self.fingerprints[key]
 
     def unique(self, stage: Stage) -> Stage:
         return self.known.setdefault(stage.digest, stage)
@@ -288,21 +294,6 @@ def base_stage(base: BasePlugin) -> Stage:
     """The root of a plan's tree."""
     mark = {"fingerprint": base.fingerprint()}
     return _stage("base", base, mark, mark, None, None)
-
-
-def probes(base: BasePlugin, concept: str, evaluate: Evaluate) -> list[dict[str, str]]:
-    """What every model is asked: the erased concept, the retained ones, a never-known one.
-
-    The erased concept gets all its prompts (they are the clusters of the statistics), a retained
-    concept its first, the never-known one its first two.
-    """
-    asked = [("erased", concept, prompt) for prompt in evaluate.prompts_for(base, concept)]
-    for other in evaluate.retained(base, concept):
-        asked.append(("retained", other, evaluate.prompts_for(base, other)[0]))
-    if (stranger := base.never_known()) is not None:
-        strange = evaluate.prompts_for(base, stranger)[:2]
-        asked += [("never_known", stranger, prompt) for prompt in strange]
-    return [{"role": role, "concept": of, "prompt": prompt} for role, of, prompt in asked]
 
 
 def _resolved(sample: Plugin, base: BasePlugin) -> Plugin:

@@ -243,6 +243,18 @@ class DatasetPlugin(Plugin):
     uses_concept: bool = True
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What every model of a sweep is asked to draw when a concept is erased.
+
+    `retained` are the concepts that should survive; `pictures` counts the pictures by role:
+    "erased", "retained", "never_known".
+    """
+
+    retained: tuple[str, ...]
+    pictures: Mapping[str, int]
+
+
 class MetricPlugin(Plugin):
     """What planning needs to know of a metric.
 
@@ -263,6 +275,13 @@ class MetricPlugin(Plugin):
     values: ClassVar[tuple[float | None, float | None]] = (0.0, 1.0)
     higher: ClassVar[str] = "more of the concept"
     samples: ClassVar[bool] = False
+
+    def problems_with(self, asked: Asked) -> list[str]:
+        """Why this metric cannot score what the models are asked to draw; empty if it can.
+
+        The erased concept is left to `problems`.
+        """
+        return []
 
 
 class RecipePlugin(Plugin):

@@ -201,8 +201,8 @@ class Progress:
     def _left_text(self) -> str:
         left = self.estimate.left_s()
         if left is None:
-            return f"{_duration(self.clock() - self.begin_s)} so far"
-        return f"about {_duration(left)} left" if left else "nothing left"
+            return f"{duration(self.clock() - self.begin_s)} so far"
+        return f"about {duration(left)} left" if left else "nothing left"
 
     def _panel(self) -> Group:
         table = Table.grid(padding=(0, 2))
@@ -212,7 +212,8 @@ class Progress:
         return Group(bar, Text(self._line()), table)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A length of time as people say it."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

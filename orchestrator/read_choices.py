@@ -159,11 +159,13 @@ def _say_missing(cls: type[Settings], given: Collection[str], at: At) -> None:
 
 def value_of(cls: type[Settings], name: str, at: At) -> Any:
     """One value of a setting; a plug-in as JSON, with the settings that it was given."""
+    plain = at.node.plain()
     if kind := chosen_kind(cls, name):
         found = single(at, kind)
-        given = found[1].model_dump(mode="json", exclude_unset=True) if found else None
-        return {found[0].name: given} if found else at.node.plain()
-    value, faults = check(cls, name, at.node.plain())
+        if found is None:
+            return plain
+        plain = {found[0].name: found[1].model_dump(mode="json", exclude_unset=True)}
+    value, faults = check(cls, name, plain)
     for fault in faults:
         inner = at
         for part in fault.inside:

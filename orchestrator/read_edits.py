@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal, get_args
 
 from orchestrator.grid import EditAxes
 from orchestrator.plugin import find, nearest, registry
 from orchestrator.read_choices import axis, choices, known
-from orchestrator.yaml_file import At, show
+from orchestrator.yaml_file import At, Node, show
 
 EditKind = Literal["unlearn", "finetune"]
 KINDS: tuple[EditKind, ...] = get_args(EditKind)
@@ -16,8 +18,11 @@ ALWAYS_SHOWN = ("adapter", "learning_rate", "steps")
 """Fine-tuning settings that every trial names, given or not."""
 
 
-def edits(at: At) -> tuple[EditAxes, ...]:
-    """The list of edits, in the order in which they are applied."""
+def edits(at: At, searched: Mapping[str, At]) -> tuple[EditAxes, ...]:
+    """The list of edits, in the order in which they are applied.
+
+    `searched` is a search's space: a data set that it chooses need not be named here.
+    """
     if not isinstance(at.value, list):
         at.say("must be a list of edits ('- unlearn: …' and '- finetune: …')")
         return ()
@@ -31,8 +36,10 @@ def edits(at: At) -> tuple[EditAxes, ...]:
             continue
         counts[kind] += 1
         key = kind if counts[kind] == 1 else f"{kind}_{counts[kind]}"
-        read = _unlearn if kind == "unlearn" else _finetune
-        found.append(read(key, item.key(kind)))
+        if kind == "unlearn":
+            found.append(_unlearn(key, item.key(kind)))
+        else:
+            found.append(_finetune(key, item.key(kind), searched.get(f"{key}.dataset")))
     return tuple(found)
 
 
@@ -67,11 +74,15 @@ def _unlearn(key: str, at: At) -> EditAxes:
     return EditAxes(key, "unlearn", choices(at, "unlearner"), place=at.place)
 
 
-def _finetune(key: str, at: At) -> EditAxes:
+def _finetune(key: str, at: At, searched: At | None) -> EditAxes:
     """`dataset` chooses the data; the other keys are the fine-tuning recipe's settings."""
     cls = find("recipe", "finetune").Settings
-    given = known(at, ("dataset", *cls.model_fields), required=("dataset",))
-    datasets = choices(given.pop("dataset"), "dataset") if "dataset" in given else ()
+    if at.value is None and searched is not None:
+        at = replace(at, node=Node({}, at.node.line))
+    required = () if searched is not None else ("dataset",)
+    given = known(at, ("dataset", *cls.model_fields), required=required)
+    named = given.pop("dataset", searched)
+    datasets = choices(named, "dataset") if named is not None else ()
     defaults = cls().full()
     settings = {name: (defaults[name],) for name in ALWAYS_SHOWN if name not in given}
     settings |= {name: axis(cls, name, value) for name, value in given.items()}

@@ -20,7 +20,7 @@ DEFAULT_BASE = "shapes"
 def read_grid(root: At, top: dict[str, At]) -> Grid | None:
     """The grid; the problems of its trials are reported once its parts have none."""
     start = len(root.problems)
-    edits = read_edits(top["edits"]) if "edits" in top else ()
+    edits = read_edits(top["edits"], _searched(top)) if "edits" in top else ()
     are_edits_sound = len(root.problems) == start
     base = _base(top.get("base") or replace(root, node=Node(DEFAULT_BASE), where="base"))
     erased = concepts(top["concept"], base.concepts() if base else None) if "concept" in top else ()
@@ -30,9 +30,18 @@ def read_grid(root: At, top: dict[str, At]) -> Grid | None:
     grid = Grid(base, erased, edits, seeds, place=top["edits"].place)
     if are_edits_sound:
         grid = _selected(grid, top)
-    if len(root.problems) == start:
+    if len(root.problems) == start and "search" not in top:
         root.problems.extend(grid.expansion.problems)
     return grid
+
+
+def _searched(top: dict[str, At]) -> dict[str, At]:
+    """The entries of `search.space`; what is wrong with them is said where it is read."""
+    search = top.get("search")
+    if search is None or not isinstance(search.value, dict) or "space" not in search.value:
+        return {}
+    space = search.key("space")
+    return {name: space.key(name) for name in space.value} if isinstance(space.value, dict) else {}
 
 
 def _selected(grid: Grid, top: dict[str, At]) -> Grid:

@@ -127,10 +127,10 @@ def include(
         if flat == "seed":
             return tuple(seeds(entry))
         if flat in heads:
-            return _labels(entry, kind_of(heads[flat]))
+            return labels(entry, kind_of(heads[flat]))
         meant = setting(grid, flat)
         if meant is None:
-            names = dict.fromkeys([*(one.name for one in grid.axes), *_reachable(grid)])
+            names = dict.fromkeys([*(one.name for one in grid.axes), *reachable(grid)])
             entry.say(f"unknown axis {flat!r}{suggest(flat, names)}")
             return ()
         return axis(meant.cls, meant.name, entry)
@@ -141,7 +141,8 @@ def include(
     return found
 
 
-def _labels(at: At, kind: Kind) -> tuple[str, ...]:
+def labels(at: At, kind: Kind) -> tuple[str, ...]:
+    """Names of plug-ins."""
     names = texts(at)
     plugins = registry(kind)
     for name in names:
@@ -150,7 +151,7 @@ def _labels(at: At, kind: Kind) -> tuple[str, ...]:
     return names
 
 
-def _reachable(grid: Grid) -> list[str]:
+def reachable(grid: Grid) -> list[str]:
     """Flat names of every setting of the plug-ins that the sweep uses."""
     names = []
     for edit in grid.edits:

@@ -39,8 +39,14 @@ class Job:
 
     @classmethod
     def of(cls, sweep: Sweep, home: Home) -> Job:
-        """Plan a sweep."""
-        return cls(sweep, make_plan(sweep), Store(home.store_location(sweep)), home)
+        """Plan a sweep; a search's plan is what it has asked for so far."""
+        if sweep.search is None:
+            plan = make_plan(sweep)
+        else:
+            from orchestrator.search import plan_of
+
+            plan = plan_of(sweep, home)
+        return cls(sweep, plan, Store(home.store_location(sweep)), home)
 
     def done(self) -> set[str]:
         """Keys of the plan's stages that have a record.
@@ -54,8 +60,13 @@ class Job:
 
 def open_job(sweep: str, overrides: Iterable[str], home: Home) -> Job:
     """The job of a sweep file, or of a sweep's name as it was last run."""
+    return Job.of(open_sweep(sweep, overrides, home), home)
+
+
+def open_sweep(sweep: str, overrides: Iterable[str], home: Home) -> Sweep:
+    """The sweep of a file, or of a name as it was last run."""
     if Path(sweep).suffix in (".yaml", ".yml") or Path(sweep).exists():
-        return Job.of(load(Path(sweep), tuple(overrides)), home)
+        return load(Path(sweep), tuple(overrides))
     store = Store(home.store_location())
     known = store.sweep(sweep)
     if known is None:
@@ -63,11 +74,19 @@ def open_job(sweep: str, overrides: Iterable[str], home: Home) -> Job:
         hint = suggest(sweep, names) if names else "; none has been run yet"
         raise ResurgeError(f"no sweep file and no known sweep is called {sweep!r}{hint}")
     found = parse(json.dumps(known["sweep"]), None, tuple(overrides))
-    return Job.of(dataclasses.replace(found, source=known["source"]), home)
+    return dataclasses.replace(found, source=known["source"])
 
 
 def run_job(job: Job, console: Console) -> Outcome:
-    """Run what has no record yet; bring MLflow and the Parquet file up to date."""
+    """Run what has no record yet; bring MLflow and the Parquet file up to date.
+
+    Raises:
+        ResurgeError: the sweep is a search.
+    """
+    if job.sweep.search is not None:
+        raise ResurgeError(
+            f"sweep {job.sweep.name!r} has a `search` block: run it with `resurge search`"
+        )
     values = {"sweep": job.sweep.canonical(), "source": job.sweep.source}
     job.store.put_sweep(job.sweep.name, values)
     done = job.done()
@@ -75,7 +94,7 @@ def run_job(job: Job, console: Console) -> Outcome:
     outcome = Outcome()
     if tasks:
         with (
-            new_executor(job, console) as executor,
+            new_executor(job.sweep, console) as executor,
             _live_tracking(job, console) as tell,
             Progress(job.plan, done, executor.capacity(), console) as progress,
         ):
@@ -136,9 +155,9 @@ def export_job(job: Job, folder: Path) -> list[Path]:
     return paths
 
 
-def new_executor(job: Job, console: Console, **changed: Any) -> Executor:
+def new_executor(sweep: Sweep, console: Console, **changed: Any) -> Executor:
     """The sweep's own executor, not started; `changed` replaces some of its resources."""
-    resources = job.sweep.resources
+    resources = sweep.resources
     executor_class: Any = find("executor", resources.executor)
     shared = resources.model_dump(include={"workers", "gpus", "threads"}) | changed
     settings = executor_class.Settings.model_validate(shared | resources.executor_settings)

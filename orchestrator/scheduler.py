@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,7 +42,10 @@ class Outcome:
 
 
 class Scheduler:
-    """Runs tasks to their end on an executor that is already started."""
+    """Runs tasks to their end on an executor that is already started.
+
+    `run` ends when all is done. Who wants to add tasks on the way calls `advance` again and again.
+    """
 
     def __init__(
         self,
@@ -65,13 +68,35 @@ class Scheduler:
 
     def run(self) -> Outcome:
         """Until every stage is committed, failed or skipped."""
-        while self.waiting or self.running:
-            self._skip_hopeless()
-            self._submit_ready()
-            if self.waiting or self.running:  # without a running task: workers are still starting
-                for event in self.executor.wait(timeout_s=1.0):
-                    self._handle(event)
+        while self.is_busy:
+            self.advance(timeout_s=1.0)
         return self.outcome
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a task is waiting or running."""
+        return bool(self.waiting or self.running)
+
+    @property
+    def under_way(self) -> set[str]:
+        """Keys of the stages that some task is going to do, or is doing."""
+        tasks = (*self.waiting, *self.running.values())
+        return {stage.key for task in tasks for stage in task.stages} - self.done
+
+    def add(self, tasks: Iterable[Task]) -> None:
+        """More tasks; none of their stages may be under way already."""
+        self.waiting.extend(tasks)
+
+    def advance(self, timeout_s: float) -> None:
+        """Start what can be started, then handle what happens; wait for that no longer than told.
+
+        Without a running task it waits too: workers are still starting.
+        """
+        self._skip_hopeless()
+        self._submit_ready()
+        if self.is_busy:
+            for event in self.executor.wait(timeout_s):
+                self._handle(event)
 
     def _submit_ready(self) -> None:
         for worker in self.executor.free_workers():
@@ -96,7 +121,9 @@ class Scheduler:
         )
 
     def _is_ready(self, task: Task) -> bool:
-        return all(stage.key in self.done for stage in task.waits_for)
+        """A trajectory that goes on waits for its earlier part, which has the same id."""
+        is_free = task.id not in self.running
+        return is_free and all(stage.key in self.done for stage in task.waits_for)
 
     def _skip_hopeless(self) -> None:
         """Drop the tasks whose parent model or materials failed or were skipped."""

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from orchestrator.chosen import chosen_kind
 from orchestrator.plugin import Kind, Settings, find, registry
+from orchestrator.search_settings import Confirm, SearchSettings
 from orchestrator.sweep import KEYS, REQUIRED, Keep, Resources
 
 Schema = dict[str, Any]
@@ -52,6 +53,7 @@ def _top(definitions: Schema) -> Schema:
         "include": ("points to add; flat axis names and values", points),
         "exclude": ("points to leave out; flat axis names and values", points),
         "zip": ("axes that move together", _list_of(_list_of(_TEXT, 2))),
+        "search": ("seek the worst case in a space that replaces the axes", _search()),
         "resources": ("what the sweep runs on", _resources(definitions)),
         "store": ("where results live: a folder or a URI", _or_null(_TEXT)),
         "mlflow": ("the MLflow tracking URI", _or_null(_TEXT)),
@@ -100,6 +102,30 @@ def _resources(definitions: Schema) -> Schema:
     executor = _choice("executor", definitions, are_axes=False)
     found["properties"]["executor"] = {"description": "what starts the work", **executor}
     return found
+
+
+def _search() -> Schema:
+    """The block's own keys; which names a space may have hangs on the sweep."""
+    settings = SearchSettings.model_json_schema()["properties"]
+    confirm = Confirm.model_json_schema()["properties"]
+    names = _one_or_more(_TEXT)
+    own: Schema = {
+        "maximize": {"description": "numbers of which more is sought", **names},
+        "minimize": {"description": "numbers of which less is sought", **names},
+        "subject_to": {
+            "description": "bounds that the worst case keeps: '>= 0.8'",
+            "type": "object",
+            "additionalProperties": {"type": "string", "pattern": r"^\s*(>=|<=)"},
+        },
+        "for_each": {"description": "axes with a worst case a value", **names},
+        "space": {
+            "description": "flat names of settings; lists, or {log|int|float: [low, high]}",
+            "type": "object",
+            "minProperties": 1,
+        },
+        "confirm": {"description": "try the best again on fresh seeds", **_mapping(confirm)},
+    }
+    return _mapping({**own, **settings}, ["space"])
 
 
 def _seeds() -> Schema:

@@ -24,6 +24,7 @@ Key = Callable[[Measured], tuple[object, ...]]
 class Aggregate:
     """A setting: the means over its seeds. What no seed has a record of yet is None.
 
+    `is_tuned` says whether some fine-tune came after the unlearning; `steps` are the last one's.
     `paired` holds resurgence and recovery with intervals over the trials that are scored, which are
     `scored` of `planned`. `unlearning_failed` counts the trials whose unlearning never worked: with
     any, the setting ranks behind those that have something to bring back, and has no `p_holm`.
@@ -32,6 +33,7 @@ class Aggregate:
 
     params: Mapping[str, Scalar]
     is_control: bool
+    is_tuned: bool
     steps: int
     planned: int
     scored: int
@@ -57,8 +59,8 @@ class Aggregate:
     @property
     def is_ranked(self) -> bool:
         """Whether it is a candidate for the largest resurgence."""
-        is_tuned = self.steps > 0 and not self.is_control
-        return is_tuned and self.paired is not None and not self.unlearning_failed
+        is_candidate = self.is_tuned and not self.is_control
+        return is_candidate and self.paired is not None and not self.unlearning_failed
 
     @property
     def is_clear(self) -> bool:
@@ -81,10 +83,10 @@ class Summary:
     def shown(self) -> list[Aggregate]:
         """The settings that fine-tune.
 
-        Those of 0 steps are left out: their resurgence is 0 by construction. So are controls:
-        their score is a column.
+        Those that end with the unlearned model are left out: their resurgence is 0 by
+        construction. So are controls: their score is a column.
         """
-        return [s for s in self.settings if not s.is_control and s.steps > 0]
+        return [s for s in self.settings if not s.is_control and s.is_tuned]
 
 
 def aggregate(plan: Plan, store: Store, reader: Reader | None = None) -> Summary:
@@ -111,7 +113,7 @@ def aggregate_by(plan: Plan, store: Store, by: Sequence[str]) -> Summary:
                 f"no axis of sweep {plan.name!r} is called {name!r}{_hint(name, axes)}"
             )
     reader = Reader(plan, store)
-    tuned = [m for m in reader.all() if not m.planned.is_control and m.planned.steps > 0]
+    tuned = [m for m in reader.all() if not (m.planned.is_control or is_unchanged(m.planned))]
 
     def key(measured: Measured) -> tuple[object, ...]:
         return tuple((axis, measured.planned.trial.params.get(axis)) for axis in by)
@@ -162,6 +164,7 @@ def _aggregate(reader: Reader, trials: Sequence[Measured]) -> Aggregate:
     return Aggregate(
         params=_common(trials),
         is_control=first.is_control,
+        is_tuned=not all(is_unchanged(m.planned) for m in trials),
         steps=max(m.planned.steps for m in trials),
         planned=len(trials),
         scored=len(scored),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import Field
 
 from orchestrator import overrides as command_line
+from orchestrator.asked import all_asked
 from orchestrator.errors import Problem, SweepError
 from orchestrator.grid import EditAxes, Grid
 from orchestrator.plugin import (
+    Asked,
     BasePlugin,
     MetricPlugin,
     Plugin,
@@ -25,6 +27,8 @@ from orchestrator.plugin import (
 )
 from orchestrator.read_choices import fill, known, single, text, texts
 from orchestrator.read_grid import concepts, read_grid
+from orchestrator.read_search import read_search
+from orchestrator.search_settings import Search
 from orchestrator.yaml_file import At, read_yaml, show
 
 Keep = Literal["unlearned", "finetuned", "checkpoints"]
@@ -41,6 +45,7 @@ KEYS = (
     "include",
     "exclude",
     "zip",
+    "search",
     "resources",
     "store",
     "mlflow",
@@ -87,7 +92,8 @@ class Evaluate:
 class Sweep:
     """A validated sweep. Two sweeps are equal when they mean the same, however they are written.
 
-    `grid` is the part that spans the trials; `source` is the file's text.
+    `grid` is the part that spans the trials; `search` replaces its axes by a space; `source` is the
+    file's text.
     """
 
     name: str
@@ -98,6 +104,7 @@ class Sweep:
     store: str | None
     mlflow: str | None
     source: str
+    search: Search | None = None
 
     @property
     def base(self) -> BasePlugin:
@@ -133,6 +140,7 @@ class Sweep:
             "zip": [list(names) for names in grid.zips] or None,
             "exclude": [_lists(point.values) for point in grid.exclude] or None,
             "include": [_lists(point.values) for point in grid.include] or None,
+            "search": self.search.canonical() if self.search else None,
             "resources": _canonical_resources(self.resources),
             "store": self.store,
             "mlflow": self.mlflow,
@@ -202,9 +210,15 @@ def _sweep(root: At, source: str) -> Sweep | None:
     keep: tuple[Keep, ...] = _keep(top["keep"]) if "keep" in top else ("unlearned",)
     resources = _resources(top["resources"]) if "resources" in top else Resources()
     store, mlflow = (text(top[k]) if _is_given(top, k) else None for k in ("store", "mlflow"))
+    search = None
+    if "search" in top and grid and evaluate:
+        for key in ("include", "exclude", "zip"):
+            if key in top:
+                top[key].say("cannot stand beside `search`, whose space replaces the axes")
+        search = read_search(top["search"], grid, evaluate.metrics)
     if not (name and grid and evaluate and resources):
         return None
-    return Sweep(name, grid, evaluate, keep, resources, store, mlflow, source)
+    return Sweep(name, grid, evaluate, keep, resources, store, mlflow, source, search)
 
 
 def _name(at: At) -> str | None:
@@ -225,18 +239,20 @@ def _is_given(entries: Mapping[str, At], key: str) -> bool:
 def _evaluate(at: At, grid: Grid | None) -> Evaluate | None:
     recipe = find("recipe", "sample")
     own = ("metrics", "retain", "prompts", "controls")
+    start = len(at.problems)
     given = known(at, (*own, *recipe.Settings.model_fields), required=("metrics",))
     sample = fill(recipe.Settings, {k: v for k, v in given.items() if k not in own}, at)
-    metrics = _metrics(given["metrics"], grid) if "metrics" in given else ()
     retain = _retain(given["retain"], grid) if _is_given(given, "retain") else None
     prompts = _prompts(given["prompts"]) if _is_given(given, "prompts") else None
     controls = _flag(given["controls"]) if "controls" in given else True
-    if sample is None or not metrics:
-        return None
-    return Evaluate(metrics, recipe(sample), retain, prompts, controls)
+    found = Evaluate((), recipe(sample), retain, prompts, controls) if sample else None
+    is_sound = len(at.problems) == start
+    asked = all_asked(grid, found) if grid and found and is_sound else []
+    metrics = _metrics(given["metrics"], grid, asked) if "metrics" in given else ()
+    return replace(found, metrics=metrics) if found and metrics else None
 
 
-def _metrics(at: At, grid: Grid | None) -> tuple[MetricPlugin, ...]:
+def _metrics(at: At, grid: Grid | None, asked: Sequence[Asked]) -> tuple[MetricPlugin, ...]:
     if not at.items():
         at.say(f"must have at least one metric but is empty{suggest('', registry('metric'))}")
     found: list[MetricPlugin] = []
@@ -247,11 +263,18 @@ def _metrics(at: At, grid: Grid | None) -> tuple[MetricPlugin, ...]:
         metric = cast("MetricPlugin", pair[0](pair[1]))
         if any(metric.name == other.name for other in found):
             item.say(f"duplicate value: the metric {metric.name!r} stands before")
-        for concept in grid.concepts if grid else ():
-            for what in metric.problems(grid.base, concept) if grid else ():
-                item.say(what)
+        for what in _misfits(metric, grid, asked) if grid else ():
+            item.say(what)
         found.append(metric)
     return tuple(found)
+
+
+def _misfits(metric: MetricPlugin, grid: Grid, asked: Sequence[Asked]) -> Iterator[str]:
+    """Why a metric cannot judge what this sweep erases, or what it asks for beside it."""
+    for concept in grid.all_concepts():
+        yield from metric.problems(grid.base, concept)
+    for one in asked:
+        yield from metric.problems_with(one)
 
 
 def _retain(at: At, grid: Grid | None) -> tuple[str, ...]:

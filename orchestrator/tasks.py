@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.plan import Plan
@@ -44,13 +44,17 @@ class _Group:
 
 
 def make_tasks(plan: Plan, done: Collection[str], keep: Collection[str]) -> tuple[Task, ...]:
-    """The tasks for every stage whose 16-digit key is not in `done`, longest path first."""
+    """The tasks for every stage whose 16-digit key is not in `done`, longest path first.
+
+    What another task is doing may count as done: what reads it waits for its record.
+    """
     groups = _merge_only_children(_group(plan.stages))
     pending = {
         group.id: [stage for stage in group.stages if stage.key not in done] for group in groups
     }
     live = [group for group in groups if pending[group.id]]
-    needed = {group.parent.digest for group in live if group.parent is not None}
+    after = {group.id: _after(pending[group.id]) for group in live}
+    needed = {model.digest for model in after.values() if model is not None}
     needed |= {i.digest for g in live for i in _inputs(pending[g.id]) if i.is_model}
     kept = {stage.digest for stage in plan.stages if _is_kept(stage, keep)}
     costs = _path_costs(live, pending)
@@ -58,7 +62,7 @@ def make_tasks(plan: Plan, done: Collection[str], keep: Collection[str]) -> tupl
         Task(
             id=group.id,
             stages=tuple(pending[group.id]),
-            after=group.parent,
+            after=after[group.id],
             save=frozenset(needed | kept),
             keep_checkpoints="checkpoints" in keep,
             path_cost=costs[group.id],
@@ -67,6 +71,13 @@ def make_tasks(plan: Plan, done: Collection[str], keep: Collection[str]) -> tupl
         for group in live
     ]
     return tuple(sorted(tasks, key=lambda task: (-task.path_cost, not _is_data(task.stages))))
+
+
+def _after(stages: Sequence[Stage]) -> Stage | None:
+    """The model that the first stage begins from and that these do not make; None for the base."""
+    outside = (s for s in stages[0].ancestry() if s.is_model and s not in stages)
+    model = next(outside)
+    return model if model.kind != "base" else None
 
 
 def _inputs(stages: list[Stage]) -> tuple[Stage, ...]:

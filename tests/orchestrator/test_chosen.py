@@ -1,12 +1,15 @@
-"""A data set inside another one's settings, from a sweep file to the plan."""
+"""A plug-in inside another one's settings, from a sweep file to the plan."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 
 from orchestrator.errors import SweepError
 from orchestrator.plan import make_plan
 from orchestrator.schema import json_schema
+from orchestrator.stage import canonical_json
 from orchestrator.sweep import parse
 
 SWEEP = """
@@ -54,8 +57,6 @@ def test_defaults_of_the_inner_set_make_no_difference() -> None:
 
 
 def test_the_canonical_form_means_the_same() -> None:
-    import json
-
     sweep = parse(SWEEP)
     again = parse(json.dumps(sweep.canonical()))
     assert again == sweep
@@ -110,3 +111,82 @@ def test_the_schema_knows_nested_sets() -> None:
     assert validator.is_valid(with_set({"mixed": {"of": ["related", {"digits": {"size": 3}}]}}))
     assert not validator.is_valid(with_set({"nearest": {"of": "relatd"}}))
     assert not validator.is_valid(with_set({"nearest": {"of": {"related": {"sizes": 3}}}}))
+
+
+ATTACK = SWEEP.replace("concept_accuracy", "concept_accuracy, ring_a_bell")
+JUDGED = ATTACK.replace("ring_a_bell", "ring_a_bell: {judge: JUDGE}")
+CLIP = "{clip_accuracy: {classes: [star, heart]}}"
+
+
+def attacks(text: str) -> set[str]:
+    return {s.key for s in make_plan(parse(text)).stages if s.plugin == "ring_a_bell"}
+
+
+def test_the_judge_of_an_attack_is_part_of_what_it_is() -> None:
+    default = attacks(ATTACK)
+    for written in ("concept_accuracy", "{concept_accuracy: {}}"):
+        assert attacks(JUDGED.replace("JUDGE", written)) == default
+    by_clip = attacks(JUDGED.replace("JUDGE", CLIP))
+    others = attacks(JUDGED.replace("JUDGE", CLIP.replace("heart", "drop")))
+    assert by_clip.isdisjoint(default)
+    assert by_clip.isdisjoint(others)
+
+
+def test_the_judge_is_stored_with_every_setting() -> None:
+    plan = make_plan(parse(JUDGED.replace("JUDGE", CLIP)))
+    [judge] = {
+        canonical_json(s.settings["settings"]["judge"])
+        for s in plan.stages
+        if s.plugin == "ring_a_bell"
+    }
+    assert '"template":"a photo of a {}"' in judge
+    assert '"revision":"c237dc49' in judge
+
+
+def test_the_canonical_form_keeps_the_judge() -> None:
+    for judge in ("concept_accuracy", CLIP):
+        sweep = parse(JUDGED.replace("JUDGE", judge))
+        assert parse(json.dumps(sweep.canonical())) == sweep
+
+
+def test_the_judge_can_be_overridden() -> None:
+    override = "evaluate.metrics.ring_a_bell.judge.clip_accuracy.classes=[star, drop]"
+    sweep = parse(JUDGED.replace("JUDGE", CLIP), None, (override,))
+    assert sweep.evaluate.metrics[1].settings.judge.plugin.settings.classes == ("star", "drop")
+
+
+@pytest.mark.parametrize(
+    ("judge", "problem"),
+    [
+        ("concept_acuracy", ".judge: unknown metric 'concept_acuracy'; did you mean 'concept_acc"),
+        ("fid", ".judge: must be a metric of single pictures but got 'fid' (allowed: aesthetic, "),
+        ("{ring_a_bell: {}}", ".judge: must be a metric of single pictures but got 'ring_a_bell'"),
+        ("lpips", ".judge: must be a metric of single pictures but got 'lpips'"),
+        ("[concept_accuracy]", ".judge: must be one value but got"),
+        ("clip_accuracy", ".judge: missing key 'classes'"),
+        ("{clip_accuracy: {classes: [star]}}", ".judge.clip_accuracy.classes: classes must be two"),
+        ("{clip_accuracy: {clases: [a, b]}}", ".judge.clip_accuracy.clases: unknown key"),
+        ("{clip_accuracy: {classes: [red, blue]}}", ": metric 'ring_a_bell': judge: metric 'clip_"),
+    ],
+)
+def test_a_mistake_in_the_judge_is_reported_where_it_stands(judge: str, problem: str) -> None:
+    found = problems(text=JUDGED.replace("JUDGE", judge))
+    place = "f.yaml:10: evaluate.metrics[1]"
+    inside = f"{place}.ring_a_bell{problem}" if problem.startswith(".") else f"{place}{problem}"
+    assert inside in found[0]
+
+
+def test_the_schema_knows_judges() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    validator = jsonschema.Draft202012Validator(json_schema())
+
+    def with_judge(judge: object) -> dict[str, object]:
+        edits = [{"unlearn": "uce"}]
+        metrics = {"metrics": [{"unlearn_diff_attack": {"judge": judge}}]}
+        return {"name": "n", "concept": "star", "edits": edits, "evaluate": metrics}
+
+    assert validator.is_valid(with_judge("concept_accuracy"))
+    assert validator.is_valid(with_judge({"clip_accuracy": {"classes": ["star", "heart"]}}))
+    assert not validator.is_valid(with_judge("clip_accuracy"))
+    assert not validator.is_valid(with_judge({"concept_accuracy": {"classes": ["star"]}}))
+    assert not validator.is_valid(with_judge("concept_acuracy"))

@@ -65,6 +65,8 @@ class Notes(DatasetPlugin):
 class Count(MetricPlugin):
     """Counts."""
     name = "count"
+    def problems_with(self, asked):
+        return [f"cannot count {asked.pictures}"] if "bird" in asked.retained else []
 '''
 
 WORDS = """
@@ -215,6 +217,30 @@ def test_null_is_a_value_where_it_is_allowed(words: None) -> None:
 def test_plugins_say_whether_they_fit(words: None) -> None:
     text = WORDS.format(concept="[dog, cat]", eraser="")
     assert problems(text) == ["f.yaml:7: edits[1].finetune.dataset: has no room for cat"]
+
+
+def test_metrics_are_told_what_is_retained_and_how_much_is_drawn(words: None) -> None:
+    text = WORDS.format(concept="[dog, owl]", eraser="")
+    assert parse(text)
+    text = text.replace("metrics: count", "metrics: count, retain: [fox, bird]")
+    where = "f.yaml:8: evaluate.metrics: cannot count"
+    assert problems(text) == [f"{where} {{'erased': 8, 'retained': 16}}"]
+    few = problems(
+        text, "evaluate.images_per_prompt=1", "evaluate.prompts=['{concept}', 'a {concept}']"
+    )
+    assert few == [f"{where} {{'erased': 2, 'retained': 2}}"]
+
+
+def test_metrics_are_not_told_what_is_misspelt() -> None:
+    text = QUICKSTART.replace("[concept_accuracy]", "[{clip_accuracy: {classes: [star, red]}}]")
+    for wrong in ("retain: [rad]", "retian: [red]", "retain: [red], prompts: [star]"):
+        [problem] = problems(text.replace("images_per_prompt: 8", wrong))
+        assert "evaluate." in problem and "no class" not in problem
+    concept, metric = problems(
+        text.replace("[star]", "[stra]").replace("per_prompt: 8", "per_prompt: 8, retain: [red]")
+    )
+    assert "unknown concept 'stra'" in concept
+    assert "no class 'stra'" in metric
 
 
 def test_problems_of_the_grid_and_of_the_rest_come_together(words: None) -> None:

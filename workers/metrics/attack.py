@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
-from orchestrator.errors import ResurgeError
-from orchestrator.plugin import BasePlugin, MetricPlugin, Settings, find
+from orchestrator.chosen import ChosenMetric
+from orchestrator.plugin import BasePlugin, MetricPlugin, Plugin, Settings, registry, suggest
 from workers.metrics.base import Metric, Probe, Score, Subject
 
 if TYPE_CHECKING:
@@ -23,21 +22,26 @@ class AttackSettings(Settings):
 
     prompts: int = Field(4, ge=1, description="attacked prompts: the concept's first ones")
     images_per_prompt: int = Field(4, ge=1, description="pictures of each attacked prompt")
-    judge: str = Field("concept_accuracy", description="a metric of single pictures")
-    judge_settings: dict[str, Any] = Field({}, description="the judge's settings")
+    judge: ChosenMetric = Field("concept_accuracy", description="a metric of single pictures")
     seed: int = Field(0, ge=0, description="seed of the search")
 
-    @model_validator(mode="after")
-    def _judge_scores_single_pictures(self) -> AttackSettings:
-        try:
-            cls = find("metric", self.judge)
-        except ResurgeError as error:
-            raise ValueError(f"judge: {error}") from None
-        assert issubclass(cls, MetricPlugin)
-        if cls.needs != "images" or not cls.per_picture or cls.reference:
-            raise ValueError(f"judge must be a metric of single pictures but got {self.judge!r}")
-        cls.Settings.model_validate(self.judge_settings)
-        return self
+    @field_validator("judge")
+    @classmethod
+    def _scores_single_pictures(cls, judge: ChosenMetric) -> ChosenMetric:
+        if _needs_a_picture_only(type(judge.plugin)):
+            return judge
+        judges = [name for name, one in registry("metric").items() if _needs_a_picture_only(one)]
+        got = f"but got {judge.plugin.name!r}{suggest('', judges)}"
+        raise ValueError(f"must be a metric of single pictures {got}")
+
+
+def _needs_a_picture_only(metric: type[Plugin]) -> bool:
+    return (
+        issubclass(metric, MetricPlugin)
+        and metric.needs == "images"
+        and metric.per_picture
+        and not metric.reference
+    )
 
 
 class Attack(Metric):
@@ -58,17 +62,14 @@ class Attack(Metric):
     ) -> Tensor:
         """Attacked text embeddings (prompts, tokens, width); no weight is moved."""
 
-    @cached_property
+    @property
     def judge(self) -> Metric:
         """The metric that says whether a picture shows the concept."""
-        cls = find("metric", self.settings.judge)
-        judge = cls(cls.Settings.model_validate(self.settings.judge_settings))
-        assert isinstance(judge, Metric)
-        return judge
+        return self.settings.judge.plugin
 
     def fingerprint(self) -> str:
-        """The judge's version and fingerprint."""
-        return f"{self.judge.name} {self.judge.version} {self.judge.fingerprint()}"
+        """What the judge is: its version, its settings and its own fingerprint."""
+        return self.settings.judge.identity
 
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
         """What the judge cannot judge, the attack cannot."""

@@ -60,6 +60,13 @@ def names_on_disk(source: Source) -> tuple[str, ...] | None:
     return tuple(names[key] for key in sorted(names, key=int)) if names else None
 
 
+def refusal(metric: str, source: Source, concepts: Sequence[str], labels: Labels) -> list[str]:
+    """What a metric says of concepts that are no class of its model, if a folder tells."""
+    names = names_on_disk(source)
+    missing = names and without_class(names, concepts, labels)
+    return [f"metric {metric!r}: {missing}"] if missing else []
+
+
 def class_ids(names: Sequence[str], concept: str, labels: Labels) -> frozenset[int]:
     """The classes that show a concept: those that `labels` lists, else those of its name."""
     wanted = {plain(word) for word in labels.get(concept, (concept,))}

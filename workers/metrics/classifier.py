@@ -8,14 +8,9 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field
 
 from orchestrator.errors import ResurgeError
-from orchestrator.plugin import BasePlugin
+from orchestrator.plugin import Asked, BasePlugin
 from workers.metrics.base import Picture, Score, extra, means
-from workers.metrics.classes import (
-    class_ids,
-    load_classifier,
-    names_on_disk,
-    without_class,
-)
+from workers.metrics.classes import class_ids, load_classifier, refusal, without_class
 from workers.metrics.sources import RESNET_50, REVISION, SourceMetric, SourceSettings
 
 TOP = 5
@@ -49,9 +44,15 @@ class Classifier(SourceMetric):
 
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
         """The erased concept must be a class: a folder tells before anything runs."""
-        names = names_on_disk(self.settings.source())
-        missing = names and without_class(names, (concept,), self.settings.labels)
-        return [f"metric {self.name!r}: {missing}"] if missing else []
+        return self._without_class((concept,))
+
+    def problems_with(self, asked: Asked) -> list[str]:
+        """So must the retained ones."""
+        return self._without_class(asked.retained)
+
+    def _without_class(self, concepts: Sequence[str]) -> list[str]:
+        s = self.settings
+        return refusal(self.name, s.source(), concepts, s.labels)
 
     def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
         """Means of top-1 by role, and of top-5 as "top5.erased"."""

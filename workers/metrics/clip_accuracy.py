@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from orchestrator.errors import ResurgeError
-from orchestrator.plugin import BasePlugin, suggest
+from orchestrator.plugin import Asked, BasePlugin, suggest
 from workers.metrics.base import Picture, Score, extra, means
 from workers.metrics.sources import CLIP_B32, REVISION, SourceMetric, SourceSettings
 
@@ -54,8 +54,12 @@ class ClipAccuracy(SourceMetric):
     Settings = ClipAccuracySettings
 
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
-        """The erased concept must be a class; so must the retained ones, which scoring checks."""
+        """The erased concept must be a class."""
         return [] if concept in self.settings.classes else [self._no_class(concept)]
+
+    def problems_with(self, asked: Asked) -> list[str]:
+        """So must the retained ones."""
+        return [self._no_class(c) for c in asked.retained if c not in self.settings.classes]
 
     def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
         """Means by role of the value, and of the other one under its own name."""

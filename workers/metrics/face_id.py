@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from orchestrator.errors import ResurgeError
-from orchestrator.plugin import BasePlugin
+from orchestrator.plugin import Asked, BasePlugin
 from workers.datasets.rows import digest_of
 from workers.metrics.base import Picture, Score, extra, means
-from workers.metrics.classes import ImageClassifier, load_classifier, names_on_disk, without_class
+from workers.metrics.classes import ImageClassifier, load_classifier, refusal
 from workers.metrics.classifier import ids_of
 from workers.metrics.faces import LBP, cascade_file, crop, largest_face
 from workers.metrics.sources import REVISION, SourceMetric, SourceSettings
@@ -70,10 +70,15 @@ class FaceId(SourceMetric):
 
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
         """The detector must be there; the person must be a class, which a folder tells."""
-        names = names_on_disk(self.settings.source())
-        missing = names and without_class(names, (concept,), self.settings.labels)
-        found = [f"metric {self.name!r}: {missing}"] if missing else []
-        return [*found, *self._detector_problems()]
+        return [*self._without_class((concept,)), *self._detector_problems()]
+
+    def problems_with(self, asked: Asked) -> list[str]:
+        """Retained people must be classes too."""
+        return self._without_class(asked.retained)
+
+    def _without_class(self, people: Sequence[str]) -> list[str]:
+        s = self.settings
+        return refusal(self.name, s.source(), people, s.labels)
 
     def _detector_problems(self) -> list[str]:
         if self.settings.detector == LBP:

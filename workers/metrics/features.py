@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, field_validator
 
 from orchestrator.errors import ResurgeError
-from orchestrator.plugin import BasePlugin
+from orchestrator.plugin import Asked, BasePlugin
 from workers.metrics.base import Picture, Role, Score
 from workers.metrics.judge import JUDGE, passes, refusal
 from workers.metrics.sources import REVISION, Source, SourceMetric, SourceSettings
@@ -67,6 +67,11 @@ class SetDistance(SourceMetric):
             return []
         return refusal(self.name, base, "set features to a CLIP model")
 
+    def problems_with(self, asked: Asked) -> list[str]:
+        """Its roles must have enough pictures."""
+        there = sum(asked.pictures.get(role, 0) for role in self.settings.roles)
+        return [] if there >= LEAST else [self._too_few(there)]
+
     def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
         """The distance and what it rests on."""
         source = self.settings.source("features")
@@ -79,11 +84,14 @@ class SetDistance(SourceMetric):
         roles = self.settings.roles
         images = [picture.image for picture in pictures if picture.probe.role in roles]
         if len(images) < LEAST:
-            raise ResurgeError(
-                f"metric {self.name!r} needs {LEAST} or more {', '.join(roles)} pictures but got "
-                f"{len(images)}; retain concepts, raise evaluate.images_per_prompt or set roles"
-            )
+            raise ResurgeError(self._too_few(len(images)))
         return images
+
+    def _too_few(self, there: int) -> str:
+        return (
+            f"metric {self.name!r} needs {LEAST} or more {', '.join(self.settings.roles)} pictures "
+            f"but got {there}; retain concepts, raise evaluate.images_per_prompt or set roles"
+        )
 
 
 def embedded(source: Source | None, images: Sequence[np.ndarray]) -> Tensor:

@@ -36,7 +36,7 @@ class RingABell(Attack):
     """
 
     name = "ring_a_bell"
-    version = 1
+    version = 2
     Settings = RingABellSettings
 
     def find(

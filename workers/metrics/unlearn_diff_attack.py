@@ -36,7 +36,7 @@ class UnlearnDiffAttack(Attack):
     """
 
     name = "unlearn_diff_attack"
-    version = 1
+    version = 2
     reference = True
     Settings = UnlearnDiffAttackSettings
 

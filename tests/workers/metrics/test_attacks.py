@@ -4,8 +4,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from orchestrator.chosen import ChosenMetric
 from tests.workers.unlearners.bundled import BASE, CONCEPT, unlearn
 from workers.metrics.base import Probe, Subject
+from workers.metrics.concept_accuracy import ConceptAccuracy
 from workers.metrics.ring_a_bell import RingABell, without_words
 from workers.metrics.unlearn_diff_attack import UnlearnDiffAttack, nearest_tokens
 from workers.pipeline import WarmPipeline
@@ -120,7 +122,66 @@ def test_an_attack_brings_an_erased_star_back(bundled):
     assert score["success"] >= score["plain"] + 0.3
 
 
-@pytest.mark.parametrize("judge", ["weight_distance", "finetune_success", "no-such-metric"])
+@pytest.mark.parametrize(
+    "judge", ["weight_distance", "finetune_success", "fid", "lpips", "ring_a_bell"]
+)
 def test_a_judge_must_score_single_pictures(judge):
-    with pytest.raises(ValidationError, match="judge"):
+    with pytest.raises(ValidationError, match=rf"judge\n.* pictures but got '{judge}' \(allowed: "):
         UnlearnDiffAttack.Settings(judge=judge)
+
+
+def test_a_judge_must_exist():
+    with pytest.raises(ValidationError, match=r"judge\n.*unknown metric 'no-such-metric'"):
+        UnlearnDiffAttack.Settings(judge="no-such-metric")
+
+
+@pytest.mark.parametrize("attack", [RingABell, UnlearnDiffAttack])
+def test_the_judge_is_the_bundled_one_unless_it_is_chosen(attack, clip_folder):
+    assert attack(attack.Settings()).judge.name == "concept_accuracy"
+    by_clip = attack(attack.Settings(judge=clip(clip_folder)))
+    assert by_clip.judge.name == "clip_accuracy"
+    assert by_clip.judge.settings.classes == ("star", "heart")
+
+
+def clip(folder):
+    return {"clip_accuracy": {"classes": ["star", "heart"], "model": str(folder)}}
+
+
+def test_stored_settings_give_the_judge_again(clip_folder):
+    settings = RingABell.Settings(judge=clip(clip_folder))
+    assert RingABell.Settings.model_validate(settings.full()) == settings
+
+
+def test_another_judge_is_another_fingerprint(clip_folder):
+    class Newer(ConceptAccuracy):
+        version = ConceptAccuracy.version + 1
+
+    judges = [
+        ConceptAccuracy(ConceptAccuracy.Settings()),
+        Newer(Newer.Settings()),
+        ChosenMetric.read(clip(clip_folder)).plugin,
+    ]
+    attacks = [RingABell(RingABell.Settings(judge=ChosenMetric(judge))) for judge in judges]
+    assert len({attack.fingerprint() for attack in attacks}) == 3
+
+
+def test_weights_of_the_judge_are_in_the_fingerprint(tmp_path):
+    (tmp_path / "weights").write_text("one")
+    first = RingABell(RingABell.Settings(judge=clip(tmp_path))).fingerprint()
+    (tmp_path / "weights").write_text("two")
+    assert RingABell(RingABell.Settings(judge=clip(tmp_path))).fingerprint() != first
+
+
+def test_what_the_judge_cannot_judge_the_attack_cannot(clip_folder):
+    attack = RingABell(RingABell.Settings(judge=clip(clip_folder)))
+    assert attack.problems(BASE, "star") == []
+    [problem] = attack.problems(BASE, "circle")
+    assert problem.startswith("metric 'ring_a_bell': judge: metric 'clip_accuracy' has no class")
+
+
+def test_the_chosen_judge_judges(bundled, clip_folder):
+    bundled.reset()
+    attack = small(RingABell, generations=1, candidates=4, judge=clip(clip_folder))
+    found = attack.score_pipeline(subject(bundled)).metrics
+    assert 0 <= found["success"] <= 1
+    assert found["gain"] == pytest.approx(found["success"] - found["plain"])

@@ -6,6 +6,7 @@ from PIL import Image
 from transformers import ConvNextImageProcessorPil, ResNetForImageClassification
 
 from orchestrator.errors import ResurgeError
+from orchestrator.plugin import Asked
 from tests.workers.metrics.tiny_models import noise_images, pictures_of, save_classifier
 from workers.bases.shapes import Shapes
 from workers.metrics.classifier import Classifier
@@ -63,13 +64,18 @@ def test_concepts_without_a_class_are_named(folder):
     base = Shapes(Shapes.Settings())
     assert "no class for 'star'" in metric(folder).problems(base, "star")[0]
     assert metric(folder).problems(base, "church") == []
+    [problem] = metric(folder).problems_with(Asked(("dog", "truck", "car"), {}))
+    assert "metric 'classifier': the model has no class for 'dog', 'car'" in problem
+    assert metric(folder, labels={"dog": ["truck"]}).problems_with(Asked(("dog",), {})) == []
     pictures = [*pictures_of(IMAGES, concept="dog"), *pictures_of(IMAGES, "retained", "trucks")]
     with pytest.raises(ResurgeError, match="no class for 'dog', 'trucks'"):
         metric(folder).score_images(pictures)
 
 
 def test_a_repository_is_not_asked_when_planning():
-    assert Classifier(Classifier.Settings()).problems(Shapes(Shapes.Settings()), "star") == []
+    far = Classifier(Classifier.Settings())
+    assert far.problems(Shapes(Shapes.Settings()), "star") == []
+    assert far.problems_with(Asked(("star",), {})) == []
 
 
 def test_what_was_never_known_has_no_value(folder):

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from orchestrator.errors import ResurgeError
+from orchestrator.plugin import Asked
 from tests.workers.metrics.tiny_models import noise_images, pictures_of
 from workers.bases.shapes import Shapes
 from workers.metrics.clip_accuracy import ClipAccuracy
@@ -56,6 +57,8 @@ def test_a_concept_that_is_no_class(clip_folder):
     base = Shapes(Shapes.Settings())
     assert metric(clip_folder).problems(base, "star") == []
     assert "no class 'cross'" in metric(clip_folder).problems(base, "cross")[0]
+    found = metric(clip_folder).problems_with(Asked(("heart", "cross", "arrow"), {}))
+    assert ["'cross'" in found[0], "'arrow'" in found[1], len(found)] == [True, True, 2]
     with pytest.raises(ResurgeError, match="no class 'cross'; add it to classes"):
         metric(clip_folder).score_images(pictures_of(IMAGES, "retained", "cross"))
 

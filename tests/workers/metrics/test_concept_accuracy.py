@@ -62,5 +62,12 @@ def test_it_is_for_the_shapes_base():
     assert "base 'shapes' only" in METRIC.problems(other, "star")[0]
 
 
+def test_the_judge_knows_every_concept_of_the_shapes_base():
+    """So that planning need not ask it."""
+    base = Shapes(Shapes.Settings())
+    for concept in (*base.concepts(), base.never_known()):
+        assert METRIC.score_images(pictures("retained", concept)[:1]).values
+
+
 def test_the_judge_is_part_of_the_identity():
     assert len(METRIC.fingerprint()) == 64

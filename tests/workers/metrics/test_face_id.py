@@ -10,6 +10,7 @@ from transformers import (
 )
 
 from orchestrator.errors import ResurgeError
+from orchestrator.plugin import Asked
 from tests.workers.metrics.tiny_models import noise_images, pictures_of, save_classifier
 from workers.bases.shapes import Shapes
 from workers.metrics.classes import load_classifier
@@ -92,6 +93,8 @@ def test_someone_who_was_never_known_has_no_value(folder, portrait):
 def test_a_person_who_is_no_class(folder):
     assert metric(folder).problems(BASE, "ada lovelace") == []
     assert "no class for 'Grace Hopper'" in metric(folder).problems(BASE, "Grace Hopper")[0]
+    asked = Asked(("Ada Lovelace", "Grace Hopper"), {})
+    assert "no class for 'Grace Hopper'" in metric(folder).problems_with(asked)[0]
 
 
 def test_a_crop_ends_at_the_edge():

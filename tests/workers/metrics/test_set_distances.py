@@ -1,6 +1,7 @@
 import pytest
 
 from orchestrator.errors import ResurgeError
+from orchestrator.plugin import Asked
 from tests.workers.metrics.tiny_models import noise_images, pictures_of
 from tests.workers.metrics.worlds import noisy, rendered
 from workers.metrics.cmmd import Cmmd
@@ -55,6 +56,17 @@ def test_only_the_chosen_roles_are_compared_and_counted():
 def test_one_picture_is_no_set():
     with pytest.raises(ResurgeError, match="2 or more retained pictures but got 1"):
         distance(judged(Kid), HEARTS[:1], HEARTS[:1])
+
+
+@pytest.mark.parametrize("metric", [Fid, Kid, Cmmd])
+def test_too_few_pictures_are_known_before_they_are_drawn(metric):
+    pictures = {"erased": 8, "retained": 1, "never_known": 2}
+    asked = Asked(("heart",), pictures)
+    assert "2 or more retained pictures but got 1" in judged(metric).problems_with(asked)[0]
+    both = metric(metric.Settings(features="judge", roles=("erased", "retained")))
+    assert both.problems_with(asked) == []
+    assert judged(metric).problems_with(Asked((), {"erased": 8})) != []
+    assert judged(metric).problems_with(Asked((), {"retained": 2})) == []
 
 
 def test_clip_embeddings(clip_folder):

@@ -1,0 +1,93 @@
+"""The worst case: which settings within a space bring the most back, confirmed on fresh seeds.
+
+`run` searches, or goes on with a search; docs/search.md shows it in a notebook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from orchestrator.errors import ResurgeError
+from orchestrator.home import Home
+from orchestrator.plan import Plan
+from orchestrator.read_search import studies
+from orchestrator.run import new_executor
+from orchestrator.scheduler import Scheduler
+from orchestrator.search_plan import Points
+from orchestrator.searcher import Searcher, study_name
+from orchestrator.space import Point
+from orchestrator.store import Store
+from orchestrator.study import read_tried
+from orchestrator.sweep import Sweep
+from orchestrator.tried import Tried, counted
+from orchestrator.worst_case import WorstCase, asked_plan, confirmed, worst_cases
+
+
+def read_studies(points: Points, storage: str) -> list[tuple[str, Point, list[Tried]]]:
+    """By study its name, what it holds fixed, and its trials. Nothing is written."""
+    found: list[tuple[str, Point, list[Tried]]] = []
+    for fixed in studies(points.search, points.sweep.grid):
+        name = study_name(points.sweep, fixed)
+        space = points.search.space.within(fixed)
+        found.append((name, fixed, read_tried(storage, name, space)))
+    return found
+
+
+def _is_complete(
+    points: Points, found: Sequence[tuple[str, Point, Sequence[Tried]]], store: Store
+) -> bool:
+    """Whether every budget is spent and every confirming stage has its record."""
+    keys = store.keys()
+    for _, fixed, trials in found:
+        size = points.search.space.within(fixed).size
+        budget = points.search.settings.trials
+        over = [t for t in counted(trials) if t.state != "running"]
+        if len(over) < len(trials) - sum(t.repeat_of is not None for t in trials):
+            return False
+        if len(over) < (budget if size is None else min(budget, size)):
+            return False
+        plans = (points.confirming(tried.point) for tried in confirmed(trials, points))
+        if any(stage.key not in keys for plan in plans for stage in plan.stages):
+            return False
+    return True
+
+
+def found_by(sweep: Sweep, home: Home) -> list[WorstCase]:
+    """What a search has found so far."""
+    points = Points(sweep)
+    store = Store(home.store_location(sweep))
+    return worst_cases(points, read_studies(points, home.studies_uri(sweep)), store)
+
+
+def plan_of(sweep: Sweep, home: Home) -> Plan:
+    """All that a search has asked for so far, as a sweep's plan."""
+    points = Points(sweep)
+    return asked_plan(points, read_studies(points, home.studies_uri(sweep)))
+
+
+def run(sweep: Sweep, home: Home | None = None, console: Console | None = None) -> list[WorstCase]:
+    """Search, or go on with a search; by study what was found.
+
+    Raises:
+        ResurgeError: the sweep has no `search` block, or its study is another search's.
+    """
+    from orchestrator.search_progress import SearchProgress
+
+    if sweep.search is None:
+        raise ResurgeError(f"sweep {sweep.name!r} has no `search` block; `resurge run` runs it")
+    home, console = home or Home.find(None), console or Console()
+    points, store = Points(sweep), Store(home.store_location(sweep))
+    store.put_sweep(sweep.name, {"sweep": sweep.canonical(), "source": sweep.source})
+    storage = home.studies_uri(sweep)
+    if _is_complete(points, read_studies(points, storage), store):
+        return found_by(sweep, home)
+    with new_executor(sweep, console) as executor:
+        asked = sweep.search.settings.parallel
+        parallel = executor.capacity() if asked == "auto" else asked
+        with SearchProgress(points.search.goals, sweep.search.settings.trials, console) as watcher:
+            logs = home.logs(sweep.name)
+            scheduler = Scheduler((), store.keys(), executor, store, logs, watcher)
+            Searcher(points, storage, scheduler, parallel, watcher).run()
+    return found_by(sweep, home)

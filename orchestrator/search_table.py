@@ -1,0 +1,133 @@
+"""What the command line prints of a search: its space, and the worst case by study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.analysis import Estimate
+from orchestrator.describe import axis_value, number
+from orchestrator.read_search import studies
+from orchestrator.search_settings import Goal, Search
+from orchestrator.space import Choices, Dimension, Point, Space
+from orchestrator.summary_table import print_whole
+from orchestrator.sweep import Sweep
+from orchestrator.worst_case import COVERAGE_RADIUS, Confirmed, WorstCase
+
+
+def show_space(sweep: Sweep, search: Search, console: Console) -> None:
+    """The goals, the bounds, the space, and the budget."""
+    console.print(f"[bold]{sweep.name}[/bold]: {goals_text(search.goals)}", soft_wrap=True)
+    for bound in search.subject_to:
+        console.print(f"  subject to {bound.name} {bound}")
+    table = Table("setting", "values", "where", box=None, pad_edge=False, header_style="bold")
+    for dimension in search.space.dimensions:
+        table.add_row(dimension.name, values_text(dimension), _when_text(dimension))
+    print_whole(table, console)
+    for fixed in studies(search, sweep.grid):
+        space = search.space.within(fixed)
+        size = "settings on no grid" if space.size is None else f"{space.size:,} settings"
+        name = ", ".join(str(value) for value in fixed.values()) or "all"
+        console.print(f"  {name}: {size}, {search.settings.trials} trials")
+    console.print(
+        f"{len(sweep.seeds)} seeds a trial; sampler {search.settings.sampler}, pruner "
+        f"{search.settings.pruner}; the best {search.confirm.top} confirmed on "
+        f"{search.confirm.seeds} fresh seeds"
+    )
+
+
+def goals_text(goals: Sequence[Goal]) -> str:
+    """'maximise resurgence and minimise finetune.steps'."""
+    return " and ".join(f"{'max' if g.maximize else 'min'}imise {g.name}" for g in goals)
+
+
+def values_text(dimension: Dimension) -> str:
+    """'related, unrelated', '1e-5 to 3e-3, logarithmic'."""
+    if isinstance(dimension, Choices):
+        return ", ".join(number(label) for label in dimension.labels)
+    laid = ", logarithmic" if dimension.log else ""
+    step = f", in steps of {number(dimension.step)}" if dimension.step else ""
+    return f"{number(dimension.low)} to {number(dimension.high)}{laid}{step}"
+
+
+def _when_text(dimension: Dimension) -> str:
+    return " and ".join(
+        f"{name} is {' or '.join(map(str, values))}" for name, values in dimension.when
+    )
+
+
+def point_text(point: Point, space: Space) -> str:
+    """'related lora lr=1e-3 steps=400': the searched settings of a point."""
+    names = [d.name for d in space.dimensions if d.name in point]
+    return " ".join(axis_value(name, point[name], "=") for name in names)
+
+
+def show_worst_cases(found: Sequence[WorstCase], console: Console) -> None:
+    """A row a study, over what was tried and how much of the space it covers."""
+    goal = found[0].goals[0]
+    sheet = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("study", "worst settings"):
+        sheet.add_column(name, no_wrap=True)
+    shown = ("searched", f"confirmed {goal.name}", "unlearned", "control", "retained")
+    for name in (*shown, "trials", "covered"):
+        sheet.add_column(name, justify="right", no_wrap=True)
+    for case in found:
+        sheet.add_row(*_cells(case))
+    print_whole(sheet, console)
+    for line in _notes(found):
+        console.print(line, style="dim", soft_wrap=True, highlight=False)
+    for warning in _warnings(found):
+        console.print(warning, style="yellow", soft_wrap=True, highlight=False)
+
+
+def _cells(case: WorstCase) -> list[str]:
+    worst = case.worst
+    tried = f"{sum(case.count(s) for s in ('done', 'pruned', 'failed'))}"
+    ends = [case.name, point_text(worst.tried.point, case.space) if worst else "–"]
+    covered = f"{case.coverage:.0%}"
+    return [*ends, *(_numbers(worst) if worst else ["–"] * 5), tried, covered]
+
+
+def _numbers(worst: Confirmed) -> list[str]:
+    setting = worst.setting
+    return [
+        f"{worst.searched:.2f}",
+        estimate_text(worst.goal),
+        _score(setting.unlearned),
+        _score(setting.control),
+        _score(setting.retained),
+    ]
+
+
+def estimate_text(estimate: Estimate | None) -> str:
+    """'0.63 [0.51, 0.75]'."""
+    if estimate is None:
+        return "–"
+    return f"{estimate.value:.2f} \\[{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _notes(found: Sequence[WorstCase]) -> Iterator[str]:
+    seeds = next((c.setting.planned for case in found for c in case.confirmed), 0)
+    yield (
+        f"searched: the largest figure of the search, too large by chance; confirmed: the same "
+        f"settings on {seeds} fresh seeds, mean and 95% interval; covered: the share of the space "
+        f"within {COVERAGE_RADIUS:.0%} of every range of a tried point"
+    )
+
+
+def _warnings(found: Sequence[WorstCase]) -> Iterator[str]:
+    for case in found:
+        if not case.confirmed and case.count("running") == 0 and case.trials:
+            yield f"{case.name}: no setting kept every bound ({case.count('failed')} trials failed)"
+        elif case.confirmed and case.worst is None:
+            yield f"{case.name}: none of the best settings kept every bound on fresh seeds"
+        if left := case.budget - sum(case.count(s) for s in ("done", "pruned", "failed")):
+            size = case.space.size
+            if size is None or len(case.trials) < size:
+                yield f"{case.name}: {left} of {case.budget} trials to come"

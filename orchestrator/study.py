@@ -1,0 +1,382 @@
+"""A study: what was asked, what was told, who proposes next.
+
+Optuna is spoken to here and in study_plots. One thread owns a study. A trial that was running when
+the head died is still running when the study is opened again: it keeps its number and its settings,
+and what was not chosen yet is chosen then.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState
+
+from orchestrator import study_plots
+from orchestrator.errors import ResurgeError
+from orchestrator.search_settings import REDUCTION, Goal, Search
+from orchestrator.space import Choices, Dimension, Space, point_key
+from orchestrator.stage import canonical_json
+from orchestrator.tried import State, Tried
+
+# Names of metrics and groups in TPE are called experimental; both do what we need.
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+logging.getLogger("optuna").propagate = False
+
+MAX_REPEATS = 10
+"""So many known points in a row, and the next one is drawn by chance among the others."""
+MAX_DRAWS = 1_000
+
+_STATES: Mapping[TrialState, State] = {
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "running",
+    TrialState.COMPLETE: "done",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
+
+
+class Study:
+    """Asks for points and is told their values; everything it knows is in its storage.
+
+    Args:
+        storage: a database URL, or journal:///path.
+        name: what the study is called there.
+        search: what is sought, and how.
+        space: where, for this study.
+        rungs: the step counts at which a trial may be stopped.
+        identity: JSON values of all that a value hangs on; another study must not go on with it.
+
+    Raises:
+        ResurgeError: the storage cannot be used, or holds a study of that name that is another.
+    """
+
+    def __init__(
+        self,
+        storage: str,
+        name: str,
+        search: Search,
+        space: Space,
+        rungs: Sequence[int] = (),
+        identity: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.name = name
+        self.goals = search.goals
+        self.space = space
+        self.budget = search.settings.trials
+        self._rng_seed = search.settings.seed + zlib.crc32(name.encode())
+        self._is_grid = search.settings.sampler == "grid"
+        self._study = _create(storage, name, self.goals)
+        self._check(identity or {})
+        begun = len(self._study.get_trials(deepcopy=False))
+        self._rng = np.random.default_rng([self._rng_seed, begun])
+        # A sampler that begins again with the same seed would propose the same points again.
+        self._study.sampler = _sampler(search, space, (self._rng_seed + 7919 * begun) % 2**32)
+        self._study.pruner = _pruner(search, rungs)
+        self.known: dict[str, int] = {}
+        for tried in self.tried():
+            if tried.state != "running" and tried.repeat_of is None:
+                self.known.setdefault(point_key(tried.point), tried.number)
+
+    def _check(self, identity: Mapping[str, Any]) -> None:
+        """Refuse a study whose values were measured otherwise."""
+        mine = {**identity, "goals": _described(self.goals), "space": self.space.described()}
+        before = self._study.user_attrs.get("resurge.identity")
+        if before is None:
+            self._study.set_user_attr("resurge.identity", mine)
+            self._study.set_metric_names([goal.name for goal in self.goals])
+        elif canonical_json(before) != canonical_json(mine):
+            raise ResurgeError(
+                f"the study {self.name!r} was begun with another sweep: "
+                f"{'; '.join(_changes(before, mine))}. Its trials would not compare: give the "
+                f"sweep another `name` to begin a new study, or put the old values back"
+            )
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the budget is spent, or nothing new is left to try."""
+        return len(self.known) >= self.budget or self._is_exhausted
+
+    @property
+    def _is_exhausted(self) -> bool:
+        return self.space.size is not None and len(self.known) >= self.space.size
+
+    def adopt(self) -> list[Tried]:
+        """The trials that were running when the study was last closed; they go on."""
+        found = []
+        for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            point = self._choose(optuna.trial.Trial(self._study, frozen._trial_id))
+            if not self._is_repeat(frozen.number, point):
+                found.append(self.one(frozen.number))
+        return found
+
+    def ask(self) -> Tried | None:
+        """A new point; None if the budget is spent or none is left. Known ones are told at once."""
+        repeats = 0
+        while not self.is_over:
+            if self._is_grid or repeats >= MAX_REPEATS:
+                fresh = self._fresh()
+                if fresh is None:
+                    return None
+                self._study.enqueue_trial({d.name: fresh[d.name] for d in self._searched(fresh)})
+            trial = self._study.ask()
+            point = self._choose(trial)
+            if not self._is_repeat(trial.number, point):
+                return self.one(trial.number)
+            repeats += 1
+        return None
+
+    def report(self, number: int, step: int, value: float) -> bool:
+        """A value on the way; whether the trial should stop there."""
+        trial = self._live(number)
+        trial.report(value, step)
+        return bool(trial.should_prune())
+
+    def tell(
+        self,
+        number: int,
+        values: Sequence[float],
+        numbers: Mapping[str, float],
+        violations: Mapping[str, float],
+    ) -> None:
+        """A trial's values, in the order of the goals; a violation above 0 makes it infeasible."""
+        self._remember(number, numbers, violations)
+        self._study.tell(number, list(values))
+
+    def tell_pruned(
+        self, number: int, numbers: Mapping[str, float], violations: Mapping[str, float]
+    ) -> None:
+        """A trial was stopped; what it measured stays."""
+        self._remember(number, numbers, violations)
+        self._study.tell(number, state=TrialState.PRUNED)
+
+    def tell_failed(self, number: int, reason: str) -> None:
+        """A trial has no value."""
+        self._live(number).set_user_attr("resurge.reason", reason)
+        self._study.tell(number, state=TrialState.FAIL)
+
+    def tried(self) -> list[Tried]:
+        """Every trial so far, repeats too, by number."""
+        return [_tried(t, self.space) for t in self._study.get_trials(deepcopy=False)]
+
+    def importance(self) -> dict[str, float]:
+        """How much each setting matters for the first goal; see `study_plots.importance`."""
+        return study_plots.importance(self._study)
+
+    def plots(self) -> dict[str, Any]:
+        """Interactive plots by name, as plotly figures."""
+        return study_plots.plots(self._study, self.goals)
+
+    def _live(self, number: int) -> optuna.trial.Trial:
+        frozen = self._study.get_trials(deepcopy=False)[number]
+        return optuna.trial.Trial(self._study, frozen._trial_id)
+
+    def one(self, number: int) -> Tried:
+        """A trial as it is now."""
+        return _tried(self._study.get_trials(deepcopy=False)[number], self.space)
+
+    def _choose(self, trial: optuna.trial.Trial) -> dict[str, Any]:
+        """The trial's point; what it has chosen before stays."""
+        chosen: dict[str, Any] = {}
+        for dimension in self.space.active(chosen):
+            chosen[dimension.name] = _suggest(trial, dimension)
+        point = {**self.space.fixed, **chosen}
+        trial.set_user_attr("resurge.point", point)
+        return point
+
+    def _searched(self, point: Mapping[str, Any]) -> Iterator[Dimension]:
+        return (d for d in self.space.dimensions if d.name in point)
+
+    def _is_repeat(self, number: int, point: Mapping[str, Any]) -> bool:
+        """Whether the point is known: it is then told at once. A new one is known from now on."""
+        earlier = self.known.setdefault(point_key(point), number)
+        if earlier == number:
+            return False
+        trial, first = self._live(number), self._study.get_trials(deepcopy=False)[earlier]
+        trial.set_user_attr("resurge.repeat_of", earlier)
+        if first.state == TrialState.COMPLETE:
+            for name, violation in first.constraints.items():
+                trial.set_constraint(name, violation)
+            self._study.tell(number, first.values)
+        else:
+            self._study.tell(number, state=TrialState.FAIL)
+        return True
+
+    def _fresh(self) -> dict[str, Any] | None:
+        """A point that is not known: the next of a grid, or one by chance."""
+        size = self.space.size
+        if size is not None and (self._is_grid or size <= MAX_DRAWS):
+            unknown = [p for p in self.space.points() if point_key(p) not in self.known]
+            at = 0 if self._is_grid or not unknown else int(self._rng.integers(len(unknown)))
+            return unknown[at] if unknown else None
+        drawn = (self.space.draw(self._rng) for _ in range(MAX_DRAWS))
+        return next((point for point in drawn if point_key(point) not in self.known), None)
+
+    def _remember(
+        self, number: int, numbers: Mapping[str, float], violations: Mapping[str, float]
+    ) -> None:
+        trial = self._live(number)
+        trial.set_user_attr("resurge.numbers", dict(numbers))
+        for name, violation in violations.items():
+            trial.set_constraint(name, violation)
+
+
+def read_tried(storage: str, name: str, space: Space) -> list[Tried]:
+    """The trials of a study; none if it is not there. Nothing is written."""
+    if storage.startswith("sqlite:///") and not Path(storage.removeprefix("sqlite:///")).exists():
+        return []
+    try:
+        study = optuna.load_study(study_name=name, storage=_storage(storage))
+    except KeyError:
+        return []
+    except Exception as error:
+        raise _unusable(storage, error) from error
+    return [_tried(trial, space) for trial in study.get_trials(deepcopy=False)]
+
+
+def _create(storage: str, name: str, goals: Sequence[Goal]) -> optuna.Study:
+    up, down = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
+    directions = [up if goal.maximize else down for goal in goals]
+    try:
+        return optuna.create_study(
+            storage=_storage(storage), study_name=name, directions=directions, load_if_exists=True
+        )
+    except Exception as error:
+        if "number of objectives" in str(error) or "directions" in str(error).lower():
+            raise ResurgeError(
+                f"the study {name!r} sought something else; give the sweep another `name`"
+            ) from error
+        raise _unusable(storage, error) from error
+
+
+def _unusable(storage: str, error: Exception) -> ResurgeError:
+    """A driver that is not installed, a server that is away, a file that is no database: each
+    raises something of its own.
+    """
+    if isinstance(error, ResurgeError):
+        return error
+    what = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ResurgeError(f"the studies at {shown_url(storage)} cannot be used: {what}")
+
+
+def dashboard_command(storage: str, port: int) -> list[str]:
+    """The command that serves optuna-dashboard on the studies, on loopback only.
+
+    Raises:
+        ResurgeError: there are no studies yet.
+    """
+    place = storage.removeprefix("sqlite:///").removeprefix("journal://")
+    if place.startswith("/") and not Path(place).exists():
+        raise ResurgeError(f"there are no studies at {place} yet; `resurge search` makes them")
+    source = place if storage.startswith("journal://") else storage
+    return ["optuna-dashboard", "--host", "127.0.0.1", "--port", str(port), source]
+
+
+def shown_url(url: str) -> str:
+    """A database's URL without its password."""
+    scheme, sign, rest = url.partition("://")
+    user, at, place = rest.rpartition("@")
+    return f"{scheme}{sign}{user.partition(':')[0]}:***@{place}" if at else url
+
+
+def _storage(url: str) -> Any:
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    if url.startswith("journal:///"):
+        path = Path(url.removeprefix("journal://"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(str(path)))
+    if "://" not in url:
+        raise ResurgeError(f"must be a database URL or journal:///path but got {url!r}")
+    if url.startswith("sqlite:///"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+    return RDBStorage(url)
+
+
+def _suggest(trial: optuna.trial.Trial, dimension: Dimension) -> Any:
+    if isinstance(dimension, Choices):
+        chosen = trial.suggest_categorical(dimension.name, dimension.labels)
+        return dimension.values[dimension.labels.index(chosen)]
+    low, high, log = dimension.low, dimension.high, dimension.log
+    if dimension.is_int:
+        step = int(dimension.step or 1)
+        return dimension.snap(
+            trial.suggest_int(dimension.name, int(low), int(high), step=step, log=log)
+        )
+    value = trial.suggest_float(dimension.name, low, high, step=dimension.step, log=log)
+    return dimension.snap(value)
+
+
+def _sampler(search: Search, space: Space, seed: int) -> optuna.samplers.BaseSampler:
+    kind = search.settings.sampler
+    if kind == "tpe":
+        # In a space with conditions, settings that stand together are modelled together.
+        is_conditional = any(dimension.when for dimension in space.dimensions)
+        return optuna.samplers.TPESampler(
+            seed=seed, group=is_conditional, multivariate=True, constant_liar=True
+        )
+    if kind == "gp":
+        return optuna.samplers.GPSampler(seed=seed)
+    if kind == "cmaes":
+        return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+    if kind == "nsga2":
+        return optuna.samplers.NSGAIISampler(seed=seed)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _pruner(search: Search, rungs: Sequence[int]) -> optuna.pruners.BasePruner:
+    kind = search.settings.pruner
+    if kind == "median" and rungs:
+        return optuna.pruners.MedianPruner()
+    if kind == "hyperband" and rungs:
+        return optuna.pruners.HyperbandPruner(
+            min_resource=rungs[0], max_resource=rungs[-1], reduction_factor=REDUCTION
+        )
+    return optuna.pruners.NopPruner()
+
+
+def _tried(frozen: optuna.trial.FrozenTrial, space: Space) -> Tried:
+    attrs = frozen.user_attrs
+    return Tried(
+        number=frozen.number,
+        state=_STATES[frozen.state],
+        point=attrs.get("resurge.point", dict(space.fixed)),
+        values=tuple(frozen.values or ()),
+        numbers=attrs.get("resurge.numbers", {}),
+        is_feasible=all(v <= 0 for v in frozen.constraints.values()),
+        reason=attrs.get("resurge.reason"),
+        repeat_of=attrs.get("resurge.repeat_of"),
+        curve=dict(frozen.intermediate_values),
+        started_ms=_ms(frozen.datetime_start),
+        ended_ms=_ms(frozen.datetime_complete),
+    )
+
+
+def _ms(time: Any) -> int:
+    return round(time.timestamp() * 1000) if time is not None else 0
+
+
+def _described(goals: Sequence[Goal]) -> list[list[Any]]:
+    return [[goal.name, goal.maximize] for goal in goals]
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """'space.finetune.steps was … and is …' for everything that differs."""
+    for name in dict.fromkeys((*before, *now)):
+        where = f"{path}{name}"
+        was, is_ = before.get(name), now.get(name)
+        if canonical_json(was) == canonical_json(is_):
+            continue
+        if isinstance(was, Mapping) and isinstance(is_, Mapping):
+            yield from _changes(was, is_, f"{where}.")
+        else:
+            yield f"{where} was {canonical_json(was)} and is {canonical_json(is_)}"

@@ -1,0 +1,159 @@
+"""What a search found: by study the settings that bring the most back, confirmed on fresh seeds.
+
+A view of the studies and the store; nothing is run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from orchestrator.analysis import Estimate
+from orchestrator.measure import Measured, Reader
+from orchestrator.plan import Plan
+from orchestrator.search_plan import Points, numbers_of
+from orchestrator.search_settings import Goal
+from orchestrator.space import Point, Space
+from orchestrator.store import Store
+from orchestrator.summary import Aggregate, aggregate
+from orchestrator.tried import Tried, best, best_so_far, counted
+
+COVERAGE_RADIUS = 0.1
+"""A point is covered if a tried one is as near as this share of every range, its choices equal."""
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """One of the best settings on fresh seeds.
+
+    `goal` is the first goal's mean with its 95% interval over seeds (and prompts, for resurgence
+    and recovery); None until every fresh seed is there. `searched` is the search's own figure: the
+    largest of many noisy ones, and so too large on average (the winner's curse).
+    """
+
+    tried: Tried
+    searched: float
+    goal: Estimate | None
+    setting: Aggregate
+    numbers: Mapping[str, float]
+    is_feasible: bool
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """What one study found."""
+
+    name: str
+    fixed: Point
+    space: Space
+    goals: tuple[Goal, ...]
+    budget: int
+    trials: tuple[Tried, ...]
+    confirmed: tuple[Confirmed, ...]
+
+    @property
+    def worst(self) -> Confirmed | None:
+        """The setting with the largest confirmed mean among those that keep every bound."""
+        sign = 1 if self.goals[0].maximize else -1
+        found = [c for c in self.confirmed if c.is_feasible and c.goal is not None]
+        return max(found, key=lambda c: sign * c.goal.value if c.goal else 0.0, default=None)
+
+    @cached_property
+    def coverage(self) -> float:
+        """Share of the space's volume near a tried point."""
+        tried = [t.point for t in counted(self.trials) if t.state in ("done", "pruned")]
+        return self.space.coverage(tried, COVERAGE_RADIUS)
+
+    @property
+    def curve(self) -> list[float | None]:
+        """The best value after each trial."""
+        return best_so_far(self.trials, self.goals)
+
+    def count(self, state: str) -> int:
+        """How many trials of the budget are in a state: done, pruned, failed or running."""
+        return sum(trial.state == state for trial in counted(self.trials))
+
+
+def worst_cases(
+    points: Points, found: Iterable[tuple[str, Point, Sequence[Tried]]], store: Store
+) -> list[WorstCase]:
+    """What every study found, as far as the store has it."""
+    return [_worst_case(points, name, fixed, trials, store) for name, fixed, trials in found]
+
+
+def confirmed(trials: Sequence[Tried], points: Points) -> list[Tried]:
+    """The trials whose settings are run again on fresh seeds."""
+    return best(trials, points.search.goals, points.search.confirm.top)
+
+
+def _worst_case(
+    points: Points, name: str, fixed: Point, trials: Sequence[Tried], store: Store
+) -> WorstCase:
+    return WorstCase(
+        name=name,
+        fixed=fixed,
+        space=points.search.space.within(fixed),
+        goals=points.search.goals,
+        budget=points.search.settings.trials,
+        trials=tuple(trials),
+        confirmed=tuple(_confirmed(points, tried, store) for tried in confirmed(trials, points)),
+    )
+
+
+def _confirmed(points: Points, tried: Tried, store: Store) -> Confirmed:
+    plan = points.confirming(tried.point)
+    reader = Reader(plan, store)
+    trials = [m for m in reader.all() if not m.planned.is_control]
+    setting = next(s for s in aggregate(plan, store, reader).settings if not s.is_control)
+    is_measured = all(m.status == "done" for m in trials)
+    numbers = numbers_of(trials, tried.point, points.search) if is_measured else None
+    goal = points.search.goals[0]
+    return Confirmed(
+        tried=tried,
+        searched=tried.values[0],
+        goal=_estimate(goal.name, setting, trials, tried.point, points) if is_measured else None,
+        setting=setting,
+        numbers=numbers.found if numbers else {},
+        is_feasible=numbers is not None and all(v <= 0 for v in numbers.violations.values()),
+    )
+
+
+def _estimate(
+    name: str, setting: Aggregate, trials: Sequence[Measured], point: Point, points: Points
+) -> Estimate | None:
+    """Resurgence and recovery as everywhere; any other number's mean over seeds, by Student's t."""
+    if name in ("resurgence", "recovery"):
+        paired = setting.paired
+        return (getattr(paired, name) if paired else None) or None
+    found = [numbers_of([m], point, points.search).found.get(name) for m in trials]
+    values = np.array([value for value in found if value is not None])
+    if len(values) < 2:
+        return None
+    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    mean = float(values.mean())
+    return Estimate(mean, mean - half, mean + half)
+
+
+def asked_plan(points: Points, found: Iterable[tuple[str, Point, Sequence[Tried]]]) -> Plan:
+    """All that a search has asked for so far, as one plan: its trials and the confirmed ones."""
+    trials: dict[Any, None] = {}
+    plans = []
+    for _, _, tried in found:
+        for one in counted(tried):
+            for steps in (*one.curve, *([None] if one.state == "done" else [])):
+                trials.update(dict.fromkeys(points.trials(one.point, steps)))
+        plans += [points.confirming(one.point) for one in confirmed(tried, points)]
+    searched = points.plan(trials)
+    everything = (searched, *plans)
+    return Plan(
+        name=points.sweep.name,
+        root=searched.root,
+        trials=tuple({t.digest: t for plan in everything for t in plan.trials}.values()),
+        stages=tuple(dict.fromkeys(s for plan in everything for s in plan.stages)),
+    )
