@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-slow check format bench coverage evidence methods tuning clean
+.PHONY: help install demo test test-fast test-slow check format bench coverage bench-search evidence methods tuning worst-case clean
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Resurge needs Python 3.11 or later")'
@@ -44,6 +44,13 @@ format: install ## Let ruff format and sort
 
 bench: install ## What sharing stages saves, both sides measured in one run
 	$(BIN)/python -m benchmarks.sharing
+
+bench-search: install ## Samplers on a recorded surface, ten repeats each: a minute
+	$(BIN)/python -m benchmarks.search
+
+worst-case: install ## Search for the worst case of three methods and write docs/worst-case.md: half an hour
+	$(BIN)/resurge search sweeps/worst_case.yaml
+	$(BIN)/python -m benchmarks.worst_case docs
 
 coverage: install ## How often the intervals hold the truth, on simulated sweeps: two minutes
 	$(BIN)/python -m benchmarks.coverage

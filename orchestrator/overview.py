@@ -30,7 +30,14 @@ BRANCHES_SHOWN = 8
 
 
 def show_plan(job: Job, console: Console, full: bool) -> None:
-    """The counts by kind, what sharing saves, and the tree."""
+    """The counts by kind, what sharing saves, and the tree; of a search first its space."""
+    if job.sweep.search is not None:
+        from orchestrator.search_table import show_space
+
+        show_space(job.sweep, job.sweep.search, console)
+        if not job.plan.trials:
+            return
+        console.print("Asked for so far:")
     show_plan_line(job, console)
     done = job.done()
     unique, naive = job.plan.count(), job.plan.count_naive()
@@ -140,8 +147,14 @@ def _print_failures(rows: Iterable[tuple[Stage, Mapping[str, Any]]], console: Co
 def show_results(job: Job, console: Console, by: Sequence[str] = ()) -> None:
     """The table of settings with resurgence, recovery, control and interval.
 
-    With `by`, averaged over all other axes.
+    With `by`, averaged over all other axes. Of a search, without it, the worst cases.
     """
+    if job.sweep.search is not None and not by:
+        from orchestrator.search import found_by
+        from orchestrator.search_table import show_worst_cases
+
+        show_worst_cases(found_by(job.sweep, job.home), console)
+        return
     from orchestrator.summary import aggregate, aggregate_by
     from orchestrator.summary_table import render
 

@@ -32,10 +32,15 @@ def show_space(sweep: Sweep, search: Search, console: Console) -> None:
         name = ", ".join(str(value) for value in fixed.values()) or "all"
         console.print(f"  {name}: {size}, {search.settings.trials} trials")
     console.print(
-        f"{len(sweep.seeds)} seeds a trial; sampler {search.settings.sampler}, pruner "
+        f"{counted_seeds(len(sweep.seeds))} a trial; sampler {search.settings.sampler}, pruner "
         f"{search.settings.pruner}; the best {search.confirm.top} confirmed on "
         f"{search.confirm.seeds} fresh seeds"
     )
+
+
+def counted_seeds(count: int) -> str:
+    """'1 seed', '3 seeds'."""
+    return f"{count} seed{'' if count == 1 else 's'}"
 
 
 def goals_text(goals: Sequence[Goal]) -> str:
