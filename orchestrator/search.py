@@ -31,7 +31,8 @@ def read_studies(points: Points, storage: str) -> list[tuple[str, Point, list[Tr
     for fixed in studies(points.search, points.sweep.grid):
         name = study_name(points.sweep, fixed)
         space = points.search.space.within(fixed)
-        found.append((name, fixed, read_tried(storage, name, space)))
+        identity = points.identity(fixed)
+        found.append((name, fixed, read_tried(storage, name, points.search, space, identity)))
     return found
 
 
@@ -79,9 +80,10 @@ def run(sweep: Sweep, home: Home | None = None, console: Console | None = None) 
         raise ResurgeError(f"sweep {sweep.name!r} has no `search` block; `resurge run` runs it")
     home, console = home or Home.find(None), console or Console()
     points, store = Points(sweep), Store(home.store_location(sweep))
-    store.put_sweep(sweep.name, {"sweep": sweep.canonical(), "source": sweep.source})
     storage = home.studies_uri(sweep)
-    if _is_complete(points, read_studies(points, storage), store):
+    begun = read_studies(points, storage)
+    store.put_sweep(sweep.name, {"sweep": sweep.canonical(), "source": sweep.source})
+    if _is_complete(points, begun, store):
         return found_by(sweep, home)
     with new_executor(sweep, console) as executor:
         asked = sweep.search.settings.parallel

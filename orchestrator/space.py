@@ -96,14 +96,13 @@ class Range:
         return self.snap(self.low + index * (self.step or 1))
 
     def snap(self, value: float) -> Any:
-        """The nearest value of the declared precision."""
-        if self.step is not None:
-            count = round((value - self.low) / self.step)
-            value = self.low + count * self.step
+        """The nearest value of the range that has the declared precision."""
+        if self.size is not None:
+            step = self.step or 1
+            index = min(self.size - 1, max(0, round((value - self.low) / step)))
+            value = self.low + index * step
             return round(value) if self.is_int else float(f"{value:.12g}")
-        if self.is_int:
-            return round(value)
-        return min(self.high, max(self.low, float(f"{value:.{self.digits}g}")))
+        return float(min(self.high, max(self.low, float(f"{value:.{self.digits}g}"))))
 
     def unit(self, value: float) -> float:
         """Where in the range the value lies: 0 at its low end, 1 at its high end."""
@@ -115,10 +114,11 @@ class Range:
 
     def draw(self, rng: np.random.Generator) -> Any:
         """A value by chance, uniform in the range (in its logarithm if that is how it is laid)."""
-        share = float(rng.random())
         if self.log:
-            return self.snap(self.low * (self.high / self.low) ** share)
-        return self.snap(self.low + (self.high - self.low) * share)
+            return self.snap(self.low * (self.high / self.low) ** float(rng.random()))
+        if self.size is not None:
+            return self.at(int(rng.integers(self.size)))
+        return self.snap(self.low + (self.high - self.low) * float(rng.random()))
 
     def gap(self, one: float, other: float) -> float:
         """The distance of two values as a share of the range."""
@@ -149,21 +149,28 @@ class Space:
     def within(self, fixed: Point) -> Space:
         """The part of the space where these settings have these values."""
         known = {**self.fixed, **fixed}
-        kept = []
+        kept: dict[str, Dimension] = {}
         for dimension in self.dimensions:
             if dimension.name in fixed:
                 continue
-            conditions = [c for c in dimension.when if c[0] in known]
-            if all(known[name] in values for name, values in conditions):
-                open_ones = tuple(c for c in dimension.when if c[0] not in known)
-                kept.append(replace(dimension, when=open_ones))
-        return Space(tuple(kept), known)
+            open_ones = tuple(c for c in dimension.when if c[0] not in known)
+            decided = [c for c in dimension.when if c[0] in known]
+            # What hangs on a setting that is gone is gone too.
+            if all(name in kept for name, _ in open_ones) and all(
+                known[name] in values for name, values in decided
+            ):
+                kept[dimension.name] = replace(dimension, when=open_ones)
+        return Space(tuple(kept.values()), known)
 
     def active(self, chosen: Point) -> Iterator[Dimension]:
         """The settings to choose, given those that have been chosen while iterating."""
         for dimension in self.dimensions:
             if all(name in chosen and chosen[name] in values for name, values in dimension.when):
                 yield dimension
+
+    def searched(self, point: Point) -> dict[str, Any]:
+        """A point without what is fixed."""
+        return {d.name: point[d.name] for d in self.dimensions if d.name in point}
 
     @cached_property
     def size(self) -> int | None:
@@ -215,16 +222,36 @@ class Space:
 
     def corners(self) -> Iterator[dict[str, Any]]:
         """Few points that between them have both ends of every range and every listed value."""
-        longest = max((d.size for d in self.dimensions if isinstance(d, Choices)), default=1)
-        for which in range(max(2, longest)):
-            for at_high in (False, True):
-                chosen: dict[str, Any] = {}
-                for d in self.active(chosen):
-                    if isinstance(d, Choices):
-                        chosen[d.name] = d.values[which % d.size]
-                    else:
-                        chosen[d.name] = d.snap(d.high if at_high else d.low)
-                yield {**self.fixed, **chosen}
+        found = {}
+        for target in self.dimensions:
+            for index in range(target.size if isinstance(target, Choices) else 1):
+                allowed = self._allowed(target, index)
+                for at_high in (False, True):
+                    point = self._corner(allowed, index, at_high)
+                    found[point_key(point)] = point
+        yield from found.values() or [dict(self.fixed)]
+
+    def _allowed(self, target: Dimension, index: int) -> dict[str, Sequence[Any]]:
+        """The values of other settings under which a setting is there, and its own."""
+        allowed: dict[str, Sequence[Any]] = {target.name: ()}
+        if isinstance(target, Choices):
+            allowed[target.name] = (target.at(index),)
+        for dimension in reversed(self.dimensions):
+            for name, values in dimension.when if dimension.name in allowed else ():
+                allowed[name] = [v for v in allowed.get(name, values) if v in values]
+        return allowed
+
+    def _corner(
+        self, allowed: Mapping[str, Sequence[Any]], index: int, at_high: bool
+    ) -> dict[str, Any]:
+        chosen: dict[str, Any] = {}
+        for d in self.active(chosen):
+            if isinstance(d, Choices):
+                values = allowed.get(d.name) or d.values
+                chosen[d.name] = values[index % len(values)]
+            else:
+                chosen[d.name] = d.snap(d.high if at_high else d.low)
+        return {**self.fixed, **chosen}
 
     def distance(self, one: Point, other: Point) -> float:
         """The largest gap of any setting: 1 where a choice differs, else a share of the range."""
@@ -247,7 +274,8 @@ class Space:
         tried = list(tried)
         rng = np.random.default_rng(seed)
         drawn = [self.draw(rng) for _ in range(COVERAGE_POINTS)] if tried else []
-        near = sum(any(self.distance(d, t) <= radius for t in tried) for d in drawn)
+        reach = radius + 1e-9  # 0.8 - 0.7 is more than 0.1
+        near = sum(any(self.distance(d, t) <= reach for t in tried) for d in drawn)
         return near / COVERAGE_POINTS
 
     def described(self) -> dict[str, Any]:

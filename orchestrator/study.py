@@ -30,6 +30,7 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 logging.getLogger("optuna").propagate = False
 
+IDENTITY = "resurge.identity"
 MAX_REPEATS = 10
 """So many known points in a row, and the next one is drawn by chance among the others."""
 MAX_DRAWS = 1_000
@@ -86,18 +87,12 @@ class Study:
                 self.known.setdefault(point_key(tried.point), tried.number)
 
     def _check(self, identity: Mapping[str, Any]) -> None:
-        """Refuse a study whose values were measured otherwise."""
-        mine = {**identity, "goals": _described(self.goals), "space": self.space.described()}
-        before = self._study.user_attrs.get("resurge.identity")
-        if before is None:
-            self._study.set_user_attr("resurge.identity", mine)
+        """Refuse a study whose values were measured otherwise; mark a new one."""
+        mine = _whole_identity(identity, self.goals, self.space)
+        if IDENTITY not in self._study.user_attrs:
+            self._study.set_user_attr(IDENTITY, mine)
             self._study.set_metric_names([goal.name for goal in self.goals])
-        elif canonical_json(before) != canonical_json(mine):
-            raise ResurgeError(
-                f"the study {self.name!r} was begun with another sweep: "
-                f"{'; '.join(_changes(before, mine))}. Its trials would not compare: give the "
-                f"sweep another `name` to begin a new study, or put the old values back"
-            )
+        _refuse_another(self._study, mine)
 
     @property
     def is_over(self) -> bool:
@@ -125,7 +120,7 @@ class Study:
                 fresh = self._fresh()
                 if fresh is None:
                     return None
-                self._study.enqueue_trial({d.name: fresh[d.name] for d in self._searched(fresh)})
+                self._study.enqueue_trial(self.space.searched(fresh))
             trial = self._study.ask()
             point = self._choose(trial)
             if not self._is_repeat(trial.number, point):
@@ -191,9 +186,6 @@ class Study:
         trial.set_user_attr("resurge.point", point)
         return point
 
-    def _searched(self, point: Mapping[str, Any]) -> Iterator[Dimension]:
-        return (d for d in self.space.dimensions if d.name in point)
-
     def _is_repeat(self, number: int, point: Mapping[str, Any]) -> bool:
         """Whether the point is known: it is then told at once. A new one is known from now on."""
         earlier = self.known.setdefault(point_key(point), number)
@@ -228,8 +220,35 @@ class Study:
             trial.set_constraint(name, violation)
 
 
-def read_tried(storage: str, name: str, space: Space) -> list[Tried]:
-    """The trials of a study; none if it is not there. Nothing is written."""
+def _whole_identity(
+    identity: Mapping[str, Any], goals: Sequence[Goal], space: Space
+) -> dict[str, Any]:
+    described = [[goal.name, goal.maximize] for goal in goals]
+    return {**identity, "goals": described, "space": space.described()}
+
+
+def _refuse_another(study: optuna.Study, mine: Mapping[str, Any]) -> None:
+    before = study.user_attrs.get(IDENTITY, mine)
+    if canonical_json(before) != canonical_json(mine):
+        raise ResurgeError(
+            f"the study {study.study_name!r} was begun with another sweep: "
+            f"{'; '.join(_changes(before, mine))}. Its trials would not compare: give the "
+            f"sweep another `name` to begin a new study, or put the old values back"
+        )
+
+
+def read_tried(
+    storage: str,
+    name: str,
+    search: Search,
+    space: Space,
+    identity: Mapping[str, Any] | None = None,
+) -> list[Tried]:
+    """The trials of a study; none if it is not there. Nothing is written.
+
+    Raises:
+        ResurgeError: as of `Study`.
+    """
     if storage.startswith("sqlite:///") and not Path(storage.removeprefix("sqlite:///")).exists():
         return []
     try:
@@ -238,6 +257,7 @@ def read_tried(storage: str, name: str, space: Space) -> list[Tried]:
         return []
     except Exception as error:
         raise _unusable(storage, error) from error
+    _refuse_another(study, _whole_identity(identity or {}, search.goals, space))
     return [_tried(trial, space) for trial in study.get_trials(deepcopy=False)]
 
 
@@ -363,10 +383,6 @@ def _tried(frozen: optuna.trial.FrozenTrial, space: Space) -> Tried:
 
 def _ms(time: Any) -> int:
     return round(time.timestamp() * 1000) if time is not None else 0
-
-
-def _described(goals: Sequence[Goal]) -> list[list[Any]]:
-    return [[goal.name, goal.maximize] for goal in goals]
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> Iterator[str]:

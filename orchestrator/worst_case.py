@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -20,8 +19,10 @@ from orchestrator.plan import Plan
 from orchestrator.search_plan import Points, numbers_of
 from orchestrator.search_settings import Goal
 from orchestrator.space import Point, Space
+from orchestrator.stage import canonical_json
 from orchestrator.store import Store
 from orchestrator.summary import Aggregate, aggregate
+from orchestrator.trial import Trial
 from orchestrator.tried import Tried, best, best_so_far, counted
 
 COVERAGE_RADIUS = 0.1
@@ -142,14 +143,15 @@ def _estimate(
 
 def asked_plan(points: Points, found: Iterable[tuple[str, Point, Sequence[Tried]]]) -> Plan:
     """All that a search has asked for so far, as one plan: its trials and the confirmed ones."""
-    trials: dict[Any, None] = {}
+    trials: dict[str, Trial] = {}
     plans = []
     for _, _, tried in found:
         for one in counted(tried):
             for steps in (*one.curve, *([None] if one.state == "done" else [])):
-                trials.update(dict.fromkeys(points.trials(one.point, steps)))
+                for trial in points.trials(one.point, steps):
+                    trials[canonical_json(dict(trial.params))] = trial
         plans += [points.confirming(one.point) for one in confirmed(tried, points)]
-    searched = points.plan(trials)
+    searched = points.plan(trials.values())
     everything = (searched, *plans)
     return Plan(
         name=points.sweep.name,
