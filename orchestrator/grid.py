@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from orchestrator.errors import Problem
 from orchestrator.plugin import BasePlugin, Plugin, find
 from orchestrator.stage import canonical_json
-from orchestrator.trial import Edit, Scalar, Trial
+from orchestrator.trial import Edit, Scalar, Trial, scalar
 from orchestrator.values import build
 from orchestrator.yaml_file import Place
 
@@ -333,15 +333,11 @@ class _Builder:
 def _params(prefix: str, plugin: Plugin, names: Mapping[str, Any]) -> dict[str, Scalar]:
     """The flat parameters of the settings that the file gives."""
     full = plugin.settings.model_dump(mode="json")
-    return {f"{prefix}.{name}": _scalar(full[name]) for name in names}
+    return {f"{prefix}.{name}": scalar(full[name]) for name in names}
 
 
 def _base_params(base: BasePlugin) -> dict[str, Scalar]:
     return _params(f"base.{base.name}", base, dict.fromkeys(base.settings.model_fields_set))
-
-
-def _scalar(value: Any) -> Scalar:
-    return canonical_json(value) if isinstance(value, list | dict) else value
 
 
 def _included(grid: Grid, selection: Selection) -> Grid:

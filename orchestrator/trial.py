@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from orchestrator.plugin import Plugin
+from orchestrator.stage import canonical_json
 
 Scalar = str | int | float | bool | None
+
+
+def scalar(value: Any) -> Scalar:
+    """The value as a parameter; a list or a mapping as its JSON."""
+    return canonical_json(value) if isinstance(value, list | dict) else value
 
 
 @dataclass(frozen=True)
