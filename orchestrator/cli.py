@@ -126,7 +126,10 @@ def dashboard(
     from orchestrator.study import dashboard_command
 
     place = Home.find(home)
-    command = dashboard_command(place.studies_uri(open_sweep(sweep, (), place)), port)
+    found = open_sweep(sweep, (), place)
+    if found.search is None:
+        raise ResurgeError(f"sweep {found.name!r} has no `search` block, and so no studies")
+    command = dashboard_command(place.studies_uri(found), port)
     out.print(f"Studies: http://127.0.0.1:{port} (Ctrl-C ends it)", style="bold", soft_wrap=True)
     _become(command)
 

@@ -95,6 +95,8 @@ class Grid:
     exclude: tuple[Selection, ...] = ()
     include: tuple[Selection, ...] = ()
     place: Place = field(default=_NOWHERE, compare=False)
+    made: dict[Any, Plugin] = field(default_factory=dict, compare=False, repr=False)
+    """Plug-ins made so far, by class and settings: the grids that come of this one share them."""
 
     @cached_property
     def axes(self) -> tuple[Axis, ...]:
@@ -223,7 +225,7 @@ class _Builder:
         self.unmatched = unmatched
         self.problems: list[Problem] = []
         self.edits: dict[tuple[Any, ...], tuple[Edit, dict[str, Scalar]] | None] = {}
-        self.plugins: dict[tuple[type[Plugin], str], Plugin] = {}
+        self.plugins = grid.made
         self.checked: set[tuple[int, str]] = set()
         self.axes: dict[str, list[Axis]] = {}
         for axis in grid.axes:

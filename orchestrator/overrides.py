@@ -59,6 +59,8 @@ def locate(root: Node, path: str, keys: Collection[str]) -> list[str | int]:
     edits = _edits(root)
     if first in edits:
         return [*edits[first], *_in_edit(first, rest)]
+    if first == "search" and rest[:1] in (["space"], ["subject_to"]) and rest[1:]:
+        return [first, rest[0], *_in_flat(root, rest[0], ".".join(rest[1:]))]
     if first in keys:
         return [first, *rest]
     raise _NoSuchPathError(f"unknown path{_suggestion(path, edits, keys)}")
@@ -83,6 +85,16 @@ def _in_edit(key: str, rest: list[str]) -> list[str]:
     if key.startswith("unlearn"):
         return rest[1:] if rest[:1] == ["method"] else rest
     return ["dataset", *rest] if len(rest) > 1 and rest[0] != "dataset" else rest
+
+
+def _in_flat(root: Node, key: str, rest: str) -> list[str]:
+    """A space's keys have dots in them: "finetune.steps.step" is "step" in "finetune.steps"."""
+    search = root.value.get("search")
+    block = search.value.get(key) if search is not None and isinstance(search.value, dict) else None
+    known = block.value if block is not None and isinstance(block.value, dict) else {}
+    inside = [n for n, node in known.items() if isinstance(node.value, dict)]
+    name = max((n for n in inside if f"{rest}.".startswith(f"{n}.")), key=len, default=rest)
+    return [name, *rest.removeprefix(name).split(".")[1:]]
 
 
 def _suggestion(path: str, edits: Collection[str], keys: Collection[str]) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, cast
 
-from orchestrator.grid import Axis, EditAxes, Grid, point_grid
+from orchestrator.grid import Grid, point_grid
 from orchestrator.plugin import MetricPlugin, suggest
-from orchestrator.read_choices import fill, known, texts, value_of
-from orchestrator.read_selections import Setting, kind_of, labels, reachable, setting
+from orchestrator.read_choices import fill, known, texts
+from orchestrator.read_space import read_space, say_same_name
 from orchestrator.search_settings import (
     FOR_SEVERAL_GOALS,
     NUMBERS,
@@ -19,7 +18,7 @@ from orchestrator.search_settings import (
     Search,
     SearchSettings,
 )
-from orchestrator.space import Choices, Condition, Dimension, Range, Space
+from orchestrator.space import Range, Space
 from orchestrator.yaml_file import At, show
 
 OWN = ("maximize", "minimize", "subject_to", "space", "for_each", "confirm")
@@ -29,8 +28,10 @@ def read_search(at: At, grid: Grid, metrics: tuple[MetricPlugin, ...]) -> Search
     """The block, checked against the grid whose axes its space replaces."""
     before = len(at.problems)
     given = known(at, (*OWN, *SearchSettings.model_fields), required=("space",))
+    if not isinstance(at.value, dict):
+        return None
     for_each = _for_each(given["for_each"], grid) if "for_each" in given else ()
-    space = _Reader(grid, for_each).space(given["space"]) if "space" in given else Space(())
+    space = read_space(given["space"], grid, for_each) if "space" in given else Space(())
     plain = {name: value for name, value in given.items() if name not in OWN}
     settings = cast("SearchSettings | None", fill(SearchSettings, plain, at))
     confirm = Confirm()
@@ -42,7 +43,7 @@ def read_search(at: At, grid: Grid, metrics: tuple[MetricPlugin, ...]) -> Search
     if len(at.problems) > before or settings is None:
         return None
     found = Search(goals, bounds, space, for_each, settings, confirm, at.node.plain())
-    _say_unfit(found, given, at)
+    _say_unfit(found, grid, given, at)
     _say_left_over(found, grid, at)
     _say_impossible(found, grid, given["space"])
     return found if len(at.problems) == before else None
@@ -56,186 +57,23 @@ def _for_each(at: At, grid: Grid) -> tuple[str, ...]:
             continue
         if item.value not in axes:
             item.say(f"unknown axis {item.value!r}{suggest(item.value, axes)}")
-        elif len(set(axes[item.value].values)) < len(axes[item.value].values):
-            item.say(f"the axis has the same name twice: {', '.join(axes[item.value].values)}")
+        else:
+            say_same_name(axes[item.value].values, item)
     return names
 
 
-class _Reader:
-    """Reads the space's settings, those above known to those below."""
-
-    def __init__(self, grid: Grid, for_each: tuple[str, ...]) -> None:
-        self.grid = grid
-        self.for_each = for_each
-        self.heads = {edit.head: edit for edit in grid.edits}
-        self.axes: dict[str, list[Axis]] = {}
-        for axis in grid.axes:
-            self.axes.setdefault(axis.name, []).append(axis)
-
-    def space(self, at: At) -> Space:
-        if not isinstance(at.value, dict) or not at.value:
-            at.say(f"must map settings to values or ranges but got {show(at.node.plain())}")
-            return Space(())
-        found: dict[str, Dimension] = {}
-        for name in at.value:
-            made = self.dimension(name, at.key(name), found)
-            if made is not None:
-                found[name] = made
-        return Space(tuple(found.values()))
-
-    def dimension(self, name: str, at: At, above: Mapping[str, Dimension]) -> Dimension | None:
-        meant = setting(self.grid, name)
-        if name in self.for_each:
-            at.say("is named by `for_each` and cannot be searched too")
-        elif name == "seed":
-            at.say("seeds are replicates, not settings; confirm the worst case on fresh ones")
-        elif meant is None and name not in self.heads and name != "concept":
-            names = dict.fromkeys([*self.axes, *reachable(self.grid)])
-            at.say(f"unknown setting {name!r}{suggest(name, names)}")
-        else:
-            before = len(at.problems)
-            when = (*self.implied(name, at, above), *self.stated(at, above))
-            made = self.values(name, at, meant)
-            if made is not None and len(at.problems) == before:
-                return replace(made, when=when)
-        return None
-
-    def implied(self, name: str, at: At, above: Mapping[str, Dimension]) -> tuple[Condition, ...]:
-        """A plug-in's setting is there where the plug-in is chosen."""
-        key, _, rest = name.partition(".")
-        label = rest.rpartition(".")[0]
-        edit = next((edit for edit in self.grid.edits if edit.key == key), None)
-        if not label or edit is None:
-            return ()
-        chosen = above.get(edit.head)
-        if isinstance(chosen, Choices):
-            offered = chosen.values
-        else:
-            offered = tuple(choice.label for choice in edit.choices)
-        if label not in offered:
-            at.say(f"has no effect: {label!r} is not chosen by {edit.head} above it")
-        is_open = chosen is not None or edit.head in self.for_each
-        return ((edit.head, (label,)),) if is_open else ()
-
-    def stated(self, at: At, above: Mapping[str, Dimension]) -> tuple[Condition, ...]:
-        """`when: {finetune.adapter: lora}`."""
-        if not (isinstance(at.value, dict) and "when" in at.value):
-            return ()
-        when = at.key("when")
-        if not isinstance(when.value, dict) or not when.value:
-            when.say(f"must map settings above to values but got {show(when.node.plain())}")
-            return ()
-        found = []
-        for name in when.value:
-            entry, dimension = when.key(name), above.get(name)
-            if not isinstance(dimension, Choices):
-                lists = [n for n, d in above.items() if isinstance(d, Choices)]
-                hint = suggest(name, lists) if lists else ""
-                entry.say(f"{name!r} is no listed setting above this one{hint}")
-                continue
-            values = tuple(item.node.plain() for item in entry.items())
-            for value in values:
-                if value not in dimension.values:
-                    entry.say(f"{name} has no value {show(value)}")
-            found.append((name, values))
-        return tuple(found)
-
-    def values(self, name: str, at: At, meant: Setting | None) -> Dimension | None:
-        node = at.value
-        if not isinstance(node, dict) or name in self.heads:
-            return self.choices(name, at, meant)
-        kinds = [kind for kind in ("int", "float", "choices") if kind in node] or [
-            kind for kind in ("log",) if kind in node
-        ]
-        if len(kinds) != 1:
-            forms = "{log: [low, high]}, {int: [low, high]}, {float: [low, high]} or a list"
-            at.say(f"must be one of {forms} but got {show(at.node.plain())}")
-            return None
-        if kinds[0] == "choices":
-            known(at, ("choices", "when"))
-            return self.choices(name, at.key("choices"), meant)
-        return self.range(name, at, kinds[0], meant)
-
-    def choices(self, name: str, at: At, meant: Setting | None) -> Choices | None:
-        before = len(at.problems)
-        if not at.items():
-            at.say("must have at least one value but is empty")
-        if name in self.heads:
-            values = self.names(at, self.heads[name])
-        elif meant is None:
-            values = texts(at)
-            for item in at.items():
-                if item.value not in self.grid.concepts:
-                    allowed = suggest(str(item.value), list(self.grid.concepts))
-                    item.say(f"{item.value!r} is no concept of the sweep{allowed}")
-        else:
-            values = tuple(value_of(meant.cls, meant.name, item) for item in at.items())
-        if any(value in values[:i] for i, value in enumerate(values)):
-            at.say("has the same value twice")
-        return Choices(name, values) if len(at.problems) == before else None
-
-    def names(self, at: At, edit: EditAxes) -> tuple[str, ...]:
-        """Plug-ins' names; a data set's own settings stand beside its name."""
-        bare = [
-            replace(item, node=replace(item.node, value=next(iter(item.value))))
-            if isinstance(item.value, dict) and len(item.value) == 1
-            else item
-            for item in at.items()
-        ]
-        return tuple(label for item in bare for label in labels(item, kind_of(edit)))
-
-    def range(self, name: str, at: At, kind: str, meant: Setting | None) -> Range | None:
-        extras = {"log": ("digits",), "int": ("step", "log"), "float": ("step", "digits")}[kind]
-        given = known(at, (kind, "when", *extras))
-        if meant is None:
-            at.say("must be a list of values")
-            return None
-        ends = given[kind].items()
-        if not isinstance(given[kind].value, list) or len(ends) != 2:
-            given[kind].say(f"must be [low, high] but got {show(given[kind].node.plain())}")
-            return None
-        before = len(at.problems)
-        low, high = (value_of(meant.cls, meant.name, end) for end in ends)
-        step = _number(given["step"]) if "step" in given else None
-        digits = _number(given["digits"]) if "digits" in given else 2
-        if len(at.problems) > before:
-            return None
-        is_log = kind == "log" or ("log" in given and given["log"].value is True)
-        made = Range(name, low, high, kind == "int", is_log, step, int(digits or 2))
-        _say_bad_range(made, given[kind])
-        return made
-
-
-def _number(at: At) -> float | None:
-    value = at.value
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        at.say(f"must be a number above 0 but got {show(at.node.plain())}")
-        return None
-    return value
-
-
-def _say_bad_range(made: Range, at: At) -> None:
-    numbers = [made.low, made.high]
-    if any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
-        at.say("must be a range of numbers; write a list of values")
-    elif made.low >= made.high:
-        at.say(f"the low end must be below the high end but got {show(numbers)}")
-    elif made.log and made.low <= 0:
-        at.say(f"a logarithm needs a low end above 0 but got {made.low:g}")
-    elif made.is_int and any(n != int(n) for n in (*numbers, made.step or 1)):
-        at.say("whole numbers must have whole ends and a whole step")
-    elif made.log and made.step is not None:
-        at.say("is laid out by its logarithm and can have no step")
-
-
 def _names(metrics: tuple[MetricPlugin, ...], space: Space) -> dict[str, None]:
-    ranges = [d.name for d in space.dimensions if isinstance(d, Range)]
-    return dict.fromkeys([*NUMBERS, *(metric.name for metric in metrics), *ranges])
+    """Numbers that every trial has."""
+    has_primary = any(metric.needs == "images" and metric.per_picture for metric in metrics)
+    ranges = [d.name for d in space.dimensions if isinstance(d, Range) and not d.when]
+    own = NUMBERS if has_primary else ()
+    return dict.fromkeys([*own, *(metric.name for metric in metrics), *ranges])
 
 
-def _is_number(name: str, names: Mapping[str, None]) -> bool:
+def _is_number(name: str, names: Mapping[str, None], metrics: tuple[MetricPlugin, ...]) -> bool:
     """A known number, or one of a metric's own: "finetune_success.share"."""
-    return name in names or (name.partition(".")[0] in names and "." in name)
+    first, dot, _ = name.partition(".")
+    return name in names or (bool(dot) and any(metric.name == first for metric in metrics))
 
 
 def _goals(
@@ -246,12 +84,14 @@ def _goals(
     for key in ("maximize", "minimize"):
         for item in given[key].items() if key in given else ():
             name = item.value
-            if not isinstance(name, str) or not _is_number(name, names):
+            if not isinstance(name, str) or not _is_number(name, names, metrics):
                 item.say(f"unknown number {show(name)}{suggest(str(name), names)}")
             elif any(name == goal.name for goal in found):
                 item.say(f"duplicate value {name!r}")
             else:
                 found.append(Goal(name, key == "maximize"))
+        if key in given and given[key].value == []:
+            given[key].say(f"must have at least one number but is empty{suggest('', names)}")
     if not ("maximize" in given or "minimize" in given):
         at.say("missing key 'maximize' (a number, or several for their Pareto front)")
     return tuple(found)
@@ -266,7 +106,7 @@ def _bounds(at: At, metrics: tuple[MetricPlugin, ...], space: Space) -> tuple[Bo
     for name in at.value:
         entry = at.key(name)
         bound = Bound.parse(name, entry.value) if isinstance(entry.value, str) else None
-        if not _is_number(name, names):
+        if not _is_number(name, names, metrics):
             at.say_key(name, f"unknown number {name!r}{suggest(name, names)}")
         elif bound is None:
             entry.say(f"must look like '>= 0.8' or '<= 0.1' but got {show(entry.node.plain())}")
@@ -275,7 +115,7 @@ def _bounds(at: At, metrics: tuple[MetricPlugin, ...], space: Space) -> tuple[Bo
     return tuple(found)
 
 
-def _say_unfit(search: Search, given: Mapping[str, At], at: At) -> None:
+def _say_unfit(search: Search, grid: Grid, given: Mapping[str, At], at: At) -> None:
     """Samplers and pruners that cannot do what is asked."""
     sampler, place = search.settings.sampler, given.get("sampler", at)
     if len(search.goals) > 1 and sampler not in FOR_SEVERAL_GOALS:
@@ -286,20 +126,30 @@ def _say_unfit(search: Search, given: Mapping[str, At], at: At) -> None:
     loose = [d.name for d in search.space.dimensions if d.size is None]
     if sampler == "grid" and loose:
         place.say(f"'grid' needs lists, or ranges with a step, but {loose[0]} has none")
-    if search.settings.pruner != "none" and not any(
-        dimension.name.endswith(".steps") for dimension in search.space.dimensions
-    ):
-        given["pruner"].say("prunes at fewer steps: the space must have a fine-tune's steps")
+    if search.settings.pruner != "none":
+        last = grid.edits[-1]
+        steps = f"{last.key}.steps"
+        if last.kind != "finetune":
+            given["pruner"].say("prunes at fewer steps: the last edit must be a fine-tune")
+        elif all(dimension.name != steps for dimension in search.space.dimensions):
+            given["pruner"].say(f"prunes at fewer steps: the space must have {steps}")
 
 
 def _say_left_over(search: Search, grid: Grid, at: At) -> None:
     """Every axis of the file must have one value, or be searched, or have studies of its own."""
-    searched = {dimension.name for dimension in search.space.dimensions} | set(search.for_each)
+    searched = {dimension.name: dimension for dimension in search.space.dimensions}
     for axis in grid.axes:
-        if len(axis.values) > 1 and axis.name not in searched and axis.name != "seed":
+        count, dimension = len(axis.values), searched.get(axis.name)
+        if count == 1 or axis.name == "seed" or axis.name in search.for_each:
+            continue
+        head = axis.when[0] if axis.when else axis.name
+        if dimension is None:
+            places = "search.space" if axis.when else "search.space or search.for_each"
+            at.say(f"{axis.name} has {count} values: put it into {places}, or give it one value")
+        elif any(name != head for name, _ in dimension.when):
             at.say(
-                f"{axis.name} has {len(axis.values)} values: put it into search.space or "
-                f"search.for_each, or give it one value"
+                f"{axis.name} has {count} values and is not searched everywhere (`when`): give it "
+                f"the one value that it has elsewhere"
             )
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -24,6 +24,9 @@ from orchestrator.store import Store
 from orchestrator.sweep import Sweep, load, parse
 from orchestrator.tasks import make_tasks
 from orchestrator.work import Event, StageCommitted, StageFailed
+
+if TYPE_CHECKING:
+    from orchestrator.runs import View
 
 CLOSE_TIMEOUT_S = 120.0
 
@@ -47,6 +50,20 @@ class Job:
 
             plan = plan_of(sweep, home)
         return cls(sweep, plan, Store(home.store_location(sweep)), home)
+
+    def now(self) -> Job:
+        """The same job with what a search has asked for since."""
+        return self if self.sweep.search is None else Job.of(self.sweep, self.home)
+
+    def view(self) -> View:
+        """What MLflow should show of it."""
+        if self.sweep.search is None:
+            from orchestrator.runs import SweepView
+
+            return SweepView(self.plan, self.store, self.sweep.source)
+        from orchestrator.study_runs import StudyView
+
+        return StudyView(self.sweep, self.home)
 
     def done(self) -> set[str]:
         """Keys of the plan's stages that have a record.
@@ -95,17 +112,18 @@ def run_job(job: Job, console: Console) -> Outcome:
     if tasks:
         with (
             new_executor(job.sweep, console) as executor,
-            _live_tracking(job, console) as tell,
+            live_tracking(job, console) as notify,
             Progress(job.plan, done, executor.capacity(), console) as progress,
         ):
 
             def listener(event: Event) -> None:
                 progress(event)
-                tell(event)
+                if isinstance(event, StageCommitted | StageFailed):
+                    notify()
 
             logs = job.home.logs(job.sweep.name)
             outcome = Scheduler(tasks, done, executor, job.store, logs, listener).run()
-    elif not _is_synced(job):
+    elif not is_synced(job):
         console.print(sync_job(job))
     return outcome
 
@@ -119,9 +137,7 @@ def sync_job(job: Job) -> str:
     from orchestrator.tracking import sync
 
     write_results(job)
-    counts = sync(
-        job.plan, job.store, job.sweep.source, job.home.mlflow_uri(job.sweep), job.home.artifacts
-    )
+    counts = sync(job.view(), job.home.mlflow_uri(job.sweep), job.home.artifacts)
     _mark_synced(job)
     return str(counts)
 
@@ -167,41 +183,44 @@ def new_executor(sweep: Sweep, console: Console, **changed: Any) -> Executor:
 
 
 @contextlib.contextmanager
-def _live_tracking(job: Job, console: Console) -> Iterator[Any]:
-    """What to tell of each event so that MLflow follows; says so if MLflow fell behind."""
+def live_tracking(job: Job, console: Console) -> Iterator[Callable[[], None]]:
+    """What to call when something has happened, so that MLflow follows; says so if it fell
+    behind.
+    """
     from orchestrator.tracking import BackgroundTracker
 
     uri = job.home.mlflow_uri(job.sweep)
-    tracker = BackgroundTracker(job.plan, job.store, job.sweep.source, uri, job.home.artifacts)
-
-    def tell(event: Event) -> None:
-        if isinstance(event, StageCommitted | StageFailed):
-            tracker.notify()
-
+    tracker = BackgroundTracker(job.view(), uri, job.home.artifacts)
     try:
-        yield tell
+        yield tracker.notify
     finally:
+        job = job.now()
         write_results(job)
         with console.status("Bringing MLflow up to date …"):
-            is_synced = tracker.close(CLOSE_TIMEOUT_S)
-        if is_synced:
+            is_current = tracker.close(CLOSE_TIMEOUT_S)
+        if is_current:
             _mark_synced(job)
         else:
-            console.print(
-                f"MLflow is behind ({tracker.last_error}); nothing is lost: "
-                f"resurge sync {job.sweep.name}",
-                style="yellow",
-            )
+            say_behind(job, str(tracker.last_error), console)
+
+
+def say_behind(job: Job, why: str, console: Console) -> None:
+    """MLflow lacks something."""
+    console.print(
+        f"MLflow is behind ({why}); nothing is lost: resurge sync {job.sweep.name}", style="yellow"
+    )
 
 
 def _sync_state(job: Job) -> str:
     """A digest of what MLflow should know: where it is, the trials, and which are recorded."""
     present = sorted(job.store.keys() & {stage.key for stage in job.plan.stages})
     trials = [trial.digest for trial in job.plan.trials]
-    return sha256([job.home.mlflow_uri(job.sweep), trials, present])
+    asked = [] if job.sweep.search is None else [job.sweep.search.canonical()]
+    return sha256([job.home.mlflow_uri(job.sweep), trials, present, *asked])
 
 
-def _is_synced(job: Job) -> bool:
+def is_synced(job: Job) -> bool:
+    """Whether MLflow was told of everything, as far as is known here."""
     mark = job.home.sync_mark(job.sweep.name)
     return mark.exists() and mark.read_text() == _sync_state(job)
 

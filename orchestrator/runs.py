@@ -1,28 +1,30 @@
 """What MLflow should show of a sweep: a run for it, for every trajectory and for every trial.
 
 A pure view of the store. Times are those of the records, so that writing a point a second time
-writes the same point.
+writes the same point. `study_runs` does the same for a search.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from orchestrator.data_inputs import DataInput, data_inputs
 from orchestrator.describe import trial_label
 from orchestrator.measure import Measured, Reader
 from orchestrator.plan import Plan, PlannedTrial
 from orchestrator.stage import sha256
-from orchestrator.store import Record
+from orchestrator.store import Record, Store
 
-RunKind = Literal["sweep", "trajectory", "trial"]
-RunStatus = Literal["RUNNING", "FINISHED", "FAILED"]
+RunKind = Literal["sweep", "trajectory", "trial", "study", "confirmed"]
+RunStatus = Literal["RUNNING", "FINISHED", "KILLED", "FAILED"]
 
+CONFIRMED, WORST_CASE = "resurge.confirmed", "resurge.worst_case"
+SWEEP_KEY = "sweep"
 LOSS_POINTS = 200
 
 
@@ -37,12 +39,21 @@ class MetricPoint:
 
 
 @dataclass(frozen=True)
+class File:
+    """An artifact that is made when it is needed; `digest` changes when it would."""
+
+    digest: str
+    make: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
 class Run:
     """One run: what it is called, what it logs.
 
-    `key` tells it from the sweep's other runs and does not change while more becomes known.
-    `images` are the sample records to draw a grid of, by optimiser step; `texts` are artifacts;
-    `data` are the data sets that the model was fine-tuned on.
+    `key` tells it from the sweep's other runs and does not change while more becomes known;
+    `parent` is the key of the run above it. `images` are the sample records to draw a grid of, by
+    optimiser step; `texts` and `files` are artifacts; `data` are the data sets that the model was
+    fine-tuned on.
     """
 
     kind: RunKind
@@ -51,11 +62,13 @@ class Run:
     status: RunStatus
     start_ms: int
     end_ms: int
+    parent: str | None = None
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     points: tuple[MetricPoint, ...] = ()
     images: Mapping[int, Record] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, File] = field(default_factory=dict)
     data: tuple[DataInput, ...] = ()
 
     @cached_property
@@ -70,15 +83,52 @@ class Run:
             "texts": dict(self.texts),
             "data": [asdict(one) for one in self.data],
         }
+        if self.files:
+            shown["files"] = {name: file.digest for name, file in self.files.items()}
         return sha256(shown)
 
 
-def runs(reader: Reader, source: str | None) -> Iterator[Run]:
-    """The sweep's run first, then those of its trajectories and trials that have begun.
+class View(Protocol):
+    """What MLflow should show under one experiment."""
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+
+    @property
+    def store(self) -> Store:
+        """Where the runs' images are."""
+
+    def runs(self) -> Iterable[Run]:
+        """The runs as of now, a parent before those below it."""
+
+
+class SweepView:
+    """A sweep's runs.
 
     Args:
+        plan: the sweep's plan.
+        store: where its records are.
         source: the sweep file's text.
     """
+
+    def __init__(self, plan: Plan, store: Store, source: str | None) -> None:
+        self.name = plan.name
+        self.store = store
+        self._plan = plan
+        self._source = source
+        self._reader: Reader | None = None
+
+    def runs(self) -> Iterator[Run]:
+        """The sweep's run first, then those of its trajectories and trials that have begun."""
+        if self._reader is None:
+            self._reader = Reader(self._plan, self.store)
+        else:
+            self._reader.refresh()
+        yield from _runs(self._reader, self._source)
+
+
+def _runs(reader: Reader, source: str | None) -> Iterator[Run]:
     trials = reader.all()
     yield _sweep(reader, trials, source)
     for members in _trajectories(trials):
@@ -92,20 +142,18 @@ def runs(reader: Reader, source: str | None) -> Iterator[Run]:
 def _sweep(reader: Reader, trials: Sequence[Measured], source: str | None) -> Run:
     plan = reader.plan
     records = [record for stage in plan.stages if (record := reader.record(stage)) is not None]
-    texts = {"plan.json": _plan_text(plan), "environment.json": _environment_text(records)}
+    texts = {"plan.json": _plan_text(plan), "environment.json": environment_text(records)}
     if source is not None:
         texts["sweep.yaml"] = source
-    newest = max(records, key=lambda record: record.started, default=None)
-    sha = newest.provenance.get("git_sha") if newest else None
     tags = {"resurge.trials": str(len(plan.trials)), "resurge.stages": str(len(plan.stages))}
     return Run(
         kind="sweep",
-        key="sweep",
+        key=SWEEP_KEY,
         name=plan.name,
         status=_status(trials),
-        start_ms=min((_start_ms(record) for record in records), default=0),
-        end_ms=max((_end_ms(record) for record in records), default=0),
-        tags=tags | ({"resurge.git_sha": sha, "mlflow.source.git.commit": sha} if sha else {}),
+        start_ms=min((start_of(record) for record in records), default=0),
+        end_ms=max((end_of(record) for record in records), default=0),
+        tags=tags | commit_tags(records),
         texts=texts,
     )
 
@@ -119,17 +167,18 @@ def _trial(reader: Reader, measured: Measured) -> Run | None:
         return None
     if not own:
         return None
-    end_ms = max(_end_ms(record) for record in own)
+    end_ms = max(end_of(record) for record in own)
     return Run(
         kind="trial",
         key=planned.key,
         name=trial_label(reader.plan, planned),
         status=_status([measured]),
-        start_ms=min(_start_ms(record) for record in own),
+        start_ms=min(start_of(record) for record in own),
         end_ms=end_ms,
-        params=_params(planned.params),
+        parent=SWEEP_KEY,
+        params=as_params(planned.params),
         tags=_digests(planned),
-        points=tuple(_points(_trial_numbers(measured), step=0, time_ms=end_ms)),
+        points=tuple(points_of(_trial_numbers(measured), step=0, time_ms=end_ms)),
         data=data_inputs(reader, model),
     )
 
@@ -163,7 +212,8 @@ def _trajectory(reader: Reader, members: Sequence[Measured]) -> Run | None:
         status=_status(members),
         start_ms=min(point.time_ms for point in points),
         end_ms=max(point.time_ms for point in points),
-        params=_params(params),
+        parent=SWEEP_KEY,
+        params=as_params(params),
         tags={"resurge.unlearned_model": first.unlearned.model.digest},
         points=tuple(points),
         images=_images(reader, members),
@@ -174,7 +224,7 @@ def _trajectory(reader: Reader, members: Sequence[Measured]) -> Run | None:
 def _curve(reader: Reader, members: Sequence[Measured]) -> Iterator[MetricPoint]:
     """The scores at each step count; step 0 is the unlearned model."""
     for step, record, numbers in _curve_numbers(reader, members):
-        yield from _points(numbers, step, _end_ms(record))
+        yield from points_of(numbers, step, end_of(record))
 
 
 def _curve_numbers(
@@ -182,7 +232,7 @@ def _curve_numbers(
 ) -> Iterator[tuple[int, Record, Mapping[str, float | None]]]:
     start = members[0]
     sample = reader.record(start.planned.unlearned.sample)
-    if _starts_unlearned(start.planned) and sample and start.unlearned.erased is not None:
+    if starts_unlearned(start.planned) and sample and start.unlearned.erased is not None:
         yield 0, sample, {**asdict(start.unlearned), "resurgence": 0.0, "recovery": 0.0}
     for measured in members:
         sample = reader.record(measured.planned.final.sample)
@@ -190,7 +240,7 @@ def _curve_numbers(
             yield measured.planned.steps, sample, _final_numbers(measured)
 
 
-def _starts_unlearned(planned: PlannedTrial) -> bool:
+def starts_unlearned(planned: PlannedTrial) -> bool:
     """Whether nothing lies between the unlearned model and the trajectory."""
     kinds = [edit.kind for edit in planned.trial.edits]
     return kinds.count("finetune") == 1 and kinds[-1] == "finetune"
@@ -233,10 +283,10 @@ def _loss_points(reader: Reader, members: Sequence[Measured]) -> Iterator[Metric
         if record is None:
             continue
         if "loss" in record.metrics:
-            yield MetricPoint("loss", record.metrics["loss"], model.steps, _end_ms(record))
+            yield MetricPoint("loss", record.metrics["loss"], model.steps, end_of(record))
         losses = [pair for pair in reader.losses(record) if pair[0] > before]
         for step, value in _thinned(losses):
-            yield MetricPoint("train_loss", value, step, _end_ms(record))
+            yield MetricPoint("train_loss", value, step, end_of(record))
         before = model.steps
 
 
@@ -250,13 +300,13 @@ def _thinned(losses: Sequence[tuple[int, float]]) -> Iterator[tuple[int, float]]
 
 def _images(reader: Reader, members: Sequence[Measured]) -> dict[int, Record]:
     first = members[0].planned
-    stages = {0: first.unlearned.sample} if _starts_unlearned(first) else {}
+    stages = {0: first.unlearned.sample} if starts_unlearned(first) else {}
     stages |= {m.planned.steps: m.planned.final.sample for m in members if m.planned.steps}
     found = {step: reader.record(stage) for step, stage in stages.items()}
     return {step: record for step, record in found.items() if record is not None}
 
 
-def _params(params: Mapping[str, Any]) -> dict[str, str]:
+def as_params(params: Mapping[str, Any]) -> dict[str, str]:
     """As MLflow compares and plots them: numbers as numbers, true and false as in YAML."""
     return {name: _param(value) for name, value in params.items() if value is not None}
 
@@ -275,7 +325,9 @@ def _digests(planned: PlannedTrial) -> dict[str, str]:
     }
 
 
-def _points(numbers: Mapping[str, float | None], step: int, time_ms: int) -> Iterator[MetricPoint]:
+def points_of(
+    numbers: Mapping[str, float | None], step: int, time_ms: int
+) -> Iterator[MetricPoint]:
     for name, value in numbers.items():
         if value is not None:
             yield MetricPoint(name, value, step, time_ms)
@@ -289,12 +341,14 @@ def _status(trials: Iterable[Measured]) -> RunStatus:
     return "FAILED" if over else "RUNNING"
 
 
-def _start_ms(record: Record) -> int:
+def start_of(record: Record) -> int:
+    """When the work on it began, in milliseconds."""
     return round(datetime.datetime.fromisoformat(record.started).timestamp() * 1000)
 
 
-def _end_ms(record: Record) -> int:
-    return _start_ms(record) + round(record.seconds * 1000)
+def end_of(record: Record) -> int:
+    """When the work on it ended, in milliseconds."""
+    return start_of(record) + round(record.seconds * 1000)
 
 
 def _plan_text(plan: Plan) -> str:
@@ -322,7 +376,14 @@ def _plan_text(plan: Plan) -> str:
     return json.dumps(values, indent=1)
 
 
-def _environment_text(records: Iterable[Record]) -> str:
+def commit_tags(records: Iterable[Record]) -> dict[str, str]:
+    """The commit of our code that the newest record was made with."""
+    newest = max(records, key=lambda record: record.started, default=None)
+    sha = newest.provenance.get("git_sha") if newest else None
+    return {"resurge.git_sha": sha, "mlflow.source.git.commit": sha} if sha else {}
+
+
+def environment_text(records: Iterable[Record]) -> str:
     """Every environment that the records were made in, and how many in each."""
     counts: dict[str, int] = {}
     for record in records:

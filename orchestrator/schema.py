@@ -67,7 +67,8 @@ def _edits(definitions: Schema) -> Schema:
     recipe = find("recipe", "finetune")
     settings = _settings("recipe", "finetune", recipe.Settings, definitions, are_axes=True)
     dataset["description"] = "the data sets to fine-tune on"
-    finetune = _mapping({"dataset": dataset, **settings["properties"]}, ["dataset"])
+    # A data set that a search chooses need not be named; the reader asks for any other.
+    finetune = _mapping({"dataset": dataset, **settings["properties"]})
     edit = {
         "anyOf": [
             _mapping({"unlearn": {"description": "erase the concept", **unlearner}}, ["unlearn"]),

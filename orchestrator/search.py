@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -13,7 +14,7 @@ from orchestrator.errors import ResurgeError
 from orchestrator.home import Home
 from orchestrator.plan import Plan
 from orchestrator.read_search import studies
-from orchestrator.run import new_executor
+from orchestrator.run import Job, is_synced, live_tracking, new_executor, say_behind, sync_job
 from orchestrator.scheduler import Scheduler
 from orchestrator.search_plan import Points
 from orchestrator.searcher import Searcher, study_name
@@ -22,7 +23,11 @@ from orchestrator.store import Store
 from orchestrator.study import read_tried
 from orchestrator.sweep import Sweep
 from orchestrator.tried import Tried, counted
+from orchestrator.work import Event, StageCommitted, StageFailed
 from orchestrator.worst_case import WorstCase, asked_plan, confirmed, worst_cases
+
+if TYPE_CHECKING:
+    from orchestrator.search_progress import SearchProgress
 
 
 def read_studies(points: Points, storage: str) -> list[tuple[str, Point, list[Tried]]]:
@@ -36,7 +41,7 @@ def read_studies(points: Points, storage: str) -> list[tuple[str, Point, list[Tr
     return found
 
 
-def _is_complete(
+def is_complete(
     points: Points, found: Sequence[tuple[str, Point, Sequence[Tried]]], store: Store
 ) -> bool:
     """Whether every budget is spent and every confirming stage has its record."""
@@ -69,27 +74,64 @@ def plan_of(sweep: Sweep, home: Home) -> Plan:
 
 
 def run(sweep: Sweep, home: Home | None = None, console: Console | None = None) -> list[WorstCase]:
-    """Search, or go on with a search; by study what was found.
+    """Search, or go on with a search; by study what was found. MLflow follows.
 
     Raises:
         ResurgeError: the sweep has no `search` block, or its study is another search's.
     """
-    from orchestrator.search_progress import SearchProgress
-
     if sweep.search is None:
         raise ResurgeError(f"sweep {sweep.name!r} has no `search` block; `resurge run` runs it")
     home, console = home or Home.find(None), console or Console()
     points, store = Points(sweep), Store(home.store_location(sweep))
-    storage = home.studies_uri(sweep)
-    begun = read_studies(points, storage)
+    begun = read_studies(points, home.studies_uri(sweep))
     store.put_sweep(sweep.name, {"sweep": sweep.canonical(), "source": sweep.source})
-    if _is_complete(points, begun, store):
-        return found_by(sweep, home)
-    with new_executor(sweep, console) as executor:
-        asked = sweep.search.settings.parallel
-        parallel = executor.capacity() if asked == "auto" else asked
-        with SearchProgress(points.search.goals, sweep.search.settings.trials, console) as watcher:
-            logs = home.logs(sweep.name)
-            scheduler = Scheduler((), store.keys(), executor, store, logs, watcher)
-            Searcher(points, storage, scheduler, parallel, watcher).run()
+    job = Job.of(sweep, home)
+    if not is_complete(points, begun, store):
+        _search(points, job, console)
+    elif not is_synced(job):
+        _sync(job, console)
     return found_by(sweep, home)
+
+
+def _search(points: Points, job: Job, console: Console) -> None:
+    from orchestrator.search_progress import SearchProgress
+
+    settings, home = points.search.settings, job.home
+    with (
+        new_executor(job.sweep, console) as executor,
+        live_tracking(job, console) as notify,
+        SearchProgress(points.search.goals, settings.trials, console) as progress,
+    ):
+        watcher = _Told(progress, notify)
+        logs = home.logs(job.sweep.name)
+        scheduler = Scheduler((), job.store.keys(), executor, job.store, logs, watcher)
+        parallel = executor.capacity() if settings.parallel == "auto" else settings.parallel
+        storage = home.studies_uri(job.sweep)
+        Searcher(points, storage, scheduler, parallel, watcher).run()
+
+
+def _sync(job: Job, console: Console) -> None:
+    """MLflow's being away is no reason not to show what was found."""
+    try:
+        console.print(sync_job(job))
+    except ResurgeError as error:
+        say_behind(job, str(error), console)
+
+
+class _Told:
+    """Tells the progress of everything, and MLflow's writer that there is something new."""
+
+    def __init__(self, progress: SearchProgress, notify: Callable[[], None]) -> None:
+        self._progress = progress
+        self._notify = notify
+        self.begin = progress.begin
+        self.confirming = progress.confirming
+
+    def told(self, study: str, trial: Tried) -> None:
+        self._progress.told(study, trial)
+        self._notify()
+
+    def __call__(self, event: Event) -> None:
+        self._progress(event)
+        if isinstance(event, StageCommitted | StageFailed):
+            self._notify()

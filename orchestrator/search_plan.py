@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from orchestrator.errors import ResurgeError
 from orchestrator.grid import point_grid
-from orchestrator.measure import Measured, Reader
+from orchestrator.measure import Measured, Reader, primary
 from orchestrator.plan import Plan, Planner
 from orchestrator.plugin import suggest
 from orchestrator.search_settings import REDUCTION, Search
@@ -89,25 +91,27 @@ class Points:
             return (steps,)
         return (*(rung for rung in self.ladder if rung < steps), steps)
 
-    @property
+    @cached_property
     def ladder(self) -> tuple[int, ...]:
-        """The step counts at which any point may be stopped, fewest first."""
-        name = self.steps_name
-        dimension = next((d for d in self.search.space.dimensions if d.name == name), None)
+        """The step counts at which any point may be stopped, fewest first.
+
+        The most of the space, about a third of it, a third of that, ….
+        """
+        dimensions = {dimension.name: dimension for dimension in self.search.space.dimensions}
+        dimension = dimensions.get(self.steps_name or "")
         if self.search.settings.pruner == "none" or dimension is None:
             return ()
-        if isinstance(dimension, Range):
-            low, rung = dimension.low, dimension.high
-            found = set()
-            while rung >= low:
-                found.add(int(dimension.snap(rung)))
-                rung /= REDUCTION
-            return tuple(sorted(found))
-        return tuple(sorted(int(value) for value in dimension.values))
+        counts = [int(dimension.at(index)) for index in range(dimension.size or 0)]
+        counts = [count for count in counts if count > 0]
+        found, wanted = set(), float(max(counts, default=0))
+        while counts and wanted >= min(counts):
+            found.add(min(counts, key=lambda count: abs(count - wanted)))
+            wanted /= REDUCTION
+        return tuple(sorted(found))
 
     def identity(self, fixed: Point) -> dict[str, Any]:
-        """JSON values of all that a study's values hang on."""
-        whole = self.sweep.canonical()
+        """JSON values of all that a study's values hang on: of `for_each` its own values only."""
+        whole = replace(self.sweep, grid=point_grid(self.sweep.grid, fixed)).canonical()
         kept = {name: value for name, value in whole.items() if name not in NOT_IDENTITY}
         bounds = {bound.name: str(bound) for bound in self.search.subject_to}
         return {"sweep": kept, "subject_to": bounds, "fixed": dict(fixed)}
@@ -133,18 +137,15 @@ def numbers_of(trials: Sequence[Measured], point: Point, search: Search) -> Numb
     Raises:
         ResurgeError: a goal or a bound names what no metric gives.
     """
-    found = {**_settings(point, search), **_means(trials)}
+    every = {**_settings(point, search), **_means(trials)}
+    found = {name: value for name, value in every.items() if math.isfinite(value)}
     failed = sum(bool(m.unlearning_failed) for m in trials)
     violations = {"unlearning_failed": failed / len(trials)}
-    missing = None
     for bound in search.subject_to:
         if bound.name in found:
             violations[f"{bound.name} {bound}"] = bound.violation(found[bound.name])
-        else:
-            missing = _missing(bound.name, found)
-    for goal in search.goals:
-        if goal.name not in found:
-            missing = _missing(goal.name, found)
+    wanted = [*(bound.name for bound in search.subject_to), *(goal.name for goal in search.goals)]
+    missing = next((_missing(name, every) for name in wanted if name not in found), None)
     return Numbers(found, violations, missing)
 
 
@@ -169,18 +170,25 @@ def _means(trials: Sequence[Measured]) -> dict[str, float]:
 
 def _row(measured: Measured) -> dict[str, float | None]:
     paired = measured.paired
+    score = primary(measured.planned.final)
+    own = (
+        {f"{score.plugin}.{role}": v for role, v in asdict(measured.final).items()} if score else {}
+    )
     return {
         "resurgence": paired.resurgence.value if paired else None,
         "recovery": paired.recovery.value if paired and paired.recovery else None,
         "erased_accuracy": measured.final.erased,
         "retained_accuracy": measured.final.retained,
         "unlearned_accuracy": measured.unlearned.erased,
+        **own,
         **measured.metrics,
     }
 
 
 def _missing(name: str, found: Mapping[str, float]) -> str:
     """Why a point has no such number; raises where no point can have it."""
+    if name in found:
+        return f"{name} is {found[name]}"
     if name == "recovery":
         return "recovery is undefined: unlearning took next to nothing away"
     raise ResurgeError(f"no number of a trial is called {name!r}{suggest(name, list(found))}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from threading import RLock
 from typing import Any
 
 from rich.console import Console, Group
@@ -28,7 +29,7 @@ from orchestrator.work import (
 
 
 class SearchProgress:
-    """Listens to the scheduler and to the search.
+    """Listens to the scheduler and to the search, each on a thread of its own.
 
     Args:
         goals: what is sought; the first is shown.
@@ -51,6 +52,7 @@ class SearchProgress:
         self.stages = 0
         self.phase = "searching"
         self.live: Live | None = None
+        self._lock = RLock()
 
     def __enter__(self) -> SearchProgress:
         if self.console.is_terminal:
@@ -67,22 +69,30 @@ class SearchProgress:
 
     def begin(self, study: str, trials: list[Tried]) -> None:
         """What a study has already."""
-        self.trials[study] = {trial.number: trial for trial in trials}
+        with self._lock:
+            self.trials[study] = {trial.number: trial for trial in trials}
 
     def told(self, study: str, trial: Tried) -> None:
         """A trial has its value, or has none."""
-        self.trials.setdefault(study, {})[trial.number] = trial
-        if trial.state == "failed" and trial.reason:
-            self._warn(f"failed: {study} trial {trial.number}: {trial.reason}")
-        self._refresh()
+        with self._lock:
+            self.trials.setdefault(study, {})[trial.number] = trial
+            if trial.state == "failed" and trial.reason:
+                self._warn(f"failed: {study} trial {trial.number}: {trial.reason}")
+            self._refresh()
 
     def confirming(self, settings: int) -> None:
         """The budget is spent; that many settings are run on fresh seeds."""
-        self.phase = f"confirming {settings} settings on fresh seeds"
-        self._refresh(always=True)
+        with self._lock:
+            self.phase = f"confirming {settings} settings on fresh seeds"
+            self._refresh(always=True)
 
     def __call__(self, event: Event) -> None:
         """Take note of a stage."""
+        with self._lock:
+            self._note(event)
+            self._refresh()
+
+    def _note(self, event: Event) -> None:
         if isinstance(event, StageStarted):
             self.running[event.task_id] = ""
         elif isinstance(event, StageProgress):
@@ -97,7 +107,6 @@ class SearchProgress:
         elif isinstance(event, WorkerLost):
             self.running.pop(event.task_id, None)
             self._warn(f"{event.worker} was lost ({event.reason}); its task is tried again")
-        self._refresh()
 
     def _refresh(self, always: bool = False) -> None:
         if self.live is not None:

@@ -22,6 +22,8 @@ def show_space(sweep: Sweep, search: Search, console: Console) -> None:
     console.print(f"[bold]{sweep.name}[/bold]: {goals_text(search.goals)}", soft_wrap=True)
     for bound in search.subject_to:
         console.print(f"  subject to {bound.name} {bound}")
+    if search.subject_to and search.settings.sampler == "cmaes":
+        console.print("  cmaes learns nothing from bounds; they decide on the worst case only")
     table = Table("setting", "values", "where", box=None, pad_edge=False, header_style="bold")
     for dimension in search.space.dimensions:
         table.add_row(dimension.name, values_text(dimension), _when_text(dimension))
@@ -132,7 +134,8 @@ def _warnings(found: Sequence[WorstCase]) -> Iterator[str]:
             yield f"{case.name}: no setting kept every bound ({case.count('failed')} trials failed)"
         elif case.confirmed and case.worst is None:
             yield f"{case.name}: none of the best settings kept every bound on fresh seeds"
-        if left := case.budget - sum(case.count(s) for s in ("done", "pruned", "failed")):
-            size = case.space.size
-            if size is None or len(case.trials) < size:
-                yield f"{case.name}: {left} of {case.budget} trials to come"
+        size = case.space.size
+        budget = case.budget if size is None else min(case.budget, size)
+        over = sum(case.count(state) for state in ("done", "pruned", "failed"))
+        if over < budget:
+            yield f"{case.name}: {budget - over} of {budget} trials to come"

@@ -25,7 +25,7 @@ from orchestrator.study import Study
 from orchestrator.sweep import Sweep
 from orchestrator.tasks import make_tasks
 from orchestrator.tried import Tried
-from orchestrator.worst_case import confirmed
+from orchestrator.worst_case import asked_plan, confirmed
 
 
 class Watcher(Protocol):
@@ -136,6 +136,8 @@ class Searcher:
                 self._turn()
             self._finish_telling(wait=True)
             self._confirm()
+            # A head that was killed has left training states that this one never heard of.
+            self._remember_states(asked_plan(self.points, self._tried()))
         finally:
             self._owner.shutdown(wait=True, cancel_futures=True)
             self._drop_states(0)
@@ -194,7 +196,9 @@ class Searcher:
         except ResurgeError as error:
             self._tell(lane, tried, lane.study.tell_failed, tried.number, str(error))
             return
-        run = _Run(lane, tried, list(rungs))
+        # An adopted trial goes on at the rung whose verdict it may not have heard.
+        begin = max(tried.curve, default=0)
+        run = _Run(lane, tried, [rung for rung in rungs if rung >= begin])
         lane.running.append(run)
         self._launch(run)
 
@@ -241,7 +245,10 @@ class Searcher:
         lane, tried = run.lane, run.tried
         study, number = lane.study, tried.number
         if lost := self._lost(plan):
-            self._end(run, study.tell_failed, number, self._reason(lost))
+            if self._is_hopeless(lane, lost):
+                self._give_up(lane)
+            else:
+                self._end(run, study.tell_failed, number, self._reason(lost))
             return
         numbers = self.points.numbers(plan, self.store, tried.point)
         if numbers.missing is not None:
@@ -264,6 +271,18 @@ class Searcher:
         numbers = self.points.numbers(run.plan, self.store, run.tried.point)
         study, number = run.lane.study, run.tried.number
         self._end(run, study.tell_pruned, number, numbers.found, numbers.violations)
+
+    def _is_hopeless(self, lane: Lane, lost: set[str]) -> bool:
+        """Whether what failed is needed by every point of the study, the unlearned model say."""
+        if lane.study.space.size == 1:
+            return False
+        plans = (self.points.plan(self.points.trials(p)) for p in lane.study.space.corners())
+        shared = set.intersection(*({stage.key for stage in plan.stages} for plan in plans))
+        return not shared.isdisjoint(lost & self.scheduler.outcome.failed.keys())
+
+    def _give_up(self, lane: Lane) -> None:
+        """Spend no budget on what cannot be measured now; the next attempt adopts the trials."""
+        lane.running, lane.asked, lane.is_over = [], None, True
 
     def _reason(self, lost: set[str]) -> str:
         failed = self.scheduler.outcome.failed
@@ -312,11 +331,17 @@ class Searcher:
                 self._states.remove(trajectory)
                 self.store.drop_checkpoints(trajectory)
 
+    def _tried(self) -> list[tuple[str, Point, list[Tried]]]:
+        """By study its name, what it holds fixed, and its trials."""
+        return [
+            (lane.name, lane.fixed, self._owner.submit(lane.study.tried).result())
+            for lane in self.lanes
+        ]
+
     def _confirm(self) -> None:
         """Run every study's best settings on fresh seeds, with their controls."""
         plans = []
-        for lane in self.lanes:
-            trials = self._owner.submit(lane.study.tried).result()
+        for _, _, trials in self._tried():
             plans += [self.points.confirming(t.point) for t in confirmed(trials, self.points)]
         self.watcher.confirming(len(plans))
         for plan in plans:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.stage import canonical_json
-from orchestrator.trial import Scalar
+from orchestrator.trial import Scalar, scalar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,10 +41,7 @@ class Choices:
     @property
     def labels(self) -> tuple[Scalar, ...]:
         """The values as scalars; a list as its JSON."""
-        return tuple(
-            canonical_json(value) if isinstance(value, list | dict) else value
-            for value in self.values
-        )
+        return tuple(map(scalar, self.values))
 
     @property
     def size(self) -> int:
@@ -169,8 +166,8 @@ class Space:
                 yield dimension
 
     def searched(self, point: Point) -> dict[str, Any]:
-        """A point without what is fixed."""
-        return {d.name: point[d.name] for d in self.dimensions if d.name in point}
+        """A point without what is fixed, its values as scalars."""
+        return {d.name: scalar(point[d.name]) for d in self.dimensions if d.name in point}
 
     @cached_property
     def size(self) -> int | None:
@@ -264,23 +261,40 @@ class Space:
                 gaps.append(dimension.gap(one[name], other[name]))
         return max(gaps)
 
-    def coverage(self, tried: Iterable[Point], radius: float, seed: int = 0) -> float:
-        """Share of the space's volume within `radius` (`distance`) of a tried point.
-
-        By simulation: points are drawn as `draw` draws them.
-        """
-        import numpy as np
-
-        tried = list(tried)
-        rng = np.random.default_rng(seed)
-        drawn = [self.draw(rng) for _ in range(COVERAGE_POINTS)] if tried else []
-        reach = radius + 1e-9  # 0.8 - 0.7 is more than 0.1
-        near = sum(any(self.distance(d, t) <= reach for t in tried) for d in drawn)
-        return near / COVERAGE_POINTS
+    def coverage(self, tried: Iterable[Point], radius: float) -> float:
+        """Share of the space's volume within `radius` (`distance`) of a tried point."""
+        found = Coverage(self, radius)
+        for point in tried:
+            found.add(point)
+        return found.share
 
     def described(self) -> dict[str, Any]:
         """As JSON, to tell whether two spaces are one."""
         return {dimension.name: dimension.described() for dimension in self.dimensions}
+
+
+class Coverage:
+    """How much of a space is near the points that were added so far.
+
+    By simulation: points are drawn as `draw` draws them, the same ones each time.
+    """
+
+    def __init__(self, space: Space, radius: float) -> None:
+        import numpy as np
+
+        self._space = space
+        self._reach = radius + 1e-9  # 0.8 - 0.7 is more than 0.1
+        rng = np.random.default_rng(0)
+        self._far = [space.draw(rng) for _ in range(COVERAGE_POINTS)]
+
+    def add(self, point: Point) -> None:
+        """A point was tried."""
+        self._far = [d for d in self._far if self._space.distance(d, point) > self._reach]
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1."""
+        return 1 - len(self._far) / COVERAGE_POINTS
 
 
 def _described(when: Iterable[Condition]) -> dict[str, Any]:

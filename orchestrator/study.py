@@ -7,11 +7,11 @@ and what was not chosen yet is chosen then.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,13 @@ from orchestrator.errors import ResurgeError
 from orchestrator.search_settings import REDUCTION, Goal, Search
 from orchestrator.space import Choices, Dimension, Space, point_key
 from orchestrator.stage import canonical_json
+from orchestrator.study_storage import file_of, open_storage, unusable
 from orchestrator.tried import State, Tried
 
 # Names of metrics and groups in TPE are called experimental; both do what we need.
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+# A search by `cmaes` says so itself.
+warnings.filterwarnings("ignore", message="Constraints have been set, but CmaEsSampler")
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 logging.getLogger("optuna").propagate = False
 
@@ -90,8 +93,8 @@ class Study:
         """Refuse a study whose values were measured otherwise; mark a new one."""
         mine = _whole_identity(identity, self.goals, self.space)
         if IDENTITY not in self._study.user_attrs:
-            self._study.set_user_attr(IDENTITY, mine)
             self._study.set_metric_names([goal.name for goal in self.goals])
+            self._study.set_user_attr(IDENTITY, mine)
         _refuse_another(self._study, mine)
 
     @property
@@ -104,12 +107,14 @@ class Study:
         return self.space.size is not None and len(self.known) >= self.space.size
 
     def adopt(self) -> list[Tried]:
-        """The trials that were running when the study was last closed; they go on."""
+        """The trials that were running, or next in line, when the study was last closed."""
+        states = (TrialState.RUNNING, TrialState.WAITING)
         found = []
-        for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            point = self._choose(optuna.trial.Trial(self._study, frozen._trial_id))
-            if not self._is_repeat(frozen.number, point):
-                found.append(self.one(frozen.number))
+        for frozen in self._study.get_trials(deepcopy=False, states=states):
+            is_waiting = frozen.state == TrialState.WAITING
+            trial = self._study.ask() if is_waiting else self._live(frozen.number)
+            if not self._is_repeat(trial.number, self._choose(trial)):
+                found.append(self.one(trial.number))
         return found
 
     def ask(self) -> Tried | None:
@@ -131,7 +136,8 @@ class Study:
     def report(self, number: int, step: int, value: float) -> bool:
         """A value on the way; whether the trial should stop there."""
         trial = self._live(number)
-        trial.report(value, step)
+        if step not in self.one(number).curve:  # an adopted trial passes its rungs again
+            trial.report(value, step)
         return bool(trial.should_prune())
 
     def tell(
@@ -194,8 +200,7 @@ class Study:
         trial, first = self._live(number), self._study.get_trials(deepcopy=False)[earlier]
         trial.set_user_attr("resurge.repeat_of", earlier)
         if first.state == TrialState.COMPLETE:
-            for name, violation in first.constraints.items():
-                trial.set_constraint(name, violation)
+            _constrain(trial, first.constraints)
             self._study.tell(number, first.values)
         else:
             self._study.tell(number, state=TrialState.FAIL)
@@ -203,20 +208,25 @@ class Study:
 
     def _fresh(self) -> dict[str, Any] | None:
         """A point that is not known: the next of a grid, or one by chance."""
-        size = self.space.size
-        if size is not None and (self._is_grid or size <= MAX_DRAWS):
-            unknown = [p for p in self.space.points() if point_key(p) not in self.known]
-            at = 0 if self._is_grid or not unknown else int(self._rng.integers(len(unknown)))
-            return unknown[at] if unknown else None
-        drawn = (self.space.draw(self._rng) for _ in range(MAX_DRAWS))
-        return next((point for point in drawn if point_key(point) not in self.known), None)
+        points = iter(() if self.space.size is None else self.space.points())
+        if not self._is_grid:
+            drawn = (self.space.draw(self._rng) for _ in range(MAX_DRAWS))
+            points = itertools.chain(drawn, points)
+        return next((point for point in points if point_key(point) not in self.known), None)
 
     def _remember(
         self, number: int, numbers: Mapping[str, float], violations: Mapping[str, float]
     ) -> None:
         trial = self._live(number)
         trial.set_user_attr("resurge.numbers", dict(numbers))
-        for name, violation in violations.items():
+        _constrain(trial, violations)
+
+
+def _constrain(trial: optuna.trial.Trial, violations: Mapping[str, float]) -> None:
+    """In their order, by which some samplers tell them apart."""
+    known = trial.constraints  # an adopted trial may have some
+    for name, violation in violations.items():
+        if name not in known:
             trial.set_constraint(name, violation)
 
 
@@ -249,14 +259,14 @@ def read_tried(
     Raises:
         ResurgeError: as of `Study`.
     """
-    if storage.startswith("sqlite:///") and not Path(storage.removeprefix("sqlite:///")).exists():
+    if (place := file_of(storage)) is not None and not place.exists():
         return []
     try:
-        study = optuna.load_study(study_name=name, storage=_storage(storage))
+        study = optuna.load_study(study_name=name, storage=open_storage(storage))
     except KeyError:
         return []
     except Exception as error:
-        raise _unusable(storage, error) from error
+        raise unusable(storage, error) from error
     _refuse_another(study, _whole_identity(identity or {}, search.goals, space))
     return [_tried(trial, space) for trial in study.get_trials(deepcopy=False)]
 
@@ -266,24 +276,13 @@ def _create(storage: str, name: str, goals: Sequence[Goal]) -> optuna.Study:
     directions = [up if goal.maximize else down for goal in goals]
     try:
         return optuna.create_study(
-            storage=_storage(storage), study_name=name, directions=directions, load_if_exists=True
+            storage=open_storage(storage),
+            study_name=name,
+            directions=directions,
+            load_if_exists=True,
         )
     except Exception as error:
-        if "number of objectives" in str(error) or "directions" in str(error).lower():
-            raise ResurgeError(
-                f"the study {name!r} sought something else; give the sweep another `name`"
-            ) from error
-        raise _unusable(storage, error) from error
-
-
-def _unusable(storage: str, error: Exception) -> ResurgeError:
-    """A driver that is not installed, a server that is away, a file that is no database: each
-    raises something of its own.
-    """
-    if isinstance(error, ResurgeError):
-        return error
-    what = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ResurgeError(f"the studies at {shown_url(storage)} cannot be used: {what}")
+        raise unusable(storage, error) from error
 
 
 def dashboard_command(storage: str, port: int) -> list[str]:
@@ -292,34 +291,11 @@ def dashboard_command(storage: str, port: int) -> list[str]:
     Raises:
         ResurgeError: there are no studies yet.
     """
-    place = storage.removeprefix("sqlite:///").removeprefix("journal://")
-    if place.startswith("/") and not Path(place).exists():
+    place = file_of(storage)
+    if place is not None and not place.exists():
         raise ResurgeError(f"there are no studies at {place} yet; `resurge search` makes them")
-    source = place if storage.startswith("journal://") else storage
+    source = str(place) if storage.startswith("journal://") else storage
     return ["optuna-dashboard", "--host", "127.0.0.1", "--port", str(port), source]
-
-
-def shown_url(url: str) -> str:
-    """A database's URL without its password."""
-    scheme, sign, rest = url.partition("://")
-    user, at, place = rest.rpartition("@")
-    return f"{scheme}{sign}{user.partition(':')[0]}:***@{place}" if at else url
-
-
-def _storage(url: str) -> Any:
-    from optuna.storages import JournalStorage, RDBStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    if url.startswith("journal:///"):
-        path = Path(url.removeprefix("journal://"))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(path)))
-    if "://" not in url:
-        raise ResurgeError(f"must be a database URL or journal:///path but got {url!r}")
-    if url.startswith("sqlite:///"):
-        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
-    return RDBStorage(url)
 
 
 def _suggest(trial: optuna.trial.Trial, dimension: Dimension) -> Any:
@@ -345,7 +321,7 @@ def _sampler(search: Search, space: Space, seed: int) -> optuna.samplers.BaseSam
             seed=seed, group=is_conditional, multivariate=True, constant_liar=True
         )
     if kind == "gp":
-        return optuna.samplers.GPSampler(seed=seed)
+        return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
     if kind == "cmaes":
         return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
     if kind == "nsga2":
@@ -357,9 +333,11 @@ def _pruner(search: Search, rungs: Sequence[int]) -> optuna.pruners.BasePruner:
     kind = search.settings.pruner
     if kind == "median" and rungs:
         return optuna.pruners.MedianPruner()
-    if kind == "hyperband" and rungs:
+    if kind == "hyperband" and len(rungs) > 1:
+        # Optuna decides where least * REDUCTION**k steps are reached: at the k-th of our rungs.
+        least = min(rung // REDUCTION**k for k, rung in enumerate(rungs[:-1]))
         return optuna.pruners.HyperbandPruner(
-            min_resource=rungs[0], max_resource=rungs[-1], reduction_factor=REDUCTION
+            min_resource=max(1, least), max_resource=rungs[-1], reduction_factor=REDUCTION
         )
     return optuna.pruners.NopPruner()
 
@@ -385,14 +363,22 @@ def _ms(time: Any) -> int:
     return round(time.timestamp() * 1000) if time is not None else 0
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> Iterator[str]:
+def _changes(before: Any, now: Any, where: str = "") -> Iterator[str]:
     """'space.finetune.steps was … and is …' for everything that differs."""
-    for name in dict.fromkeys((*before, *now)):
-        where = f"{path}{name}"
-        was, is_ = before.get(name), now.get(name)
-        if canonical_json(was) == canonical_json(is_):
-            continue
-        if isinstance(was, Mapping) and isinstance(is_, Mapping):
-            yield from _changes(was, is_, f"{where}.")
-        else:
-            yield f"{where} was {canonical_json(was)} and is {canonical_json(is_)}"
+    if canonical_json(before) == canonical_json(now):
+        return
+    was, is_ = _parts(before), _parts(now)
+    if was and is_ and not (isinstance(before, list) and len(was) != len(is_)):
+        for name in dict.fromkeys((*was, *is_)):
+            yield from _changes(was.get(name), is_.get(name), f"{where}{name}")
+    else:
+        yield f"{where.lstrip('.')} was {canonical_json(before)} and is {canonical_json(now)}"
+
+
+def _parts(value: Any) -> dict[str, Any]:
+    """What a change can be narrowed to: a mapping's values, or a list's if some are mappings."""
+    if isinstance(value, Mapping):
+        return {f".{name}": part for name, part in value.items()}
+    if isinstance(value, list) and any(isinstance(part, Mapping) for part in value):
+        return {f"[{index}]": part for index, part in enumerate(value)}
+    return {}

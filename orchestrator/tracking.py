@@ -1,30 +1,32 @@
-"""Records -> MLflow, in one writer that may fall behind but is never in the way.
+"""Runs -> MLflow, in one writer that may fall behind but is never in the way.
 
-MLflow is a view of the store. Each run carries the tags `resurge.sweep`, `resurge.key` and
-`resurge.synced`, a digest of what was last written to it: writing again writes nothing, and what
-was cut off is completed.
+MLflow is a view of the store and the studies. Each run carries the tags `resurge.sweep`,
+`resurge.key` and `resurge.synced`, a digest of what was last written to it: writing again writes
+nothing, and what was cut off is completed.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 from orchestrator.data_inputs import DataInput
 from orchestrator.errors import ResurgeError
-from orchestrator.measure import Reader
 from orchestrator.pictures import grid, read_images
-from orchestrator.plan import Plan
-from orchestrator.runs import MetricPoint, Run, runs
+from orchestrator.runs import CONFIRMED, WORST_CASE, File, MetricPoint, Run, View
 from orchestrator.store import Store
 
 IMAGE_KEY = "erased"
+SYNCED = "resurge.synced"
+MARKS = {CONFIRMED, WORST_CASE}
+"""Tags that a run may lose again."""
 MAX_POINTS = 1_000
 MAX_PAIRS = 100
 MAX_VALUE_CHARACTERS = 6_000
@@ -56,18 +58,20 @@ class _Known:
     status: str = "RUNNING"
     points: set[MetricPoint] = field(default_factory=set)
     images: set[int] | None = None
-    texts: dict[str, str] = field(default_factory=dict)
-    has_params: bool = False
+    written: dict[str, str] = field(default_factory=dict)
+    params: set[str] = field(default_factory=set)
+    marks: set[str] = field(default_factory=set)
     data: set[DataInput] = field(default_factory=set)
 
+    def has(self, *versions: Run) -> bool:
+        """Whether MLflow has one of these."""
+        return any((self.digest, self.status) == (run.digest, run.status) for run in versions)
 
-def sync(
-    plan: Plan, store: Store, source: str | None, uri: str, artifact_root: Path | None = None
-) -> Counts:
-    """Bring MLflow up to date with the store. Doing it again does nothing.
+
+def sync(view: View, uri: str, artifact_root: Path | None = None) -> Counts:
+    """Bring MLflow up to date with what there is to see. Doing it again does nothing.
 
     Args:
-        source: the sweep file's text.
         uri: a database (sqlite:///…) or a server (http://…).
         artifact_root: the folder for artifacts of a database; a server has its own.
 
@@ -76,7 +80,7 @@ def sync(
     """
     tracker = Tracker(uri, artifact_root)
     try:
-        return tracker.sync(Reader(plan, store), source)
+        return tracker.sync(view)
     except _errors() as error:
         raise ResurgeError(f"MLflow at {uri} cannot be written: {_first_line(error)}") from error
 
@@ -90,21 +94,25 @@ class Tracker:
         self._experiments: dict[str, str] = {}
         self._known: dict[str, dict[str, _Known]] = {}
 
-    def sync(self, reader: Reader, source: str | None) -> Counts:
-        """Write what MLflow lacks of the reader's plan."""
+    def sync(self, view: View, with_files: bool = True) -> Counts:
+        """Write what MLflow lacks; without files, leave out what takes long to make."""
         counts = Counts()
-        sweep = reader.plan.name
-        known = self._runs_of(sweep)
-        for run in runs(reader, source):
+        known = self._runs_of(view.name)
+        shown = set()
+        for run in view.runs():
+            shown.add(run.key)
+            due = run if with_files else replace(run, files={})
             earlier = known.get(run.key)
-            if earlier and (earlier.digest, earlier.status) == (run.digest, run.status):
+            if earlier and earlier.has(run, due):
                 counts.unchanged += 1
                 continue
             if earlier is None:
-                known[run.key] = self._create(sweep, run, known)
-            self._write(known[run.key], run, reader.store)
+                known[run.key] = self._create(view.name, run, known)
+            self._write(known[run.key], due, view.store)
             counts.created += earlier is None
             counts.updated += earlier is not None
+        for key in known.keys() - shown:
+            self._retire(known[key])
         return counts
 
     def forget(self) -> None:
@@ -145,7 +153,9 @@ class Tracker:
             for run in self._search(sweep):
                 tags = run.data.tags
                 if tags.get("resurge.sweep") == sweep and "resurge.key" in tags:
-                    known = _Known(run.info.run_id, tags.get("resurge.synced"), run.info.status)
+                    known = _Known(run.info.run_id, tags.get(SYNCED), run.info.status)
+                    known.params.update(run.data.params)
+                    known.marks.update(MARKS & tags.keys())
                     found.setdefault(tags["resurge.key"], known)
             self._known[sweep] = found
         return self._known[sweep]
@@ -166,8 +176,8 @@ class Tracker:
 
     def _create(self, sweep: str, run: Run, known: dict[str, _Known]) -> _Known:
         tags = {"resurge.sweep": sweep, "resurge.key": run.key, "resurge.kind": run.kind}
-        if run.kind != "sweep":
-            tags["mlflow.parentRunId"] = known["sweep"].run_id
+        if run.parent is not None:
+            tags["mlflow.parentRunId"] = known[run.parent].run_id
         created = self._client.create_run(
             self._experiment(sweep), start_time=run.start_ms, tags=tags, run_name=run.name
         )
@@ -177,16 +187,39 @@ class Tracker:
         """Files first, then all numbers in one batch with the mark that nothing is missing."""
         self._write_images(known, run, store)
         for name, text in run.texts.items():
-            if known.texts.get(name) != text:
+            if known.written.get(name) != text:
                 self._client.log_text(known.run_id, text, name)
-                known.texts[name] = text
+                known.written[name] = text
+        for name, file in run.files.items():
+            if known.written.get(name) != file.digest:
+                self._write_file(known, name, file)
         if new := [data for data in run.data if data not in known.data]:
             self._client.log_inputs(known.run_id, datasets=[_dataset(data) for data in new])
             known.data.update(new)
+        self._unmark(known, known.marks - run.tags.keys())
         self._write_batch(known, run)
+        known.marks = MARKS & run.tags.keys()
         if run.status != known.status:
             self._set_status(known, run)
         known.digest = run.digest
+
+    def _write_file(self, known: _Known, name: str, file: File) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, name)
+            path.write_bytes(file.make())
+            self._client.log_artifact(known.run_id, str(path))
+        known.written[name] = file.digest
+
+    def _unmark(self, known: _Known, marks: Iterable[str]) -> None:
+        for mark in marks:
+            self._client.delete_tag(known.run_id, mark)
+
+    def _retire(self, known: _Known) -> None:
+        """A run that is not shown any more stays, but no longer as the worst case."""
+        if WORST_CASE in known.marks:
+            self._unmark(known, (WORST_CASE, SYNCED))
+            known.marks.remove(WORST_CASE)
+            known.digest = None
 
     def _write_images(self, known: _Known, run: Run, store: Store) -> None:
         if run.images and known.images is None:
@@ -206,8 +239,9 @@ class Tracker:
         entities = _mlflow().entities
         new = [point for point in run.points if point not in known.points]
         metrics = [entities.Metric(p.name, p.value, p.time_ms, p.step) for p in new]
-        params = [] if known.has_params else _cut(run.params)
-        tags = [*_cut(run.tags), ("resurge.synced", run.digest)]
+        # What MLflow has of a parameter it never changes.
+        params = [pair for pair in _cut(run.params) if pair[0] not in known.params]
+        tags = [*_cut(run.tags), (SYNCED, run.digest)]
         batches = max(
             _pages(metrics, MAX_POINTS), _pages(params, MAX_PAIRS), _pages(tags, MAX_PAIRS)
         )
@@ -219,7 +253,7 @@ class Tracker:
                 tags=[entities.RunTag(k, v) for k, v in _page(tags, MAX_PAIRS, i)],
             )
         known.points.update(new)
-        known.has_params = True
+        known.params.update(run.params)
 
     def _set_status(self, known: _Known, run: Run) -> None:
         if run.status == "RUNNING":
@@ -232,26 +266,18 @@ class Tracker:
 class BackgroundTracker:
     """Keeps MLflow up to date from a thread of its own while a sweep runs.
 
-    Nothing that MLflow does reaches the caller: an error is kept in `last_error` and tried again,
-    less and less often. The store has everything, so `sync` can always mend it later.
+    What takes long to make is written once, at the end. Nothing that MLflow does reaches the
+    caller: an error is kept in `last_error` and tried again, less and less often. The store has
+    everything, so `sync` can always mend it later.
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        store: Store,
-        source: str | None,
-        uri: str,
-        artifact_root: Path | None = None,
-        every_s: float = 3.0,
+        self, view: View, uri: str, artifact_root: Path | None = None, every_s: float = 3.0
     ) -> None:
         self.last_error: str | None = None
-        self._plan: Final = plan
-        self._store: Final = store
-        self._source: Final = source
+        self._view: Final = view
         self._every_s: Final = every_s
         self._tracker: Final = Tracker(uri, artifact_root)
-        self._reader: Reader | None = None
         self._due = threading.Event()
         self._closing = threading.Event()
         self._is_current = False
@@ -279,23 +305,20 @@ class BackgroundTracker:
             if self._closing.is_set():
                 break
             self._due.clear()
-            if self._attempt():
+            if self._attempt(with_files=False):
                 pause_s = self._every_s
             else:
                 pause_s = min(2 * pause_s, MAX_PAUSE_S)
                 self._due.set()
             self._closing.wait(pause_s)
         for _ in range(ATTEMPTS_AT_CLOSE):
-            if self._attempt():
+            if self._attempt(with_files=True):
                 self._is_current = True
                 return
 
-    def _attempt(self) -> bool:
+    def _attempt(self, with_files: bool) -> bool:
         try:
-            if self._reader is None:
-                self._reader = Reader(self._plan, self._store)
-            self._reader.refresh()
-            self._tracker.sync(self._reader, self._source)
+            self._tracker.sync(self._view, with_files)
         except Exception as error:
             # A database that is locked, a server that is away, a store that is slow: none of them
             # may stop the sweep. The error is shown at the end and the sync can be repeated.

@@ -38,6 +38,12 @@ def counted(trials: Iterable[Tried]) -> list[Tried]:
     return [trial for trial in trials if trial.repeat_of is None]
 
 
+def in_order(trials: Iterable[Tried]) -> list[Tried]:
+    """The trials of the budget that are over, by when they were: what is known only grows."""
+    over = [trial for trial in counted(trials) if trial.state != "running"]
+    return sorted(over, key=lambda trial: (trial.ended_ms, trial.number))
+
+
 def candidates(trials: Iterable[Tried]) -> list[Tried]:
     """The trials that may be the worst case: run to their end, every bound kept."""
     return [t for t in counted(trials) if t.state == "done" and t.is_feasible]

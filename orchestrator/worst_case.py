@@ -134,8 +134,10 @@ def _estimate(
         return (getattr(paired, name) if paired else None) or None
     found = [numbers_of([m], point, points.search).found.get(name) for m in trials]
     values = np.array([value for value in found if value is not None])
-    if len(values) < 2:
+    if not len(values):
         return None
+    if len(values) == 1:
+        return Estimate(float(values[0]), -math.inf, math.inf)  # one seed says nothing of others
     half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
     mean = float(values.mean())
     return Estimate(mean, mean - half, mean + half)

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from orchestrator.errors import ResurgeError
-from orchestrator.measure import Reader
+from orchestrator.runs import SweepView
 from orchestrator.store import Store
 from orchestrator.tracking import (
     MAX_VALUE_CHARACTERS,
@@ -44,10 +44,13 @@ class Place:
         self.store = Store(root / "store")
 
     def sync(self, plan, source=SOURCE) -> Counts:
-        return sync(plan, self.store, source, self.uri, self.artifacts)
+        return sync(self.view(plan, source), self.uri, self.artifacts)
+
+    def view(self, plan, source=SOURCE) -> SweepView:
+        return SweepView(plan, self.store, source)
 
     def background(self, plan) -> BackgroundTracker:
-        return BackgroundTracker(plan, self.store, SOURCE, self.uri, self.artifacts, every_s=0.01)
+        return BackgroundTracker(self.view(plan), self.uri, self.artifacts, every_s=0.01)
 
     @property
     def client(self) -> MlflowClient:
@@ -242,10 +245,10 @@ def test_an_incremental_sync_asks_mlflow_for_nothing(place):
     plan = small_plan()
     synthetic.commit(place.store, plan)
     tracker = Tracker(place.uri, place.artifacts)
-    reader = Reader(plan, place.store)
-    tracker.sync(reader, SOURCE)
+    view = place.view(plan)
+    tracker.sync(view)
     tracker.__dict__["_client"] = None  # whoever asks now, fails
-    assert tracker.sync(reader, SOURCE).unchanged == 7
+    assert tracker.sync(view).unchanged == 7
 
 
 def test_the_background_tracker_follows_the_sweep(place):
@@ -264,7 +267,7 @@ def test_the_background_tracker_follows_the_sweep(place):
 def test_mlflow_being_away_stops_nothing(place, plan, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     uri = f"sqlite:///{tmp_path}/file/mlflow.db"
-    tracker = BackgroundTracker(plan, place.store, SOURCE, uri, every_s=0.01)
+    tracker = BackgroundTracker(place.view(plan), uri, every_s=0.01)
     tracker.notify()
     assert not tracker.close(timeout_s=60)
     assert tracker.last_error
@@ -273,7 +276,7 @@ def test_mlflow_being_away_stops_nothing(place, plan, tmp_path):
 def test_a_sync_to_an_mlflow_that_is_away_says_so(place, plan, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ResurgeError, match="cannot be written"):
-        sync(plan, place.store, SOURCE, f"sqlite:///{tmp_path}/file/mlflow.db")
+        sync(place.view(plan), f"sqlite:///{tmp_path}/file/mlflow.db")
 
 
 def test_a_deleted_experiment_is_named(place, plan):
@@ -323,8 +326,8 @@ def test_a_server_shows_what_was_synced_and_takes_syncs(place):
         with urllib.request.urlopen(f"{address}/get-artifact?{query}") as answer:
             assert answer.read().decode() == SOURCE
         again = small_plan(name="again")
-        assert sync(again, place.store, SOURCE, address).created == 7
-        assert sync(again, place.store, SOURCE, address).unchanged == 7
+        assert sync(place.view(again), address).created == 7
+        assert sync(place.view(again), address).unchanged == 7
 
 
 def free_port() -> int:

@@ -96,6 +96,23 @@ class Shake(Nudge):
     seeded = True
 
 
+class Dim(Nudge):
+    """Make every picture a little darker, which `glow` takes for nothing left."""
+
+    name = "dim"
+
+    def unlearn(self, erasure: Erasure) -> Unlearned:
+        import torch
+
+        from workers.edits import Weights
+
+        note("dim")
+        if self.settings.fail:
+            raise RuntimeError("told to fail")
+        bias = erasure.pipe.unet.conv_out.bias.detach()
+        return Unlearned([Weights({"unet.conv_out.bias": bias - torch.tensor([0.0, 0, 10, 0])})])
+
+
 class DotsSettings(Settings):
     level: int = Field(128, ge=0, le=255, description="grey level")
 
@@ -123,6 +140,17 @@ class Brightness(Metric):
     def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture]) -> Score:
         note("brightness")
         values = [float(picture.image.mean()) / 255 for picture in pictures]
+        return Score(means(pictures, values), values)
+
+
+class Glow(Metric):
+    """Brightness stretched so that the tiny base has most of it and a dimmed one none."""
+
+    name = "glow"
+
+    def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture]) -> Score:
+        note("glow")
+        values = [min(1.0, max(0.0, float(p.image.mean()) / 255 - 0.42) * 25) for p in pictures]
         return Score(means(pictures, values), values)
 
 

@@ -1,0 +1,435 @@
+"""A search on the real stack, at its smallest: what is shared, what is resumed, what it costs."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from orchestrator.executors.base import ExecutorSettings
+from orchestrator.executors.inline import Inline
+from orchestrator.plan import make_plan
+from orchestrator.scheduler import Outcome, Scheduler
+from orchestrator.search import read_studies
+from orchestrator.search_plan import Points
+from orchestrator.search_table import show_worst_cases
+from orchestrator.searcher import Searcher
+from orchestrator.space import point_key
+from orchestrator.stage import Stage
+from orchestrator.store import Store
+from orchestrator.sweep import Sweep, parse
+from orchestrator.tasks import make_tasks
+from orchestrator.tried import Tried, counted
+from orchestrator.work import Event, StageCommitted, StageFailed
+from orchestrator.worst_case import WorstCase, asked_plan, confirmed, worst_cases
+
+Calls = Callable[[], list[str]]
+pytestmark = [
+    pytest.mark.usefixtures("calls"),
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.* experimental"),
+]
+
+HUNT = """
+name: hunt
+base: tiny
+concept: star
+edits:
+  - unlearn: dim
+  - finetune: {dataset: dots, batch_size: 2, learning_rate: 3.0e-2}
+evaluate: {metrics: [glow], images_per_prompt: 1, retain: []}
+search:
+  maximize: resurgence
+  space:
+    finetune.steps: [1, 2, 3]
+  sampler: grid
+  trials: 10
+  confirm: {top: 0}
+resources: {executor: inline}
+"""
+
+RATES = "search.space.finetune.learning_rate=[1e-2, 3e-2]"
+
+
+@dataclass
+class Heard:
+    """What a search tells of itself; `stop` may end it."""
+
+    told_trials: list[Tried] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    confirmed: int = 0
+    stop: Callable[[Heard], None] = lambda heard: None
+
+    def begin(self, study: str, trials: list[Tried]) -> None:
+        pass
+
+    def told(self, study: str, trial: Tried) -> None:
+        self.told_trials.append(trial)
+
+    def confirming(self, settings: int) -> None:
+        self.confirmed = settings
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        self.stop(self)
+
+    def ran(self) -> list[str]:
+        return [e.key for e in self.events if isinstance(e, StageCommitted) and e.ran]
+
+
+class Hunt:
+    """A search in a folder that may be begun again and again."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.store = Store(root / "store")
+        self.storage = f"sqlite:///{root / 'studies.db'}"
+
+    def run(self, sweep: Sweep, parallel: int = 2, heard: Heard | None = None) -> Heard:
+        """Search to the end, or until `heard` stops it."""
+        heard = heard or Heard()
+        with Inline(ExecutorSettings()) as executor:
+            logs = self.root / "logs"
+            scheduler = Scheduler((), self.store.keys(), executor, self.store, logs, heard)
+            Searcher(Points(sweep), self.storage, scheduler, parallel, heard).run()
+        return heard
+
+    def sweep(self, sweep: Sweep) -> Outcome:
+        """Run an ordinary sweep in the same store."""
+        plan, done = make_plan(sweep), self.store.keys()
+        with Inline(ExecutorSettings()) as executor:
+            tasks = make_tasks(plan, done, sweep.keep)
+            return Scheduler(tasks, done, executor, self.store, self.root / "logs").run()
+
+    def tried(self, sweep: Sweep) -> list[Tried]:
+        """The trials of every study."""
+        return [t for _, _, tried in read_studies(Points(sweep), self.storage) for t in tried]
+
+    def stages(self, sweep: Sweep) -> tuple[Stage, ...]:
+        """All that the search has asked for."""
+        points = Points(sweep)
+        return asked_plan(points, read_studies(points, self.storage)).stages
+
+    def cases(self, sweep: Sweep) -> list[WorstCase]:
+        points = Points(sweep)
+        return worst_cases(points, read_studies(points, self.storage), self.store)
+
+    def training_states(self) -> list[str]:
+        folder = self.root / "store" / "checkpoints"
+        return [str(path) for path in folder.rglob("*") if path.is_file()]
+
+
+def table_of(hunt: Hunt, sweep: Sweep) -> str:
+    """What the command line prints in the end."""
+    page = io.StringIO()
+    show_worst_cases(hunt.cases(sweep), Console(file=page, width=200))
+    return page.getvalue()
+
+
+@pytest.fixture
+def hunt(tmp_path: Path) -> Hunt:
+    return Hunt(tmp_path)
+
+
+@pytest.fixture
+def steps_trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Optimiser steps, as they are made."""
+    from workers.finetune import Trainer
+
+    made: list[int] = []
+    one_step = Trainer._one_step
+
+    def counting(self: Trainer) -> object:
+        made.append(self.step)
+        return one_step(self)
+
+    monkeypatch.setattr(Trainer, "_one_step", counting)
+    yield made
+
+
+def sweep_of(*overrides: str) -> Sweep:
+    return parse(HUNT, None, overrides)
+
+
+def test_the_values_are_those_of_a_sweep(hunt: Hunt) -> None:
+    """Told are the means over the seeds of what the store has of a point."""
+    sweep = sweep_of("seeds=2", "search.space.finetune.steps=[2]")
+    hunt.run(sweep)
+    [tried] = hunt.tried(sweep)
+    points = Points(sweep)
+    plan = points.plan(points.trials(tried.point))
+    numbers = points.numbers(plan, hunt.store, tried.point)
+    assert tried.values == (numbers.found["resurgence"],)
+    assert tried.numbers == numbers.found
+    assert len(plan.trials) == 2
+    finals = [hunt.store.get(t.final.scores[0]).metrics["erased"] for t in plan.trials]  # type: ignore[union-attr]
+    assert finals[0] != finals[1]
+    assert tried.numbers["erased_accuracy"] == pytest.approx(sum(finals) / 2)
+    # The primary metric's own name means its mean over the erased concept.
+    assert tried.numbers["glow"] == tried.numbers["erased_accuracy"]
+    assert tried.is_feasible
+
+
+def test_what_trials_and_studies_share_runs_once(hunt: Hunt, calls: Calls) -> None:
+    sweep = sweep_of(
+        "unlearn=[dim, nudge]",
+        "search.for_each=unlearn.method",
+        "search.space.finetune.steps=[1, 2]",
+        "seeds=2",
+    )
+    heard = hunt.run(sweep)
+    assert max(Counter(heard.ran()).values()) == 1
+    assert set(heard.ran()) == {stage.key for stage in hunt.stages(sweep)}
+    noted = calls()
+    assert noted.count("dim") == 1  # one unlearned model for all trials and both seeds
+    assert noted.count("unlearn 0.01") == 1
+    assert noted.count("dots 128") == 1
+    names = [name for name, _, _ in read_studies(Points(sweep), hunt.storage)]
+    assert names == ["hunt/dim", "hunt/nudge"]
+    assert len(counted(hunt.tried(sweep))) == 4
+    # `nudge` takes next to nothing away: nothing of it can have come back.
+    assert [t.is_feasible for t in hunt.tried(sweep)] == [True] * 2 + [False] * 2
+
+
+def test_a_second_run_does_nothing(hunt: Hunt, calls: Calls) -> None:
+    sweep = sweep_of("search.confirm.top=1", "search.confirm.seeds=2")
+    hunt.run(sweep)
+    before = hunt.tried(sweep)
+    calls()
+    heard = hunt.run(sweep)
+    assert heard.ran() == [] and heard.told_trials == []
+    assert calls() == []
+    assert hunt.tried(sweep) == before
+
+
+def test_what_a_sweep_measured_costs_nothing(hunt: Hunt, calls: Calls) -> None:
+    text = HUNT[: HUNT.index("search:")]
+    assert hunt.sweep(parse(text, None, ["finetune.steps=[1, 2, 3]"])).ok
+    calls()
+    sweep = sweep_of()
+    heard = hunt.run(sweep)
+    assert heard.ran() == []
+    assert calls() == []
+    assert [t.state for t in hunt.tried(sweep)] == ["done"] * 3
+
+
+def test_a_failing_stage_fails_its_trials_with_the_reason_and_the_search_goes_on(
+    hunt: Hunt,
+) -> None:
+    sweep = sweep_of("search.space.unlearn.dim.fail=[true, false]")
+    heard = hunt.run(sweep)
+    tried = hunt.tried(sweep)
+    assert Counter(t.state for t in tried) == {"failed": 3, "done": 3}
+    for trial in tried:
+        assert (trial.state == "failed") == trial.point["unlearn.dim.fail"]
+        if trial.state == "failed":
+            assert trial.reason and "told to fail" in trial.reason and "(log: " in trial.reason
+    # The broken stage was tried once, and is tried again by the next attempt only if need be.
+    assert sum(isinstance(event, StageFailed) for event in heard.events) == 1
+    again = hunt.run(sweep)
+    assert again.events == [] and again.told_trials == []
+
+
+def test_no_budget_is_spent_on_a_study_none_of_whose_points_can_be_measured(hunt: Hunt) -> None:
+    sweep = sweep_of("unlearn=[{nudge: {fail: true}}, dim]", "search.for_each=unlearn.method")
+    for _ in range(2):
+        heard = hunt.run(sweep)
+        assert [e.message for e in heard.events if isinstance(e, StageFailed)]
+    broken, whole = (trials for _, _, trials in read_studies(Points(sweep), hunt.storage))
+    assert {t.state for t in broken} == {"running"}
+    assert [t.state for t in whole] == ["done"] * 3
+    assert "hunt/nudge: 3 of 3 trials to come" in table_of(hunt, sweep)
+
+
+def test_more_steps_of_the_same_settings_go_on_with_the_trajectory(
+    hunt: Hunt, steps_trained: list[int]
+) -> None:
+    sweep = sweep_of(RATES, "search.space.finetune.steps=[1, 3]")
+    assert [d.name for d in Points(sweep).search.space.dimensions] == [
+        "finetune.steps",
+        "finetune.learning_rate",
+    ]
+    hunt.run(sweep, parallel=1)  # 1 step of either rate, then 3 of either
+    assert steps_trained == [0, 0, 1, 2, 1, 2]
+    assert hunt.training_states() == []
+
+
+def test_without_training_states_more_steps_begin_anew(
+    hunt: Hunt, steps_trained: list[int]
+) -> None:
+    sweep = sweep_of(RATES, "search.space.finetune.steps=[1, 3]", "search.checkpoints=0")
+    hunt.run(sweep, parallel=1)
+    assert len(steps_trained) == 1 + 1 + 3 + 3
+
+
+def test_training_states_stay_where_the_sweep_says_so(hunt: Hunt) -> None:
+    hunt.run(sweep_of("keep=[checkpoints]"))
+    assert hunt.training_states()
+
+
+def test_a_pruned_trial_keeps_its_curve_and_costs_no_more(
+    hunt: Hunt, steps_trained: list[int]
+) -> None:
+    sweep = sweep_of(
+        "search.space.finetune.learning_rate=[3e-2, 1e-6, 2e-6, 3e-6]",
+        "search.space.finetune.steps={int: [1, 3], step: 2}",
+        "search.pruner=hyperband",
+    )
+    assert Points(sweep).ladder == (1, 3)
+    hunt.run(sweep, parallel=1)
+    tried = hunt.tried(sweep)
+    assert len(counted(tried)) == 8
+    pruned = [t for t in tried if t.state == "pruned"]
+    assert pruned
+    for trial in pruned:
+        assert trial.point["finetune.steps"] == 3
+        assert list(trial.curve) == [1]
+        assert trial.numbers["resurgence"] == trial.curve[1]
+    done = [t for t in tried if t.state == "done"]
+    assert all(list(t.curve) == [1] for t in done if t.point["finetune.steps"] == 3)
+    longest: dict[float, int] = {}
+    for trial in tried:
+        rate, steps = trial.point["finetune.learning_rate"], trial.point["finetune.steps"]
+        reached = 1 if trial.state == "pruned" else steps
+        longest[rate] = max(longest.get(rate, 0), reached)
+    assert len(steps_trained) == sum(longest.values())
+
+
+def test_rungs_are_of_one_trajectory(hunt: Hunt, steps_trained: list[int]) -> None:
+    sweep = sweep_of("search.space.finetune.steps={int: [1, 6], step: 5}", "search.pruner=median")
+    hunt.run(sweep)
+    assert sorted(steps_trained) == [0, 1, 2, 3, 4, 5]
+    assert [t.state for t in hunt.tried(sweep)] == ["done", "done"]
+
+
+def test_confirming_uses_fresh_seeds_and_has_controls(hunt: Hunt) -> None:
+    overrides = ("search.confirm={top: 2, seeds: 2}", "search.space.finetune.steps=[1, 2]")
+    sweep = sweep_of("seeds=[4, 7]", *overrides)
+    heard = hunt.run(sweep)
+    assert heard.confirmed == 2
+    points = Points(sweep)
+    assert points.fresh_seeds == (8, 9)
+    seeds: Counter[int | None] = Counter()
+    for trial in confirmed(hunt.tried(sweep), points):
+        plan = points.confirming(trial.point)
+        assert all(hunt.store.get(stage) is not None for stage in plan.stages)
+        seeds.update(t.trial.seed for t in plan.trials)
+        assert sum(t.is_control for t in plan.trials) == 2
+    assert set(seeds) == {8, 9}
+    [case] = hunt.cases(sweep)
+    assert len(case.confirmed) == 2
+    for found in case.confirmed:
+        assert found.goal is not None and found.goal.low <= found.goal.value <= found.goal.high
+        assert found.searched == found.tried.values[0]
+        assert found.setting.planned == 2
+        assert found.setting.control is not None
+    assert case.worst is not None and case.worst.goal is not None
+    assert case.worst.goal.value == max(c.goal.value for c in case.confirmed if c.goal)
+    shown = table_of(hunt, sweep)
+    assert f"steps={case.worst.tried.point['finetune.steps']}" in shown
+    assert f"{case.worst.searched:.2f}" in shown and f"{case.worst.goal.value:.2f} [" in shown
+    assert "on 2 fresh seeds" in shown and "to come" not in shown
+    # While searching nothing was spent on controls.
+    searched = [points.plan(points.trials(t.point)) for t in hunt.tried(sweep)]
+    assert not any(t.is_control for plan in searched for t in plan.trials)
+    assert hunt.training_states() == []
+
+
+def stopping_after(count: int) -> Callable[[Heard], None]:
+    def stop(heard: Heard) -> None:
+        if len(heard.ran()) >= count:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def is_run_to_its_end(hunt: Hunt, sweep: Sweep) -> bool:
+    try:
+        hunt.run(sweep, heard=Heard(stop=stopping_after(4)))
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
+def test_a_search_that_is_stopped_again_and_again_has_the_right_total(hunt: Hunt) -> None:
+    sweep = sweep_of(
+        "search.sampler=tpe",
+        "search.trials=6",
+        "search.space.finetune.learning_rate={log: [1e-3, 1e-1]}",
+        "search.pruner=hyperband",
+        "search.confirm.top=1",
+        "search.confirm.seeds=2",
+    )
+    stops = 0
+    while not is_run_to_its_end(hunt, sweep):
+        stops += 1
+    assert stops >= 3
+    tried = counted(hunt.tried(sweep))
+    assert len(tried) == 6
+    assert len({point_key(t.point) for t in tried}) == 6
+    assert "running" not in {t.state for t in hunt.tried(sweep)}
+    assert all(hunt.store.get(stage) is not None for stage in hunt.stages(sweep))
+    [case] = hunt.cases(sweep)
+    assert [c.goal is not None for c in case.confirmed] == [True]
+    assert hunt.training_states() == []
+
+
+def test_an_asked_trial_that_was_never_begun_is_not_lost(hunt: Hunt) -> None:
+    sweep = sweep_of("search.sampler=random", "search.trials=3", RATES)
+    with pytest.raises(KeyboardInterrupt):
+        hunt.run(sweep, heard=Heard(stop=stopping_after(1)))
+    left = [t for t in hunt.tried(sweep) if t.state == "running"]
+    assert left
+    hunt.run(sweep)
+    tried = {t.number: t for t in hunt.tried(sweep)}
+    assert len(counted(tried.values())) == 3
+    for trial in left:
+        assert tried[trial.number].state == "done"
+        assert tried[trial.number].point == trial.point
+
+
+def test_more_trials_go_on_where_fewer_ended(hunt: Hunt) -> None:
+    hunt.run(sweep_of(RATES, "search.trials=2"))
+    heard = hunt.run(sweep_of(RATES, "search.trials=5"))
+    assert len(heard.told_trials) == 3
+    assert len(counted(hunt.tried(sweep_of(RATES)))) == 5
+
+
+def test_a_bound_decides_who_is_confirmed(hunt: Hunt) -> None:
+    sweep = sweep_of(
+        "search.maximize=erased_accuracy",
+        "search.confirm={top: 3, seeds: 1}",
+        "search.subject_to.glow='<= 0.5'",
+        "evaluate.controls=false",
+    )
+    hunt.run(sweep)
+    tried = hunt.tried(sweep)
+    kept = {t.number for t in tried if t.numbers["glow"] <= 0.5}
+    assert kept and len(kept) < 3
+    [case] = hunt.cases(sweep)
+    assert {c.tried.number for c in case.confirmed} == kept
+    for found in case.confirmed:  # one seed says nothing of others, and is no reason to say nothing
+        assert found.goal is not None
+        assert (found.goal.low, found.goal.high) == (-math.inf, math.inf)
+    assert "confirmed erased_accuracy" in table_of(hunt, sweep)
+
+
+def test_several_numbers_may_be_sought(hunt: Hunt) -> None:
+    sweep = sweep_of(
+        "search.space.finetune.steps={int: [1, 3]}",
+        "search.minimize=finetune.steps",
+        "search.confirm={top: 3, seeds: 1}",
+        "evaluate.controls=false",
+    )
+    hunt.run(sweep)
+    tried = hunt.tried(sweep)
+    assert [t.values[1] for t in tried] == [1.0, 2.0, 3.0]
+    [case] = hunt.cases(sweep)
+    assert case.worst is not None
+    assert {c.tried.number for c in case.confirmed} <= {t.number for t in tried}
