@@ -76,7 +76,7 @@ def _digest_of_run(run_id: str, home: Home) -> str:
         return run_id  # 32 digits of a digest look the same
     if "resurge.trial" not in tags:
         raise ResurgeError(
-            f"MLflow run {run_id} is no trial's (it may be a sweep's or a trajectory's); "
-            "choose a run with the tag resurge.trial"
+            f"MLflow run {run_id} is no trial's (it may be a sweep's, a study's or a "
+            "trajectory's); choose a run with the tag resurge.trial"
         )
     return tags["resurge.trial"]

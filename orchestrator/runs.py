@@ -21,7 +21,7 @@ from orchestrator.stage import sha256
 from orchestrator.store import Record, Store
 
 RunKind = Literal["sweep", "trajectory", "trial", "study", "confirmed"]
-RunStatus = Literal["RUNNING", "FINISHED", "KILLED", "FAILED"]
+RunStatus = Literal["RUNNING", "FINISHED", "FAILED"]
 
 CONFIRMED, WORST_CASE = "resurge.confirmed", "resurge.worst_case"
 SWEEP_KEY = "sweep"

@@ -83,7 +83,8 @@ class SearchProgress:
     def confirming(self, settings: int) -> None:
         """The budget is spent; that many settings are run on fresh seeds."""
         with self._lock:
-            self.phase = f"confirming {settings} settings on fresh seeds"
+            plural = "" if settings == 1 else "s"
+            self.phase = f"confirming {settings} setting{plural} on fresh seeds"
             self._refresh(always=True)
 
     def __call__(self, event: Event) -> None:

@@ -120,10 +120,10 @@ def _score(value: float | None) -> str:
 
 
 def _notes(found: Sequence[WorstCase]) -> Iterator[str]:
-    seeds = next((c.setting.planned for case in found for c in case.confirmed), 0)
+    seeds = next((f"{c.setting.planned} " for case in found for c in case.confirmed), "")
     yield (
         f"searched: the largest figure of the search, too large by chance; confirmed: the same "
-        f"settings on {seeds} fresh seeds, mean and 95% interval; covered: the share of the space "
+        f"settings on {seeds}fresh seeds, mean and 95% interval; covered: the share of the space "
         f"within {COVERAGE_RADIUS:.0%} of every range of a tried point"
     )
 

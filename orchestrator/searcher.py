@@ -50,6 +50,7 @@ class Lane:
     study: Study
     asked: Future[Tried | None] | None = None
     is_over: bool = False
+    started: int = 0
     running: list[_Run] = field(default_factory=list)
 
 
@@ -181,7 +182,7 @@ class Searcher:
         ready = [lane for lane in self.lanes if lane.asked is not None and lane.asked.done()]
         if not ready:
             return False
-        lane = min(ready, key=lambda lane: len(lane.running))
+        lane = min(ready, key=lambda lane: (len(lane.running), lane.started))
         assert lane.asked is not None  # it was just seen
         tried, lane.asked = lane.asked.result(), None
         if tried is None:
@@ -200,6 +201,7 @@ class Searcher:
         begin = max(tried.curve, default=0)
         run = _Run(lane, tried, [rung for rung in rungs if rung >= begin])
         lane.running.append(run)
+        lane.started += 1
         self._launch(run)
 
     def _launch(self, run: _Run) -> None:

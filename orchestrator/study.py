@@ -8,7 +8,6 @@ and what was not chosen yet is chosen then.
 from __future__ import annotations
 
 import itertools
-import logging
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,8 +29,6 @@ from orchestrator.tried import State, Tried
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 # A search by `cmaes` says so itself.
 warnings.filterwarnings("ignore", message="Constraints have been set, but CmaEsSampler")
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-logging.getLogger("optuna").propagate = False
 
 IDENTITY = "resurge.identity"
 MAX_REPEATS = 10

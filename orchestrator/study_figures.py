@@ -30,8 +30,6 @@ _INK, _FAINT, _GRID = "#333333", "#888888", "#e8e8e8"
 _SEARCHED, _WORST, _PRUNED, _BROKEN = COLOURS[0], COLOURS[1], COLOURS[4], "#b0b0b0"
 _SURFACE = "viridis"
 
-Draw = Callable[[Any], None]
-
 
 def drawings(case: WorstCase, shares: Mapping[str, float]) -> dict[str, Callable[[], bytes]]:
     """What there is to draw of a study, by file name.
@@ -39,9 +37,10 @@ def drawings(case: WorstCase, shares: Mapping[str, float]) -> dict[str, Callable
     Args:
         shares: the importance of each setting.
     """
-    settings, done = varied(case), _done(case)
+    settings, over, done = varied(case), in_order(case.trials), _done(case)
+    is_measured = any(is_one(trial) for trial in over for *_, is_one in _kinds())
     wanted = {
-        "history.png": (bool(in_order(case.trials)), lambda: history(case)),
+        "history.png": (is_measured, lambda: history(case)),
         "importance.png": (bool(shares), lambda: importance(case, shares)),
         "slice.png": (bool(settings), lambda: slices(case)),
         "contour.png": (bool(_pairs(case, shares)), lambda: contours(case, shares)),
@@ -214,7 +213,11 @@ def _draw_confirmed(axis: Any, case: WorstCase, at: float) -> None:
     is_known = math.isfinite(goal.high - goal.low)
     ends = [[goal.value - goal.low], [goal.high - goal.value]] if is_known else None
     style: dict[str, Any] = {"color": _WORST, "marker": "D", "ms": 5, "capsize": 3, "ls": "none"}
+    low, high = min(goal.value, axis.get_ylim()[0]), max(goal.value, axis.get_ylim()[1])
     axis.errorbar([at], [goal.value], yerr=ends, **style, label="confirmed, with 95% interval")
+    # An interval of few seeds may be so wide that nothing else could be told apart.
+    room = high - low
+    axis.set_ylim(max(axis.get_ylim()[0], low - room), min(axis.get_ylim()[1], high + room))
 
 
 def _draw_pair(axis: Any, case: WorstCase, x: _Scale, y: _Scale, shown: Mapping[str, Any]) -> Any:

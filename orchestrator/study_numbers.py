@@ -37,14 +37,14 @@ def study_points(
     if not over:
         return
     now = {
-        **{f"trials/{state}": float(case.count(state)) for state in STATES},
-        "trials/infeasible": float(sum(t.state == "done" and not t.is_feasible for t in over)),
-        **{f"importance/{name}": share for name, share in shares.items()},
+        **{f"trials.{state}": float(case.count(state)) for state in STATES},
+        "trials.infeasible": float(sum(t.state == "done" and not t.is_feasible for t in over)),
+        **{f"importance.{name}": share for name, share in shares.items()},
     }
     yield from points_of(_shown(now), 0, over[-1].ended_ms)
     if case.worst is not None:
         found = _shown(_worst_numbers(case.worst, case.goals[0].name))
-        yield from points_of({f"worst_case/{k}": v for k, v in found.items()}, 0, end_ms)
+        yield from points_of({f"worst_case.{k}": v for k, v in found.items()}, 0, end_ms)
 
 
 def trial_points(trial: Tried, steps: int, search: Search) -> Iterator[MetricPoint]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,8 @@ from orchestrator.tried import State, Tried
 
 # It says of few trials that it knows little, on a terminal that shows progress.
 warnings.filterwarnings("ignore", module=r"optuna\.importance")
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+logging.getLogger("optuna").propagate = False
 
 _STATES: Mapping[State, TrialState] = {
     "done": TrialState.COMPLETE,

@@ -45,10 +45,11 @@ from orchestrator.worst_case import COVERAGE_RADIUS, Confirmed, WorstCase, worst
 
 STATUS: Mapping[State, RunStatus] = {
     "done": "FINISHED",
-    "pruned": "KILLED",
+    "pruned": "FINISHED",
     "failed": "FAILED",
     "running": "RUNNING",
 }
+"""A pruned trial has done its part: KILLED looks like a failure in MLflow. Its tag tells."""
 
 
 @dataclass
@@ -195,7 +196,7 @@ class _Study:
             tags["resurge.feasible"] = _flag(trial.is_feasible)
             tags |= _digests(plan.trials if plan else ())
         if trial.reason:
-            tags["resurge.reason"] = trial.reason
+            tags |= {"resurge.reason": trial.reason, "mlflow.note.content": trial.reason}
         tags |= self._marks(trial.number)
         return Run(
             kind="trial",

@@ -265,6 +265,8 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def caption(plan: Plan) -> str:
     """What the numbers are: metric, guidance, sampler, images, prompts, seeds."""
+    if not plan.trials:
+        return "no trials yet"
     final = plan.trials[0].final
     score, sampling = primary(final), final.sample.settings["settings"]
     asked = [p for p in final.sample.settings["probes"] if p["role"] == "erased"]

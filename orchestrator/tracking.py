@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -196,7 +196,8 @@ class Tracker:
         if new := [data for data in run.data if data not in known.data]:
             self._client.log_inputs(known.run_id, datasets=[_dataset(data) for data in new])
             known.data.update(new)
-        self._unmark(known, known.marks - run.tags.keys())
+        for mark in known.marks - run.tags.keys():
+            self._client.delete_tag(known.run_id, mark)
         self._write_batch(known, run)
         known.marks = MARKS & run.tags.keys()
         if run.status != known.status:
@@ -210,14 +211,11 @@ class Tracker:
             self._client.log_artifact(known.run_id, str(path))
         known.written[name] = file.digest
 
-    def _unmark(self, known: _Known, marks: Iterable[str]) -> None:
-        for mark in marks:
-            self._client.delete_tag(known.run_id, mark)
-
     def _retire(self, known: _Known) -> None:
         """A run that is not shown any more stays, but no longer as the worst case."""
         if WORST_CASE in known.marks:
-            self._unmark(known, (WORST_CASE, SYNCED))
+            for tag in (WORST_CASE, SYNCED):
+                self._client.delete_tag(known.run_id, tag)
             known.marks.remove(WORST_CASE)
             known.digest = None
 

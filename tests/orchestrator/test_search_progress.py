@@ -45,6 +45,15 @@ def test_a_line_says_how_far_each_study_is_and_its_best(page: io.StringIO) -> No
     assert "worst/uce 0/40 ·" in page.getvalue()
 
 
+def test_the_last_phase_is_told(page: io.StringIO) -> None:
+    with progress_of(page, lambda: 0.0) as progress:
+        progress.begin("worst", [])
+        progress.confirming(1)
+        progress.confirming(3)
+    assert "confirming 1 setting on fresh seeds" in page.getvalue()
+    assert "confirming 3 settings on fresh seeds" in page.getvalue()
+
+
 def test_failures_are_told_at_once(page: io.StringIO) -> None:
     with progress_of(page, lambda: 0.0) as progress:
         progress.begin("worst", [])
@@ -65,17 +74,17 @@ def test_two_threads_may_speak_at_once(page: io.StringIO) -> None:
     progress = progress_of(page, lambda: next(ticks))
 
     def stages() -> None:
-        for number in range(800):
+        for number in range(200):
             progress(StageStarted(f"task-{number}", "key"))
             progress(StageProgress(f"task-{number}", "key", 1, 2, {"loss": 0.5}))
             if number % 2:
                 progress(TaskEnded(f"task-{number}", "worker", None))
 
     def studies() -> None:
-        for number in range(800):
-            progress.told(f"study-{number % 40}", trial(number, value=number / 800))
+        for number in range(200):
+            progress.told(f"study-{number % 40}", trial(number, value=number / 200))
 
     with progress, ThreadPoolExecutor(2) as pool:
         for speaking in [pool.submit(stages), pool.submit(studies)]:
             speaking.result()
-    assert "400 tasks running" in page.getvalue()
+    assert "100 tasks running" in page.getvalue()

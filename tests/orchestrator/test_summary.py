@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,13 @@ def test_a_chain_whose_last_fine_tune_has_no_steps_is_shown(plan: Plan, store: S
     [first_only] = [s for s in shown if steps_of(s) == (50, 0)]
     assert first_only.is_ranked
     assert first_only.resurgence is not None and first_only.resurgence > 0.1
+
+
+def test_there_may_be_no_trial_yet(plan: Plan, store: Store) -> None:
+    """So it is of a search that was not begun."""
+    nothing = aggregate(replace(plan, trials=(), stages=()), store)
+    assert nothing.settings == ()
+    assert nothing.caption == "no trials yet"
 
 
 def test_the_table_has_a_row_for_it(plan: Plan, store: Store) -> None:
