@@ -216,7 +216,7 @@ def draw(cases: Sequence[WorstCase], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(2.6 * len(cases) + 0.6, 3.0), dpi=150, layout="constrained")
+    figure = Figure(figsize=(2.6 * len(cases) + 0.6, 3.3), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(cases), sharey=True, squeeze=False)[0]
     for axis, case in zip(panels, cases, strict=True):
@@ -237,7 +237,12 @@ def draw(cases: Sequence[WorstCase], path: Path) -> None:
         axis.set_xlabel("trial")
         axis.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel(cases[0].goals[0].name)
-    panels[-1].legend(frameon=False, fontsize=8)
+    labelled = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in panels]
+    handles = {label: handle for pairs in labelled for handle, label in pairs}
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles),
+        frameon=False, fontsize=8,
+    )  # fmt: skip
     figure.savefig(path)
 
 
