@@ -149,7 +149,7 @@ def show_results(job: Job, console: Console, by: Sequence[str] = ()) -> None:
 
     With `by`, averaged over all other axes. Of a search, without it, the worst cases.
     """
-    if job.sweep.search is not None and not by:
+    if not by and job.sweep.search is not None:
         from orchestrator.search import found_by
         from orchestrator.search_table import show_worst_cases
 
