@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,15 +213,16 @@ def draw(study: Study, found: Series, path: Path) -> None:
     figure.savefig(path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+def write_page(about: str, name: str, page_of: Callable[[Home, Path], Iterator[str]]) -> None:
+    """The command line of a generated page: `FOLDER [--home FOLDER]`."""
+    parser = argparse.ArgumentParser(description=about.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--home", type=Path)
     given = parser.parse_args()
-    text = "\n".join(page(Home.find(given.home), given.folder))
-    (given.folder / "evidence.md").write_text(f"{text}\n", encoding="utf-8")
-    print(given.folder / "evidence.md")
+    text = "\n".join(page_of(Home.find(given.home), given.folder))
+    (given.folder / name).write_text(f"{text}\n", encoding="utf-8")
+    print(given.folder / name)
 
 
 if __name__ == "__main__":
-    main()
+    write_page(__doc__ or "", "evidence.md", page)

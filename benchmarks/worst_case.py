@@ -8,13 +8,12 @@ figure comes from the studies and the store.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence import interval, score
+from benchmarks.evidence import interval, score, write_page
 from benchmarks.methods import head, line, wrapped
 from orchestrator.figures import COLOURS
 from orchestrator.home import Home
@@ -267,15 +266,5 @@ def last(trial: Tried) -> float | None:
     return trial.curve[max(trial.curve)] if trial.curve else None
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--home", type=Path)
-    given = parser.parse_args()
-    text = "\n".join(page(Home.find(given.home), given.folder))
-    (given.folder / "worst-case.md").write_text(f"{text}\n", encoding="utf-8")
-    print(given.folder / "worst-case.md")
-
-
 if __name__ == "__main__":
-    main()
+    write_page(__doc__ or "", "worst-case.md", page)

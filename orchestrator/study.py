@@ -17,11 +17,11 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from orchestrator import study_plots
 from orchestrator.errors import ResurgeError
 from orchestrator.search_settings import REDUCTION, Goal, Search
 from orchestrator.space import Choices, Dimension, Space, point_key
 from orchestrator.stage import canonical_json
+from orchestrator.study_plots import directions
 from orchestrator.study_storage import file_of, open_storage, unusable
 from orchestrator.tried import State, Tried
 
@@ -164,14 +164,6 @@ class Study:
         """Every trial so far, repeats too, by number."""
         return [_tried(t, self.space) for t in self._study.get_trials(deepcopy=False)]
 
-    def importance(self) -> dict[str, float]:
-        """How much each setting matters for the first goal; see `study_plots.importance`."""
-        return study_plots.importance(self._study)
-
-    def plots(self) -> dict[str, Any]:
-        """Interactive plots by name, as plotly figures."""
-        return study_plots.plots(self._study, self.goals)
-
     def _live(self, number: int) -> optuna.trial.Trial:
         frozen = self._study.get_trials(deepcopy=False)[number]
         return optuna.trial.Trial(self._study, frozen._trial_id)
@@ -269,13 +261,11 @@ def read_tried(
 
 
 def _create(storage: str, name: str, goals: Sequence[Goal]) -> optuna.Study:
-    up, down = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
-    directions = [up if goal.maximize else down for goal in goals]
     try:
         return optuna.create_study(
             storage=open_storage(storage),
             study_name=name,
-            directions=directions,
+            directions=directions(goals),
             load_if_exists=True,
         )
     except Exception as error:

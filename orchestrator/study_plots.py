@@ -34,15 +34,19 @@ _STATES: Mapping[State, TrialState] = {
 }
 
 
+def directions(goals: Sequence[Goal]) -> list[StudyDirection]:
+    """The goals' directions in Optuna's words."""
+    up, down = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
+    return [up if goal.maximize else down for goal in goals]
+
+
 def in_memory(trials: Sequence[Tried], space: Space, goals: Sequence[Goal]) -> optuna.Study:
     """A study of the same numbers to look at, in which repeats count for nothing.
 
     Args:
         trials: all of a study, by number.
     """
-    up, down = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
-    directions = [up if goal.maximize else down for goal in goals]
-    study = optuna.create_study(directions=directions)
+    study = optuna.create_study(directions=directions(goals))
     study.set_metric_names([goal.name for goal in goals])
     study.add_trials([_frozen(trial, space) for trial in trials])
     return study
@@ -114,21 +118,15 @@ def _plots(study: optuna.Study, goals: Sequence[Goal]) -> Iterator[tuple[str, An
 def _frozen(tried: Tried, space: Space) -> optuna.trial.FrozenTrial:
     if tried.state == "running" or tried.repeat_of is not None:
         return optuna.trial.create_trial(state=TrialState.FAIL)
-    dimensions = {d.name: d for d in space.dimensions if d.name in tried.point}
+    distributions = {d.name: _distribution(d) for d in space.dimensions if d.name in tried.point}
     return optuna.trial.create_trial(
         state=_STATES[tried.state],
         values=list(tried.values) or None,
-        params={n: _scalar(d, tried.point[n]) for n, d in dimensions.items()},
-        distributions={name: _distribution(d) for name, d in dimensions.items()},
+        params=space.searched(tried.point),
+        distributions=distributions,
         intermediate_values=dict(tried.curve),
         constraints={"bounds": 0.0 if tried.is_feasible else 1.0},
     )
-
-
-def _scalar(dimension: Dimension, value: Any) -> Any:
-    if isinstance(dimension, Choices):
-        return dimension.labels[dimension.values.index(value)]
-    return value
 
 
 def _distribution(dimension: Dimension) -> BaseDistribution:

@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 import pytest
 
+from orchestrator import study_plots
 from orchestrator.errors import ResurgeError
 from orchestrator.search_settings import REDUCTION, Confirm, Goal, Search, SearchSettings
 from orchestrator.space import Choices, Dimension, Range, Space, point_key
@@ -38,6 +39,18 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:Some regimes",
     "ignore:PedAnova",
 )
+
+
+def importance_in(study: Study) -> dict[str, float]:
+    return study_plots.importance(in_memory(study))
+
+
+def plots_of(study: Study) -> dict[str, Any]:
+    return study_plots.plots(in_memory(study), study.goals)
+
+
+def in_memory(study: Study) -> optuna.Study:
+    return study_plots.in_memory(study.tried(), study.space, study.goals)
 
 
 @pytest.fixture(params=["sqlite", "journal"])
@@ -274,8 +287,8 @@ def test_a_space_of_one_point_is_one_trial(storage: str) -> None:
     study = Study(storage, "study", search, space)
     [told] = run(study)
     assert told.point == {"method": "uce"}
-    assert study.importance() == {}
-    assert study.plots() == {}
+    assert importance_in(study) == {}
+    assert plots_of(study) == {}
 
 
 def test_a_grid_visits_every_point_once_in_its_order(storage: str) -> None:
@@ -428,7 +441,7 @@ def test_the_first_goals_settings_are_ranked(journal: str) -> None:
     other = Range("other", 0.0, 1.0)
     study = opened(journal, search_of(RATE, other, trials=40))
     run(study)
-    found = study.importance()
+    found = importance_in(study)
     assert set(found) == {"rate", "other"}
     assert found["rate"] > found["other"]
 
@@ -436,17 +449,17 @@ def test_the_first_goals_settings_are_ranked(journal: str) -> None:
 def test_nothing_is_ranked_or_drawn_of_too_few_trials(journal: str) -> None:
     study = opened(journal, search_of(*MIXED))
     for _ in range(2):
-        assert study.importance() == {}
-        assert study.plots() == {}
+        assert importance_in(study) == {}
+        assert plots_of(study) == {}
         run(study, 1)
-    assert set(study.importance()) <= {d.name for d in MIXED}
+    assert set(importance_in(study)) <= {d.name for d in MIXED}
 
 
 @pytest.mark.parametrize("dimensions", [(RATE,), SMALL, MIXED, (*MIXED, LISTS)])
 def test_plots_are_drawn_whatever_the_space(journal: str, dimensions: Any) -> None:
     study = opened(journal, search_of(*dimensions, trials=12))
     run(study)
-    assert {"history", "slice"} <= set(study.plots())
+    assert {"history", "slice"} <= set(plots_of(study))
 
 
 def test_the_front_of_several_goals_is_drawn(journal: str) -> None:
@@ -454,7 +467,7 @@ def test_the_front_of_several_goals_is_drawn(journal: str) -> None:
     study = opened(journal, search_of(RATE, STEPS, goals=goals, trials=12))
     while (tried := study.ask()) is not None:
         study.tell(tried.number, [tried.point["rate"], tried.point["steps"]], {}, {})
-    assert "pareto_front" in study.plots()
+    assert "pareto_front" in plots_of(study)
 
 
 @pytest.mark.parametrize("maximize", [True, False])
@@ -467,7 +480,7 @@ def test_the_first_of_several_goals_ranks_the_settings(journal: str, maximize: b
         point = tried.point
         value = point["high"] if point["high"] > 0.8 else -point["low"]
         study.tell(tried.number, [value, 0.0], {}, {})
-    ranks = study.importance()
+    ranks = importance_in(study)
     assert (ranks["high"] > ranks["low"]) == maximize
 
 
