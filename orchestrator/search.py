@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,11 @@ from orchestrator.read_search import studies
 from orchestrator.run import Job, is_synced, live_tracking, new_executor, say_behind, sync_job
 from orchestrator.scheduler import Scheduler
 from orchestrator.search_plan import Points
-from orchestrator.searcher import Searcher, study_name
+from orchestrator.searcher import Searcher, open_studies, study_name
 from orchestrator.space import Point
 from orchestrator.store import Store
 from orchestrator.study import read_tried
+from orchestrator.study_lock import StudyLock, owned
 from orchestrator.sweep import Sweep
 from orchestrator.tried import Tried, counted
 from orchestrator.work import Event, StageCommitted, StageFailed
@@ -97,7 +99,12 @@ def _search(points: Points, job: Job, console: Console) -> None:
     from orchestrator.search_progress import SearchProgress
 
     settings, home = points.search.settings, job.home
+    storage = home.studies_uri(job.sweep)
+    open_studies(points, storage)  # another search's are refused before any worker starts
+    names = [study_name(job.sweep, fixed) for fixed in studies(points.search, job.sweep.grid)]
+    say = functools.partial(console.print, style="dim", soft_wrap=True)
     with (
+        owned(StudyLock(storage, names), say) as check,
         new_executor(job.sweep, console) as executor,
         live_tracking(job, console) as notify,
         SearchProgress(points.search.goals, settings.trials, console) as progress,
@@ -106,8 +113,7 @@ def _search(points: Points, job: Job, console: Console) -> None:
         logs = home.logs(job.sweep.name)
         scheduler = Scheduler((), job.store.keys(), executor, job.store, logs, watcher)
         parallel = executor.capacity() if settings.parallel == "auto" else settings.parallel
-        storage = home.studies_uri(job.sweep)
-        Searcher(points, storage, scheduler, parallel, watcher).run()
+        Searcher(points, storage, scheduler, parallel, watcher, check).run()
 
 
 def _sync(job: Job, console: Console) -> None:

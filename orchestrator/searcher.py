@@ -98,6 +98,7 @@ class Searcher:
         scheduler: without tasks; the searcher adds them.
         parallel: trials under way at a time.
         watcher: hears how it goes.
+        check: called now and then; raises if this process must not go on.
     """
 
     def __init__(
@@ -107,12 +108,14 @@ class Searcher:
         scheduler: Scheduler,
         parallel: int,
         watcher: Watcher,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.points = points
         self.scheduler = scheduler
         self.store: Store = scheduler.store
         self.parallel = parallel
         self.watcher = watcher
+        self.check = check
         # Later trials begin from the unlearned models, and go on from the training states.
         self.keep = ("unlearned", "checkpoints", *points.sweep.keep)
         self._keeps_states = "checkpoints" in points.sweep.keep
@@ -153,6 +156,7 @@ class Searcher:
 
     def _turn(self) -> None:
         """Whatever can be done at once, then wait for the next thing to happen."""
+        self.check()
         while self._collect() or self._fill():
             pass
         self._finish_telling(wait=False)
@@ -349,6 +353,7 @@ class Searcher:
         for plan in plans:
             self._schedule(plan)
         while self.scheduler.is_busy:
+            self.check()
             self.scheduler.advance(1.0)
         for plan in plans:
             self._remember_states(plan)

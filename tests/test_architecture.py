@@ -12,7 +12,7 @@ HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft"}
 ONLY_IN = {
     "mlflow": ["tracking.py"],
     "ray": ["ray.py"],
-    "optuna": ["study.py", "study_plots.py", "study_storage.py"],
+    "optuna": ["study.py", "study_lock.py", "study_plots.py", "study_storage.py"],
 }
 
 

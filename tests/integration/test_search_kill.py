@@ -142,6 +142,22 @@ def test_a_search_that_is_killed_again_and_again_loses_nothing(
     assert place.mark() == before, "a search that is done did something"
 
 
+def test_a_second_head_on_the_same_study_is_refused(
+    tmp_path: Path, begin: Callable[[], subprocess.Popen[str]]
+) -> None:
+    first = begin()
+    place = Place(tmp_path)
+    while not place.records():
+        assert wait_for_a_change(place, first), outputs(tmp_path)
+    second = begin()
+    assert second.wait(timeout=RUN_TIMEOUT_S) == 2
+    [said] = [p.read_text() for p in tmp_path.glob("output-1.txt")]
+    assert f"process {first.pid} on" in said and "runs this search already" in said
+    assert "Traceback" not in said
+    assert first.wait(timeout=RUN_TIMEOUT_S) == 0, outputs(tmp_path)
+    check(place)
+
+
 def check(place: Place) -> None:
     """Every trial of the budget is there, once, with its stages."""
     tried = place.tried()
