@@ -46,3 +46,23 @@ class StageFailed(ResurgeError):
     def __init__(self, message: str, log_path: str | None = None) -> None:
         self.log_path = log_path
         super().__init__(message)
+
+
+class StoreUnavailable(StoreError):
+    """The store could not be reached, or not be written, for as long as patience lasted."""
+
+
+class CorruptObject(StoreError):
+    """A stage's record or one of its objects was damaged, and has been set aside.
+
+    The stage has no record any more: to run it again mends the store. `key` is its 16-digit key,
+    `digest` all 64 digits.
+    """
+
+    def __init__(self, message: str, digest: str) -> None:
+        self.digest = digest
+        self.key = digest[:16]
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[CorruptObject], tuple[str, str]]:
+        return type(self), (str(self), self.digest)  # it travels between processes

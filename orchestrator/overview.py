@@ -13,10 +13,12 @@ from rich.tree import Tree
 
 from orchestrator.describe import stage_label
 from orchestrator.errors import ResurgeError
+from orchestrator.failures import ADVICE
 from orchestrator.plugin import Kind, MetricPlugin, UnlearnerPlugin, registry, suggest
 from orchestrator.run import Job
 from orchestrator.scheduler import Outcome
 from orchestrator.stage import Stage, StageKind
+from orchestrator.work import Cause
 
 KINDS: Mapping[str, Kind] = {
     "bases": "base",
@@ -129,10 +131,7 @@ def show_outcome(job: Job, outcome: Outcome, console: Console) -> None:
     )
     if outcome.failed:
         stages = {stage.key: stage for stage in job.plan.stages}
-        rows = (
-            (stages[key], {"message": event.message, "log_path": event.log_path})
-            for key, event in outcome.failed.items()
-        )
+        rows = ((stages[key], vars(event)) for key, event in outcome.failed.items())
         _print_failures(rows, console)
         console.print("The same command runs the failed and skipped stages again.")
 
@@ -140,8 +139,11 @@ def show_outcome(job: Job, outcome: Outcome, console: Console) -> None:
 def _print_failures(rows: Iterable[tuple[Stage, Mapping[str, Any]]], console: Console) -> None:
     """Whole lines, however long: a log's path must be good for copying."""
     for stage, failure in rows:
-        text = f"failed: {stage_label(stage)}: {failure['message']}\n  log: {failure['log_path']}"
+        cause: Cause = failure.get("cause", "bug")
+        text = f"failed ({cause}): {stage_label(stage)}: {failure['message']}"
         console.print(text, style="red", markup=False, soft_wrap=True)
+        rest = f"  log: {failure['log_path']}\n  what to do: {ADVICE[cause]}"
+        console.print(rest, markup=False, soft_wrap=True)
 
 
 def show_results(job: Job, console: Console, by: Sequence[str] = ()) -> None:

@@ -24,6 +24,8 @@ from orchestrator.work import (
     StageProgress,
     StageStarted,
     TaskEnded,
+    TaskHandedBack,
+    TaskRetried,
     WorkerLost,
 )
 
@@ -150,6 +152,11 @@ class Progress:
         elif isinstance(event, WorkerLost):
             self.running.pop(event.task_id, None)
             self._say(f"{event.worker} was lost ({event.reason}); its task is tried again")
+        elif isinstance(event, TaskRetried):
+            self._say(f"not done yet: {event.reason}")
+        elif isinstance(event, TaskHandedBack):
+            self.running.pop(event.task_id, None)
+            self._say(f"{event.worker} was asked to leave; its task goes on elsewhere")
         elif isinstance(event, TaskEnded):
             self.running.pop(event.task_id, None)
 

@@ -15,10 +15,12 @@ from rich.console import Console
 from orchestrator.errors import ResurgeError
 from orchestrator.executors.base import Executor
 from orchestrator.home import Home
+from orchestrator.leases import Leases
 from orchestrator.plan import Plan, make_plan
 from orchestrator.plugin import find, suggest
 from orchestrator.progress import Progress
-from orchestrator.scheduler import Outcome, Scheduler
+from orchestrator.resources import ExecutorSettings
+from orchestrator.scheduler import Outcome, Rules, Scheduler
 from orchestrator.stage import sha256
 from orchestrator.store import Store
 from orchestrator.sweep import Sweep, load, parse
@@ -107,13 +109,15 @@ def run_job(job: Job, console: Console) -> Outcome:
     values = {"sweep": job.sweep.canonical(), "source": job.sweep.source}
     job.store.put_sweep(job.sweep.name, values)
     done = job.done()
-    tasks = make_tasks(job.plan, done, job.sweep.keep)
+    has_score_workers = job.sweep.resources.score_workers is not None
+    tasks = make_tasks(job.plan, done, job.sweep.keep, has_score_workers)
     outcome = Outcome()
     if tasks:
         with (
             new_executor(job.sweep, console) as executor,
             live_tracking(job, console) as notify,
             Progress(job.plan, done, executor.capacity(), console) as progress,
+            new_leases(job) as leases,
         ):
 
             def listener(event: Event) -> None:
@@ -121,8 +125,9 @@ def run_job(job: Job, console: Console) -> Outcome:
                 if isinstance(event, StageCommitted | StageFailed):
                     notify()
 
-            logs = job.home.logs(job.sweep.name)
-            outcome = Scheduler(tasks, done, executor, job.store, logs, listener).run()
+            scheduler = new_scheduler(job, executor, listener, leases)
+            scheduler.add(tasks)
+            outcome = scheduler.run()
     elif not is_synced(job):
         console.print(sync_job(job))
     return outcome
@@ -175,11 +180,30 @@ def new_executor(sweep: Sweep, console: Console, **changed: Any) -> Executor:
     """The sweep's own executor, not started; `changed` replaces some of its resources."""
     resources = sweep.resources
     executor_class: Any = find("executor", resources.executor)
-    shared = resources.model_dump(include={"workers", "gpus", "threads"}) | changed
+    shared = resources.model_dump(include=set(ExecutorSettings.model_fields)) | changed
     settings = executor_class.Settings.model_validate(shared | resources.executor_settings)
     console.print(f"Starting workers ({resources.executor}) …", style="dim")
     executor: Executor = executor_class(settings)
     return executor
+
+
+def new_leases(job: Job) -> Leases:
+    """This head's claims on the store that it shares with others."""
+    return Leases(job.store, job.sweep.name, job.sweep.resources.priority)
+
+
+def new_scheduler(
+    job: Job, executor: Executor, listener: Callable[[Event], None], leases: Leases
+) -> Scheduler:
+    """A scheduler without tasks, by the sweep's resources."""
+    resources = job.sweep.resources
+    rules = Rules(
+        stage_timeout_s=60 * resources.stage_timeout_min,
+        checkpoint_every_s=60 * resources.checkpoint_every_min,
+        shares_gpu=executor.shares_gpu,
+    )
+    done, logs = job.store.keys(), job.home.logs(job.sweep.name)
+    return Scheduler((), done, executor, job.store, logs, listener, leases, rules)
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@ from typing import Any, get_args
 
 from orchestrator.chosen import chosen_kind
 from orchestrator.plugin import Kind, Settings, find, registry
+from orchestrator.resources import Resources
 from orchestrator.search_settings import Confirm, SearchSettings
-from orchestrator.sweep import KEYS, REQUIRED, Keep, Resources
+from orchestrator.sweep import KEYS, REQUIRED, Keep
 
 Schema = dict[str, Any]
 

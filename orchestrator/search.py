@@ -15,8 +15,16 @@ from orchestrator.errors import ResurgeError
 from orchestrator.home import Home
 from orchestrator.plan import Plan
 from orchestrator.read_search import studies
-from orchestrator.run import Job, is_synced, live_tracking, new_executor, say_behind, sync_job
-from orchestrator.scheduler import Scheduler
+from orchestrator.run import (
+    Job,
+    is_synced,
+    live_tracking,
+    new_executor,
+    new_leases,
+    new_scheduler,
+    say_behind,
+    sync_job,
+)
 from orchestrator.search_plan import Points
 from orchestrator.searcher import Searcher, open_studies, study_name
 from orchestrator.space import Point
@@ -108,10 +116,10 @@ def _search(points: Points, job: Job, console: Console) -> None:
         new_executor(job.sweep, console) as executor,
         live_tracking(job, console) as notify,
         SearchProgress(points.search.goals, settings.trials, console) as progress,
+        new_leases(job) as leases,
     ):
         watcher = _Told(progress, notify)
-        logs = home.logs(job.sweep.name)
-        scheduler = Scheduler((), job.store.keys(), executor, job.store, logs, watcher)
+        scheduler = new_scheduler(job, executor, watcher, leases)
         parallel = executor.capacity() if settings.parallel == "auto" else settings.parallel
         Searcher(points, storage, scheduler, parallel, watcher, check).run()
 

@@ -222,7 +222,8 @@ class Searcher:
                 self._checked.add(stage.key)
         if not self._lost(plan):
             known = scheduler.done | scheduler.under_way
-            scheduler.add(make_tasks(plan, known, self.keep))
+            has_score_workers = self.points.sweep.resources.score_workers is not None
+            scheduler.add(make_tasks(plan, known, self.keep, has_score_workers))
 
     def _lost(self, plan: Plan) -> set[str]:
         """Keys of the plan's stages that failed, or that wait for such."""

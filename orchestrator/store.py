@@ -9,6 +9,7 @@ Layout below the root:
                                     it is complete
     failures/<16 hex>.json          the last failure of a stage that has no record
     sweeps/<name>.json              a sweep as it was last run
+    quarantine/<16 hex>-<8 hex>/…   a damaged record with its objects, and why
 
 A stage's objects are written first, to a folder that no other attempt uses; its record comes last
 and in one move. Whatever is killed before that leaves nothing that anyone reads.
@@ -16,96 +17,48 @@ and in one move. Whatever is killed before that leaves nothing that anyone reads
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
-
-from orchestrator.errors import StoreError
+from orchestrator.errors import CorruptObject, StoreError
+from orchestrator.files import Files, sha256_of
+from orchestrator.patience import Patience
+from orchestrator.quarantine import set_aside
+from orchestrator.record import Blob as Blob
+from orchestrator.record import Record as Record
 from orchestrator.stage import Stage
 
-SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class Blob:
-    """A file of a record: its path below the store's root, its size and its SHA-256."""
-
-    path: str
-    size_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a stage left behind. `metrics` are its numbers, `objects` its files by name.
-
-    `inputs` are the digests of what it read beside its parent: materials, its data set.
-    """
-
-    digest: str
-    kind: str
-    plugin: str
-    version: int
-    identity: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    seed: int | None
-    parent: str | None
-    metrics: Mapping[str, float]
-    objects: Mapping[str, Blob]
-    started: str
-    seconds: float
-    provenance: Mapping[str, Any]
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    schema: int = field(default=SCHEMA)
-
-    @property
-    def key(self) -> str:
-        """The first 16 hex digits of the digest."""
-        return self.digest[:16]
-
-    def to_json(self) -> dict[str, Any]:
-        """The record as JSON values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Record:
-        """The inverse of `to_json`."""
-        objects = {name: Blob(**blob) for name, blob in values["objects"].items()}
-        return cls(**{**values, "objects": objects})
+_VERIFIED: set[tuple[str, int, int]] = set()
+"""Local files (path, bytes, mtime in ns) whose hash this process has seen to be right."""
 
 
 class Store:
     """Content-addressed results. All methods may be called from several processes at a time.
 
     Args:
-        location: a folder, or a URI that `pyarrow.fs` understands (s3://bucket/prefix).
+        location: a folder, or a URI: s3://bucket/prefix, gs://bucket/prefix, file:///folder.
+        patience: how long trouble that may pass is waited for.
+
+    Raises:
+        StoreUnavailable: from every method, when the store could not be reached for that long.
     """
 
-    def __init__(self, location: str | Path) -> None:
-        self.location = str(location)
-        if "://" in self.location:
-            self.fs, root = pafs.FileSystem.from_uri(self.location)
-        else:
-            self.fs, root = pafs.LocalFileSystem(), str(Path(location).absolute())
-        self.root = root.rstrip("/")
-        self._local = isinstance(self.fs, pafs.LocalFileSystem)
+    def __init__(self, location: str | Path, patience: Patience | None = None) -> None:
+        self.files = Files(location, patience)
+        self.location, self.root = self.files.location, self.files.root
 
     # Records
 
     def keys(self) -> set[str]:
         """The 16-digit keys of every stage with a record: one listing."""
-        return {name.removesuffix(".json") for name in self._list("records")}
+        return {name.removesuffix(".json") for name in self.files.list("records")}
 
     def get(self, stage: Stage) -> Record | None:
         """The stage's record, or None.
@@ -120,9 +73,21 @@ class Store:
         return record
 
     def record(self, key: str) -> Record | None:
-        """The record with that 16-digit key, or None."""
-        text = self._read(f"records/{key}.json")
-        return None if text is None else Record.from_json(json.loads(text))
+        """The record with that 16-digit key, or None.
+
+        One that cannot be read is set aside and counts as none.
+
+        Raises:
+            StoreError: a later Resurge wrote it.
+        """
+        data = self.files.read_bytes(f"records/{key}.json")
+        if data is None:
+            return None
+        try:
+            return Record.from_bytes(key, data)
+        except ValueError as error:
+            set_aside(self.files, key, data, str(error))
+            return None
 
     def commit(
         self,
@@ -153,8 +118,8 @@ class Store:
             provenance=dict(provenance),
             inputs={name: made.digest for name, made in stage.inputs.items()},
         )
-        self._write(f"records/{stage.key}.json", json.dumps(record.to_json(), indent=1))
-        self._delete(f"failures/{stage.key}.json")
+        self.files.write(f"records/{stage.key}.json", record.to_text())
+        self.files.delete(f"failures/{stage.key}.json")
         return record
 
     def copy(self, stage: Stage, to: Store) -> bool:
@@ -174,22 +139,70 @@ class Store:
 
     @contextmanager
     def object(self, record: Record, name: str) -> Iterator[Path]:
-        """A local path of one of the record's files, for reading.
+        """A local path of one of the record's files, for reading; its content is verified.
 
         Raises:
-            StoreError: the record has no such file, or the file is gone or cut short.
+            StoreError: the record has no such file.
+            CorruptObject: the file is gone, cut short, or not what was written. Its record has
+                been set aside, so that the stage of the error's `key` (16 digits) and `digest` (64)
+                is not done any more. Whoever wants the file runs that stage again, and what it
+                takes from its own parents may turn out to be damaged in turn.
         """
         blob = record.objects.get(name)
         if blob is None:
             raise StoreError(f"{record.kind} {record.key} kept no {name!r}")
-        path = f"{self.root}/{blob.path}"
-        info = self.fs.get_file_info(path)
-        if info.type != pafs.FileType.File or info.size != blob.size_bytes:
-            raise StoreError(
-                f"{path} is missing or cut short; delete records/{record.key}.json and run again"
-            )
-        with self._as_local(path) as local:
-            yield local
+        with ExitStack() as stack:
+            path, fault = self._fetch(stack, blob)
+            if fault is not None and not self.files.is_local:
+                path, fault = self._fetch(stack, blob)  # it may have been damaged on its way
+            if fault is not None:
+                self._reject(record, f"{blob.path} {fault}")
+            yield path
+
+    def faults(self, record: Record) -> list[str]:
+        """What is wrong with the record's files; nothing is changed."""
+        found = []
+        for blob in record.objects.values():
+            with ExitStack() as stack:
+                _, fault = self._fetch(stack, blob)
+                if fault is not None:
+                    found.append(f"{blob.path} {fault}")
+        return found
+
+    def _fetch(self, stack: ExitStack, blob: Blob) -> tuple[Path, str | None]:
+        """A blob's local path, and what is wrong with it."""
+        try:
+            path = stack.enter_context(self.files.as_local(blob.path))
+            doing = f"read {self.location}/{blob.path}"
+            return path, self.files.patience.call(doing, lambda: self._fault(path, blob))
+        except FileNotFoundError:
+            return Path(blob.path), "is missing"
+
+    def _fault(self, path: Path, blob: Blob) -> str | None:
+        """What is wrong with a local file that should be the blob; None if nothing is."""
+        stat = path.stat()
+        if stat.st_size != blob.size_bytes:
+            return f"has {stat.st_size} bytes and not {blob.size_bytes}: it was cut short"
+        seen = (str(path), stat.st_size, stat.st_mtime_ns)
+        if seen in _VERIFIED:
+            return None
+        if sha256_of(path) != blob.sha256:
+            return "is not what was written: its SHA-256 is another"
+        if self.files.is_local:  # a bucket's copy is another file each time
+            _VERIFIED.add(seen)
+        return None
+
+    def _reject(self, record: Record, why: str) -> None:
+        """Set a record aside and say so; one that was changed meanwhile stays as it is now."""
+        path = f"records/{record.key}.json"
+        data = self.files.read_bytes(path)
+        if data is not None and json.loads(data) == json.loads(record.to_text()):
+            set_aside(self.files, record.key, data, why)
+        raise CorruptObject(
+            f"{record.kind} {record.key} is damaged: {why}. It was set aside in quarantine/; run "
+            "the sweep again, which makes it again",
+            record.digest,
+        )
 
     # Checkpoints
 
@@ -197,7 +210,9 @@ class Store:
         """Step counts at which a trajectory's (or a stage's) training state is stored, in order."""
         folder = f"checkpoints/{digest[:16]}/{phase}"
         return sorted(
-            int(step) for step in self._list(folder) if self._exists(f"{folder}/{step}/state.json")
+            int(step)
+            for step in self.files.list(folder)
+            if self.files.exists(f"{folder}/{step}/checkpoint.json")
         )
 
     def put_checkpoint(
@@ -206,56 +221,76 @@ class Store:
         """Store the training state at `step`, then forget the phase's earlier ones."""
         folder = f"checkpoints/{digest[:16]}/{phase}"
         earlier = self.checkpoints(digest, phase)
-        self._put(tensors, f"{folder}/{step}/tensors.safetensors")
-        self._write(f"{folder}/{step}/state.json", json.dumps(state))
+        blob = self._put(tensors, f"{folder}/{step}/tensors.safetensors")
+        values = {"state": state, "size_bytes": blob.size_bytes, "sha256": blob.sha256}
+        self.files.write(f"{folder}/{step}/checkpoint.json", json.dumps(values))
         for old in earlier:
             if old < step:
-                self._delete_folder(f"{folder}/{old}")
+                self.files.delete_folder(f"{folder}/{old}")
 
     @contextmanager
     def checkpoint(
         self, digest: str, step: int, phase: str = "train"
     ) -> Iterator[tuple[Path, Any]]:
-        """The stored training state at `step`: a local safetensors path, and JSON values."""
+        """The stored training state at `step`: a local safetensors path, and JSON values.
+
+        Raises:
+            StoreError: there is none, or it is damaged; a damaged one is deleted.
+        """
         folder = f"checkpoints/{digest[:16]}/{phase}/{step}"
-        state = self._read(f"{folder}/state.json")
-        if state is None:
+        values = self._json(f"{folder}/checkpoint.json")
+        if values is None:
             raise StoreError(f"{folder} is not a complete checkpoint")
-        with self._as_local(f"{self.root}/{folder}/tensors.safetensors") as local:
-            yield local, json.loads(state)
+        path = f"{folder}/tensors.safetensors"
+        with ExitStack() as stack:
+            local, fault = self._fetch(stack, Blob(path, values["size_bytes"], values["sha256"]))
+            if fault is not None:
+                self.files.delete_folder(folder)
+                raise StoreError(f"{path} {fault}. It was deleted: run the sweep again")
+            yield local, values["state"]
 
     def drop_checkpoints(self, digest: str) -> None:
         """Forget all training states of a trajectory or a stage."""
-        self._delete_folder(f"checkpoints/{digest[:16]}")
+        self.files.delete_folder(f"checkpoints/{digest[:16]}")
 
     # Failures and sweeps
 
-    def put_failure(self, stage: Stage, message: str, log_path: str | None) -> None:
-        """Remember why a stage has no record."""
-        values = {"digest": stage.digest, "message": message, "log_path": log_path}
-        self._write(f"failures/{stage.key}.json", json.dumps(values, indent=1))
+    def put_failure(
+        self,
+        stage: Stage,
+        message: str,
+        log_path: str | None,
+        cause: str = "bug",
+        curve: Sequence[tuple[int, float]] = (),
+    ) -> None:
+        """Remember why a stage has no record; `curve` is what it had of (step, loss)."""
+        values = {
+            "digest": stage.digest,
+            "message": message,
+            "log_path": log_path,
+            "cause": cause,
+            "curve": list(curve),
+        }
+        self.files.write(f"failures/{stage.key}.json", json.dumps(values, indent=1))
 
     def failures(self) -> dict[str, dict[str, Any]]:
         """The last failure of every stage that has no record, by key."""
-        found = {}
-        for name in self._list("failures"):
-            text = self._read(f"failures/{name}")
-            if text is not None:
-                found[name.removesuffix(".json")] = json.loads(text)
-        return found
+        names = self.files.list("failures")
+        found = {name.removesuffix(".json"): self._json(f"failures/{name}") for name in names}
+        return {key: failure for key, failure in found.items() if failure is not None}
 
     def put_sweep(self, name: str, values: Mapping[str, Any]) -> None:
         """Remember a sweep as it was last run."""
-        self._write(f"sweeps/{name}.json", json.dumps(values, indent=1))
+        self.files.write(f"sweeps/{name}.json", json.dumps(values, indent=1))
 
     def sweep(self, name: str) -> dict[str, Any] | None:
         """The sweep of that name as it was last run, or None."""
-        text = self._read(f"sweeps/{name}.json")
-        return None if text is None else json.loads(text)
+        found: dict[str, Any] | None = self._json(f"sweeps/{name}.json")
+        return found
 
     def sweeps(self) -> list[str]:
         """The names of the sweeps that were run on this store."""
-        return sorted(name.removesuffix(".json") for name in self._list("sweeps"))
+        return sorted(name.removesuffix(".json") for name in self.files.list("sweeps"))
 
     # Files
 
@@ -263,76 +298,24 @@ class Store:
     def scratch(self) -> Iterator[Path]:
         """A folder for a stage's files; beside the store where a move is then a rename."""
         parent = None
-        if self._local:
+        if self.files.is_local:
             parent = f"{self.root}/scratch"
-            os.makedirs(parent, exist_ok=True)
+            self.files.patience.call(f"write {parent}", lambda: os.makedirs(parent, exist_ok=True))
         with tempfile.TemporaryDirectory(dir=parent) as folder:
             yield Path(folder)
 
-    def _list(self, folder: str) -> list[str]:
-        selector = pafs.FileSelector(f"{self.root}/{folder}", allow_not_found=True)
-        return [
-            info.base_name
-            for info in self.fs.get_file_info(selector)
-            if not info.base_name.startswith(".")
-        ]
-
-    def _exists(self, path: str) -> bool:
-        return bool(self.fs.get_file_info(f"{self.root}/{path}").type == pafs.FileType.File)
-
-    def _read(self, path: str) -> str | None:
-        try:
-            with self.fs.open_input_stream(f"{self.root}/{path}") as stream:
-                return str(stream.read(), "utf-8")
-        except FileNotFoundError:
-            return None
-
-    def _write(self, path: str, text: str) -> None:
-        """Write in one move: an object store's put is atomic, a folder needs a rename."""
-        target = f"{self.root}/{path}"
-        self._make_folder(target)
-        aside = f"{os.path.dirname(target)}/.{uuid.uuid4().hex}" if self._local else target
-        with self.fs.open_output_stream(aside) as stream:
-            stream.write(text.encode())
-        if aside != target:
-            self.fs.move(aside, target)
-
     def _put(self, source: Path, path: str) -> Blob:
-        target = f"{self.root}/{path}"
-        blob = Blob(path, source.stat().st_size, _sha256(source))
-        self._make_folder(target)
-        if self._local:
-            shutil.move(source, target)
-        else:
-            pafs.copy_files(str(source), target, pafs.LocalFileSystem(), self.fs)
-        return blob
+        return Blob(path, *self.files.put(source, path))
 
-    def _make_folder(self, target: str) -> None:
-        if self._local:
-            self.fs.create_dir(os.path.dirname(target), recursive=True)
-
-    @contextmanager
-    def _as_local(self, path: str) -> Iterator[Path]:
-        if self._local:
-            yield Path(path)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            local = Path(folder) / os.path.basename(path)
-            pafs.copy_files(path, str(local), self.fs, pafs.LocalFileSystem())
-            yield local
-
-    def _delete(self, path: str) -> None:
-        if self._exists(path):
-            self.fs.delete_file(f"{self.root}/{path}")
-
-    def _delete_folder(self, path: str) -> None:
-        if self.fs.get_file_info(f"{self.root}/{path}").type == pafs.FileType.Directory:
-            self.fs.delete_dir(f"{self.root}/{path}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    def _json(self, path: str) -> Any:
+        """A file's JSON value; None if there is no such file."""
+        data = self.files.read_bytes(path)
+        try:
+            return None if data is None else json.loads(data)
+        except ValueError as error:
+            raise StoreError(
+                f"{self.location}/{path} is damaged ({error}): delete it, and run its sweep again"
+            ) from error
 
 
 def _compare(stage: Stage, record: Record) -> None:

@@ -6,9 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
-
-from pydantic import Field
+from typing import Any, Literal, cast, get_args
 
 from orchestrator import overrides as command_line
 from orchestrator.asked import all_asked
@@ -28,6 +26,7 @@ from orchestrator.plugin import (
 from orchestrator.read_choices import fill, known, single, text, texts
 from orchestrator.read_grid import concepts, read_grid
 from orchestrator.read_search import read_search
+from orchestrator.resources import Resources
 from orchestrator.search_settings import Search
 from orchestrator.yaml_file import At, read_yaml, show
 
@@ -52,19 +51,6 @@ KEYS = (
 )
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
-_Auto = Literal["auto"]
-
-
-class Resources(Settings):
-    """What a sweep runs on. None of it changes a result."""
-
-    executor: str = Field("ray", description="the executor plug-in")
-    executor_settings: dict[str, Any] = Field({}, description="the executor's settings")
-    workers: _Auto | Annotated[int, Field(ge=1)] = Field("auto", description="worker processes")
-    gpus: _Auto | Annotated[float, Field(ge=0)] = Field("auto", description="GPUs per worker")
-    threads: _Auto | Annotated[int, Field(ge=1)] = Field(
-        "auto", description="CPU threads per worker"
-    )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ A trajectory (one fine-tuning recipe, all its step counts) is one task: train to
 train on to 100, … An unlearning with several children is a task of its own; each child becomes
 ready when the unlearning's record is there. An only child runs on in its parent's task. Materials
 (a chain of them, such as pictures and their masks) and data sets are tasks too; what reads them
-waits for them.
+waits for them. Where there are workers for scores, judging a model's pictures is a task as well.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from orchestrator.plan import Plan
 from orchestrator.plugin import UnlearnerPlugin, find
 from orchestrator.stage import Stage, StageKind
-from orchestrator.work import Task
+from orchestrator.work import Pool, Task
 
 _ORDER: dict[StageKind, int] = {
     "base": 0,
@@ -37,23 +37,28 @@ class _Group:
     id: str
     parent: Stage | None
     stages: list[Stage] = field(default_factory=list)
+    pool: Pool = "model"
 
     def last_model(self) -> Stage | None:
         models = [stage for stage in self.stages if stage.is_model]
         return models[-1] if models else None
 
 
-def make_tasks(plan: Plan, done: Collection[str], keep: Collection[str]) -> tuple[Task, ...]:
+def make_tasks(
+    plan: Plan, done: Collection[str], keep: Collection[str], has_score_workers: bool = False
+) -> tuple[Task, ...]:
     """The tasks for every stage whose 16-digit key is not in `done`, longest path first.
 
     What another task is doing may count as done: what reads it waits for its record.
     """
-    groups = _merge_only_children(_group(plan.stages))
+    apart = [s for s in plan.stages if has_score_workers and _is_of_pictures(s)]
+    groups = _merge_only_children(_group(s for s in plan.stages if s not in set(apart)))
+    groups += _score_groups(apart)
     pending = {
         group.id: [stage for stage in group.stages if stage.key not in done] for group in groups
     }
     live = [group for group in groups if pending[group.id]]
-    after = {group.id: _after(pending[group.id]) for group in live}
+    after = {g.id: _after(pending[g.id]) if g.pool == "model" else None for g in live}
     needed = {model.digest for model in after.values() if model is not None}
     needed |= {i.digest for g in live for i in _inputs(pending[g.id]) if i.is_model}
     kept = {stage.digest for stage in plan.stages if _is_kept(stage, keep)}
@@ -67,6 +72,7 @@ def make_tasks(plan: Plan, done: Collection[str], keep: Collection[str]) -> tupl
             keep_checkpoints="checkpoints" in keep,
             path_cost=costs[group.id],
             inputs=_inputs(pending[group.id]),
+            pool=group.pool,
         )
         for group in live
     ]
@@ -82,7 +88,28 @@ def _after(stages: Sequence[Stage]) -> Stage | None:
 
 def _inputs(stages: list[Stage]) -> tuple[Stage, ...]:
     """The materials and pictures that these stages read and do not make."""
-    return tuple(dict.fromkeys(i for s in stages for i in s.inputs.values() if i not in stages))
+    read = (i for s in stages for i in (*s.inputs.values(), *_judged(s)))
+    return tuple(dict.fromkeys(i for i in read if i not in stages))
+
+
+def _judged(stage: Stage) -> tuple[Stage, ...]:
+    """The pictures that a score is about."""
+    is_pictures = stage.kind == "score" and stage.parent and stage.parent.kind == "sample"
+    return (stage.parent,) if is_pictures and stage.parent else ()
+
+
+def _is_of_pictures(stage: Stage) -> bool:
+    return bool(_judged(stage))
+
+
+def _score_groups(scores: Iterable[Stage]) -> list[_Group]:
+    """One group for each model's pictures, to be judged where no model is."""
+    groups: dict[str, _Group] = {}
+    for score in scores:
+        (pictures,) = _judged(score)
+        empty = _Group(pictures.digest[:16], None, pool="score")
+        groups.setdefault(pictures.digest, empty).stages.append(score)
+    return list(groups.values())
 
 
 def _is_kept(stage: Stage, keep: Collection[str]) -> bool:

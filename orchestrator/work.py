@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from orchestrator.stage import Stage
 from orchestrator.store import Record
+
+Pool = Literal["model", "score"]
+"""Workers that hold a model, and workers that only judge pictures."""
+
+Cause = Literal["bug", "nan", "oom", "hang", "storage", "lost"]
+"""Why a stage failed: its own error, a loss that is not finite, memory, silence, a store that could
+not be reached, workers that died."""
+
+Loss = Literal["death", "node", "oom", "hang"]
+"""How a worker was lost: its process died, its machine did, the system killed it for memory, or it
+was killed because nothing was heard of it."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,7 @@ class Task:
     keep_checkpoints: bool
     path_cost: float
     inputs: tuple[Stage, ...] = ()
+    pool: Pool = "model"
 
     @property
     def waits_for(self) -> tuple[Stage, ...]:
@@ -36,11 +49,19 @@ class Task:
 
 @dataclass(frozen=True)
 class WorkOrder:
-    """A task with all that a worker needs to do it: where the store and the logs are."""
+    """A task with all that a worker needs to do it: where the store and the logs are.
+
+    `split` is the number of parts in which every batch is computed, because a whole one does not
+    fit: training adds the parts' gradients up. `needs_whole_gpu` asks for a worker that shares its
+    GPU with nobody. Training state is stored every `checkpoint_every_s` seconds.
+    """
 
     task: Task
     store: str
     log_path: str
+    split: int = 1
+    needs_whole_gpu: bool = False
+    checkpoint_every_s: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -74,12 +95,14 @@ class StageCommitted:
 
 @dataclass(frozen=True)
 class StageFailed:
-    """A stage raised; the traceback is in the log."""
+    """A stage raised; the log has the traceback, `curve` a training's (step, loss) so far."""
 
     task_id: str
     key: str
     message: str
     log_path: str
+    cause: Cause = "bug"
+    curve: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,6 +121,26 @@ class WorkerLost:
     task_id: str
     worker: str
     reason: str
+    how: Loss = "death"
 
 
-Event = StageStarted | StageProgress | StageCommitted | StageFailed | TaskEnded | WorkerLost
+@dataclass(frozen=True)
+class TaskHandedBack:
+    """A worker was asked to leave: it stored its training state and gives the task back."""
+
+    task_id: str
+    worker: str
+
+
+@dataclass(frozen=True)
+class TaskRetried:
+    """A stage failed for want of something, and the task's rest is going to be tried again."""
+
+    task_id: str
+    reason: str
+
+
+TaskOver = TaskEnded | TaskHandedBack | WorkerLost
+"""The last event of a task; the worker has nothing to do from then on."""
+
+Event = StageStarted | StageProgress | StageCommitted | StageFailed | TaskRetried | TaskOver

@@ -69,9 +69,10 @@ class Runner:
         """The digest of the model in memory."""
         return self.model.stage.digest if self.model else None
 
-    def run(self, order: WorkOrder, emit: Emit) -> None:
+    def run(self, order: WorkOrder, emit: Emit) -> bool:
         """Run the task's stages in order; a failed one takes only its descendants with it."""
         _Run(self, order, emit).all()
+        return True
 
     def model_of(self, stage: Stage, store: Store, progress: Any) -> Model:
         """The warm model of the stage's base, its edits still to be made."""
@@ -245,3 +246,7 @@ class _Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as stream:
             stream.write(f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} {text}\n")
+
+
+def leave_on_sigterm(runner: Runner) -> None:
+    """To be written."""

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from pydantic import Field
+from orchestrator.plugin import Plugin
+from orchestrator.resources import ExecutorSettings
+from orchestrator.work import Event, Pool, WorkOrder
 
-from orchestrator.plugin import Plugin, Settings
-from orchestrator.work import Event, WorkOrder
+__all__ = ["Anything", "Event", "Executor", "ExecutorSettings", "FreeWorker", "Need", "WorkOrder"]
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a task needs of a worker, and what a worker has."""
+
+    pool: Pool = "model"
+    whole_gpu: bool = False
+
+    def fits(self, task: Need) -> bool:
+        """Whether a worker that has this can do a task that needs that."""
+        return self.pool == task.pool and (self.whole_gpu or not task.whole_gpu)
+
+
+class Anything(Need):
+    """What a worker has that takes whatever comes."""
+
+    def fits(self, task: Need) -> bool:
+        """It does."""
+        return True
 
 
 @dataclass(frozen=True)
@@ -19,22 +41,15 @@ class FreeWorker:
 
     name: str
     holds: str | None
-
-
-class ExecutorSettings(Settings):
-    """How many workers, and what each of them gets."""
-
-    workers: int | Literal["auto"] = Field("auto", description="workers; auto: one a GPU, else 2")
-    gpus: float | Literal["auto"] = Field("auto", description="GPUs a worker; may be a fraction")
-    threads: int | Literal["auto"] = Field("auto", description="CPU threads a worker")
+    has: Need = field(default_factory=Anything)
 
 
 class Executor(Plugin):
     """Runs tasks on workers. Used by one thread, the scheduler's.
 
     `submit` returns at once (or, inline, when the task is over); what happens is told by `wait`, in
-    order for each task. Every submitted task ends with one TaskEnded or WorkerLost, unless the
-    executor is shut down first. Used as a context manager.
+    order for each task. Every submitted task ends with one TaskEnded, TaskHandedBack or WorkerLost,
+    unless the executor is shut down first. Used as a context manager.
     """
 
     kind = "executor"
@@ -59,6 +74,25 @@ class Executor(Plugin):
     @abstractmethod
     def wait(self, timeout_s: float) -> Sequence[Event]:
         """All that has happened since the last call; blocks until there is something, or time."""
+
+    @property
+    def shares_gpu(self) -> bool:
+        """Whether its workers have less than a GPU each, so that a whole one would be more."""
+        return False
+
+    def adapt(self, wanted: Mapping[Need, int], may_have: float) -> None:
+        """Told before work is given out: how many workers would be of use, by what they need, and
+        how many there may be beside other sweeps'. Those with a fixed number do nothing.
+        """
+
+    def room(self) -> float:
+        """How many workers the machines have room for, whoever's they are."""
+        return math.inf
+
+    def abandon(self, task_id: str, reason: str) -> None:
+        """Take a task from its worker, which is hung: WorkerLost follows. Where that cannot be
+        done, nothing happens.
+        """
 
     @abstractmethod
     def shutdown(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.executors.base import Executor, ExecutorSettings, FreeWorker
-from orchestrator.work import Event, TaskEnded, WorkOrder
+from orchestrator.work import Event, TaskEnded, TaskHandedBack, WorkOrder
 
 
 class Inline(Executor):
@@ -34,8 +34,10 @@ class Inline(Executor):
 
     def submit(self, order: WorkOrder, worker: str) -> None:
         """Run the task to its end."""
-        self.runner.run(order, self.events.append)
-        self.events.append(TaskEnded(order.task.id, worker, self.runner.holds))
+        if self.runner.run(order, self.events.append):
+            self.events.append(TaskEnded(order.task.id, worker, self.runner.holds))
+        else:
+            self.events.append(TaskHandedBack(order.task.id, worker))
 
     def wait(self, timeout_s: float) -> Sequence[Event]:
         """The events of the last task."""

@@ -1,25 +1,36 @@
-"""Ray: workers are actors that keep their model warm. The only file that imports ray."""
+"""Ray: workers are actors that keep their model warm. The only file that starts Ray."""
 
 from __future__ import annotations
 
 import importlib
+import itertools
+import math
 import os
-import queue
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import ResurgeError
-from orchestrator.executors.base import Executor, ExecutorSettings, FreeWorker
-from orchestrator.work import Event, TaskEnded, WorkerLost, WorkOrder
+from orchestrator.executors.base import Executor, ExecutorSettings, FreeWorker, Need
+from orchestrator.executors.pools import Pool, pool_of, score_pool, whole_gpu_pool
+from orchestrator.executors.ray_worker import RayWorker
+from orchestrator.work import Event, Loss, TaskEnded, TaskHandedBack, WorkerLost, WorkOrder
 
 FORWARDED = ("RESURGE_PLUGINS", "MLFLOW_DISABLE_TELEMETRY")
 """Environment variables that workers on other machines must see as well."""
 
 LOCAL = "local"
 """Ray's word for a cluster of its own on this machine."""
+IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set in a submitted job, whose environment the workers have already."""
+
+IDLE_S = 30.0
+"""An elastic worker without a task goes after this long: models take seconds to load."""
+MAX_FALSE_STARTS = 3
+"""So many workers in a row that could not start, and it is no accident."""
 
 
 @dataclass
@@ -30,41 +41,18 @@ class _Seat:
     """
 
     name: str
+    has: Need
     actor: Any
     starting: Any
+    idle_since_s: float
+    node: str | None = None
     holds: str | None = None
     order: WorkOrder | None = None
     stream: Any = None
 
-
-class _Work:
-    """The actor. Its events are streamed while the task runs."""
-
-    def __init__(self, threads: int) -> None:
-        torch = importlib.import_module("torch")
-        torch.set_num_threads(threads)
-        self.runner = importlib.import_module("workers.runner").Runner()
-
-    def run(self, order: WorkOrder, worker: str) -> Iterator[Event]:
-        """Run the task in a thread; yield each event when it happens."""
-        events: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
-
-        def work() -> None:
-            try:
-                self.runner.run(order, events.put)
-                events.put(TaskEnded(order.task.id, worker, self.runner.holds))
-            except Exception as error:
-                # A stage's errors are events; this one is the runner's own. Raised below.
-                events.put(error)
-
-        threading.Thread(target=work, name=order.task.id, daemon=True).start()
-        while True:
-            event = events.get()
-            if isinstance(event, Exception):
-                raise event
-            yield event
-            if isinstance(event, TaskEnded):
-                return
+    @property
+    def is_free(self) -> bool:
+        return self.order is None and self.starting is None
 
 
 class RayExecutor(Executor):
@@ -72,43 +60,71 @@ class RayExecutor(Executor):
 
     name = "ray"
 
-    def __init__(self, settings: ExecutorSettings) -> None:
+    def __init__(
+        self, settings: ExecutorSettings, clock_s: Callable[[], float] = time.monotonic
+    ) -> None:
         super().__init__(settings)
         self.seats: dict[str, _Seat] = {}
         self.ray: Any = None
+        self._clock_s = clock_s
+        self._pools: dict[Need, Pool] = {}
+        self._numbers = itertools.count()
+        self._told: list[Event] = []
+        self._false_starts = 0
+        self._is_local = os.environ.get("RAY_ADDRESS", LOCAL) == LOCAL
 
     def start(self) -> None:
-        """Join the cluster, or start Ray here, and bring the workers up."""
+        """Join the cluster, or start Ray here, and bring the workers up that are always there."""
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         # Ray's own 15 lets any other process on a busy machine starve the workers.
         os.environ.setdefault("RAY_worker_niceness", "0")
         self.ray = importlib.import_module("ray")
         on_sigterm = signal.getsignal(signal.SIGTERM)
-        address = os.environ.get("RAY_ADDRESS", LOCAL)
         self.ray.init(
-            address=address,
-            **(self._local_options() if address == LOCAL else {}),
+            address=os.environ.get("RAY_ADDRESS", LOCAL),
+            **(self._local_options() if self._is_local else {}),
             log_to_driver=False,
             logging_level="error",
-            runtime_env={"env_vars": {k: os.environ[k] for k in FORWARDED if k in os.environ}},
+            runtime_env=self._environment(),
         )
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in the caller's place
-        for index in range(self._workers()):
-            name = f"worker-{index}"
-            self.seats[name] = _Seat(name, *self._actor())
+        self._pools = self._make_pools()
+        for need, pool in self._pools.items():
+            for _ in range(pool.min):
+                self._seat(need)
 
     def capacity(self) -> int:
-        """The workers that there are to be, those that are still starting too."""
-        return len(self.seats)
+        """How many tasks there can be at a time, once every worker is up."""
+        return max(1, self._pools[Need()].max)
+
+    @property
+    def shares_gpu(self) -> bool:
+        """Whether a worker's share of a GPU is a fraction."""
+        return 0 < self._pools[Need()].gpus < 1
+
+    def room(self) -> float:
+        """By the machines that there are now; on a machine of one's own it does not matter."""
+        if self._is_local:
+            return math.inf
+        pool, resources = self._pools[Need()], self.ray.cluster_resources()
+        if pool.gpus:
+            return float(int(resources.get("GPU", 0) / pool.gpus))
+        return float(int(resources.get("CPU", 0) / pool.threads))
+
+    def adapt(self, wanted: Mapping[Need, int], may_have: float) -> None:
+        """Bring workers up while tasks wait for them; let idle ones go."""
+        for need, pool in self._pools.items():
+            limit = may_have if need.pool == "model" else math.inf
+            target = int(max(pool.min, min(wanted.get(need, 0), pool.max, limit)))
+            mine = [seat for seat in self.seats.values() if seat.has == need]
+            for _ in range(target - len(mine)):
+                self._seat(need)
+            self._let_go(mine, target, is_over=len(mine) > limit)
 
     def free_workers(self) -> Sequence[FreeWorker]:
         """The workers that are up and have no task."""
-        return [
-            FreeWorker(seat.name, seat.holds)
-            for seat in self.seats.values()
-            if seat.order is None and seat.starting is None
-        ]
+        return [FreeWorker(s.name, s.holds, s.has) for s in self.seats.values() if s.is_free]
 
     def submit(self, order: WorkOrder, worker: str) -> None:
         """Start the task on that worker's actor."""
@@ -120,17 +136,28 @@ class RayExecutor(Executor):
         """Events of every actor that has some.
 
         Raises:
-            ResurgeError: a worker cannot start.
+            ResurgeError: workers cannot start.
         """
+        told, self._told = self._told, []
         streams = {seat.stream: seat for seat in self.seats.values() if seat.order is not None}
         starting = {s.starting: s for s in self.seats.values() if s.starting is not None}
         awaited = [*streams, *starting]
+        if told or not awaited:
+            if not told:
+                time.sleep(min(timeout_s, 0.2))  # nothing can happen but what others do
+            return told
         ready, _ = self.ray.wait(awaited, num_returns=1, timeout=timeout_s)
         if ready:
             ready, _ = self.ray.wait(awaited, num_returns=len(awaited), timeout=0)
         for reference in starting.keys() & set(ready):
             self._is_up(starting[reference])
         return [e for stream in streams if stream in ready for e in self._drain(streams[stream])]
+
+    def abandon(self, task_id: str, reason: str) -> None:
+        """Kill the worker that has the task."""
+        for seat in self.seats.values():
+            if seat.order is not None and seat.order.task.id == task_id:
+                self._told.append(self._replace(seat, reason, "hang"))
 
     def shutdown(self) -> None:
         """Kill the actors and leave Ray."""
@@ -155,60 +182,94 @@ class RayExecutor(Executor):
         try:
             event: Event = self.ray.get(next(seat.stream))
         except (self.ray.exceptions.RayError, StopIteration) as error:
-            return self._replace(seat, error)
+            return self._replace(seat, _reason(error), self._how(seat, error))
         if isinstance(event, TaskEnded):
             seat.order, seat.stream, seat.holds = None, None, event.holds
+            seat.idle_since_s = self._clock_s()
+        elif isinstance(event, TaskHandedBack):
+            self._renew(seat)
         return event
 
-    def _replace(self, seat: _Seat, error: Exception) -> WorkerLost:
+    def _how(self, seat: _Seat, error: Exception) -> Loss:
+        """How the worker died: its machine with it, killed for memory, or on its own."""
+        text = str(error)
+        if isinstance(error, self.ray.exceptions.OutOfMemoryError) or "low on memory" in text:
+            return "oom"
+        alive = {node["NodeID"] for node in self.ray.nodes() if node["Alive"]}
+        return "death" if seat.node is None or seat.node in alive else "node"
+
+    def _replace(self, seat: _Seat, reason: str, how: Loss) -> WorkerLost:
         """Put a new actor into the seat of one that died."""
         assert seat.order is not None  # only a busy worker's stream can break
-        lost = WorkerLost(seat.order.task.id, seat.name, _reason(error))
-        self.ray.kill(seat.actor)
-        seat.actor, seat.starting = self._actor()
-        seat.holds = seat.order = seat.stream = None
+        lost = WorkerLost(seat.order.task.id, seat.name, reason, how)
+        self._renew(seat)
         return lost
 
-    def _actor(self) -> tuple[Any, Any]:
+    def _renew(self, seat: _Seat) -> None:
+        self.ray.kill(seat.actor)
+        seat.actor, seat.starting = self._actor(self._pools[seat.has])
+        seat.node = seat.holds = seat.order = seat.stream = None
+
+    def _seat(self, need: Need) -> None:
+        name = f"worker-{next(self._numbers)}"
+        actor, starting = self._actor(self._pools[need])
+        self.seats[name] = _Seat(name, need, actor, starting, self._clock_s())
+
+    def _let_go(self, seats: Sequence[_Seat], target: int, is_over: bool) -> None:
+        """Those that are not up yet first: what they ask for, the cluster should not bring."""
+        surplus = len(seats) - target
+        waiting = [seat for seat in seats if seat.starting is not None]
+        now_s = self._clock_s()
+        idle = [s for s in seats if s.is_free and (is_over or now_s - s.idle_since_s > IDLE_S)]
+        for seat in (*waiting, *idle)[: max(0, surplus)]:
+            self.ray.kill(seat.actor)
+            del self.seats[seat.name]
+
+    def _actor(self, pool: Pool) -> tuple[Any, Any]:
         """A new actor, and a reference that is ready when it is up."""
-        options = {"num_cpus": self._threads(), "num_gpus": self._gpus(), "max_restarts": 0}
-        actor = self.ray.remote(_Work).options(**options).remote(self._threads())
-        return actor, actor.__ray_ready__.remote()
+        options: dict[str, Any] = {
+            "num_cpus": pool.threads,
+            "num_gpus": pool.gpus,
+            "max_restarts": 0,
+            **pool.labels(),
+        }
+        actor = self.ray.remote(RayWorker).options(**options).remote(pool.threads)
+        return actor, actor.where.remote()
 
     def _is_up(self, seat: _Seat) -> None:
         try:
-            self.ray.get(seat.starting)
+            seat.node = self.ray.get(seat.starting)
         except self.ray.exceptions.RayError as error:
-            raise ResurgeError(f"{seat.name} cannot start: {_reason(error)}") from error
-        seat.starting = None
+            self._false_starts += 1
+            if self._is_local or self._false_starts >= MAX_FALSE_STARTS:
+                raise ResurgeError(f"{seat.name} cannot start: {_reason(error)}") from error
+            self._renew(seat)
+            return
+        self._false_starts = 0
+        seat.starting, seat.idle_since_s = None, self._clock_s()
+
+    def _make_pools(self) -> dict[Need, Pool]:
+        model = pool_of(self.settings, self.ray.cluster_resources(), self._is_local)
+        pools = {Need(): model}
+        if 0 < model.gpus < 1:  # what does not fit into the share gets the whole
+            pools[Need(whole_gpu=True)] = whole_gpu_pool(model)
+        if self.settings.score_workers is not None:
+            pools[Need("score")] = score_pool(self.settings.score_workers, self._is_local)
+        return pools
+
+    def _environment(self) -> dict[str, Any]:
+        if IN_A_JOB in os.environ:
+            return {}
+        return {"env_vars": {name: os.environ[name] for name in FORWARDED if name in os.environ}}
 
     def _local_options(self) -> dict[str, Any]:
         """More workers than cores are the user's choice; a dashboard would outlive its use."""
-        threads = 1 if self.settings.threads == "auto" else int(self.settings.threads)
-        wanted = 1 if self.settings.workers == "auto" else int(self.settings.workers)
-        cpus = max(os.cpu_count() or 1, wanted * threads)
+        pool = pool_of(self.settings, {}, is_local=True)
+        cpus = max(os.cpu_count() or 1, pool.max * pool.threads)
+        if self.settings.score_workers is not None:
+            score = score_pool(self.settings.score_workers, is_local=True)
+            cpus += score.max * score.threads
         return {"include_dashboard": False, "num_cpus": cpus}
-
-    def _workers(self) -> int:
-        if self.settings.workers != "auto":
-            return int(self.settings.workers)
-        resources = self.ray.cluster_resources()
-        gpus = int(resources.get("GPU", 0) / (self._gpus() or 1))
-        return gpus or max(1, min(2, int(resources.get("CPU", 1))))
-
-    def _gpus(self) -> float:
-        if self.settings.gpus != "auto":
-            return float(self.settings.gpus)
-        return 1.0 if self.ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
-
-    def _threads(self) -> int:
-        if self.settings.threads != "auto":
-            return int(self.settings.threads)
-        if self._gpus():
-            return 1
-        cpus = int(self.ray.cluster_resources().get("CPU", 1))
-        wanted = 2 if self.settings.workers == "auto" else int(self.settings.workers)
-        return max(1, cpus // wanted)
 
 
 def _reason(error: Exception) -> str:

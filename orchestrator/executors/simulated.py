@@ -9,7 +9,16 @@ from collections.abc import Callable, Sequence
 from orchestrator.executors.base import Executor, ExecutorSettings, FreeWorker
 from orchestrator.stage import Stage
 from orchestrator.store import Record
-from orchestrator.work import Event, StageCommitted, TaskEnded, WorkerLost, WorkOrder
+from orchestrator.work import (
+    Cause,
+    Event,
+    Loss,
+    StageCommitted,
+    StageFailed,
+    TaskEnded,
+    WorkerLost,
+    WorkOrder,
+)
 
 
 class Simulated(Executor):
@@ -18,7 +27,9 @@ class Simulated(Executor):
     Args:
         settings: `workers` workers ("auto" is 2).
         seconds_of: how long a stage takes.
-        dies: whether the worker dies in a stage's middle; asked once a stage begun.
+        dies: whether the worker dies in a stage's middle, or how; asked once a stage begun.
+        fails: why a stage of an order raises; None if it does not. The task ends there.
+        hangs: whether nothing is heard any more from the stage on.
     """
 
     name = "simulated"
@@ -27,21 +38,28 @@ class Simulated(Executor):
         self,
         settings: ExecutorSettings,
         seconds_of: Callable[[Stage], float] = lambda stage: 1.0,
-        dies: Callable[[Stage], bool] = lambda stage: False,
+        dies: Callable[[Stage], bool | Loss] = lambda stage: False,
+        fails: Callable[[WorkOrder, Stage], Cause | None] = lambda order, stage: None,
+        hangs: Callable[[Stage], bool] = lambda stage: False,
     ) -> None:
         super().__init__(settings)
         self.seconds_of = seconds_of
         self.dies = dies
+        self.fails = fails
+        self.hangs = hangs
+        self.orders: list[WorkOrder] = []
         self.now_s = 0.0
         self.holds: dict[str, str | None] = {}
         self.busy: set[str] = set()
         self.history: list[tuple[float, str, str]] = []
         self._queue: list[tuple[float, int, Event]] = []
         self._order = itertools.count()
+        self._hung: dict[str, str] = {}
 
     def start(self) -> None:
         """Workers without a model."""
-        count = 2 if self.settings.workers == "auto" else self.settings.workers
+        given = self.settings.workers
+        count = given if isinstance(given, int) else 2 if given == "auto" else given.max
         self.holds = {f"worker-{index}": None for index in range(count)}
 
     def capacity(self) -> int:
@@ -56,12 +74,21 @@ class Simulated(Executor):
         """Put the task's events on the clock; `history` gets (start, worker, task)."""
         self.busy.add(worker)
         self.history.append((self.now_s, worker, order.task.id))
+        self.orders.append(order)
         at = self.now_s
         for stage in order.task.stages:
             at += self.seconds_of(stage)
-            if self.dies(stage):
-                self._at(at, WorkerLost(order.task.id, worker, "simulated death"))
+            if how := self.dies(stage):
+                kind: Loss = "death" if how is True else how
+                self._at(at, WorkerLost(order.task.id, worker, "simulated death", kind))
                 return
+            if self.hangs(stage):
+                self._hung[order.task.id] = worker
+                return
+            if cause := self.fails(order, stage):
+                failed = StageFailed(order.task.id, stage.key, f"simulated {cause}", "", cause)
+                self._at(at, failed)
+                break
             self._at(at, StageCommitted(order.task.id, stage.key, _record(stage)))
         holds = order.task.stages[-1].model.digest
         self._at(at, TaskEnded(order.task.id, worker, holds))
@@ -69,6 +96,7 @@ class Simulated(Executor):
     def wait(self, timeout_s: float) -> Sequence[Event]:
         """Move the clock to the next event."""
         if not self._queue:
+            self.now_s += timeout_s
             return []
         self.now_s, _, event = heapq.heappop(self._queue)
         if isinstance(event, TaskEnded):
@@ -76,6 +104,11 @@ class Simulated(Executor):
         if isinstance(event, TaskEnded | WorkerLost):
             self.busy.discard(event.worker)
         return [event]
+
+    def abandon(self, task_id: str, reason: str) -> None:
+        """Give the hung worker a new life."""
+        worker = self._hung.pop(task_id)
+        self._at(self.now_s, WorkerLost(task_id, worker, reason, "hang"))
 
     def shutdown(self) -> None:
         """Nothing to stop."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.executors.base import ExecutorSettings
 from orchestrator.executors.simulated import Simulated
+from orchestrator.failures import MAX_HANGS, MAX_LOSSES, MAX_STORAGE, SPLITS
 from orchestrator.plan import Plan, make_plan
-from orchestrator.scheduler import MAX_LOSSES, Outcome, Scheduler
+from orchestrator.scheduler import Outcome, Rules, Scheduler
 from orchestrator.stage import Stage
 from orchestrator.store import Store
 from orchestrator.sweep import parse
 from orchestrator.tasks import make_tasks
+from orchestrator.work import WorkOrder
 
 pytestmark = pytest.mark.usefixtures("calls")
 
@@ -24,13 +26,18 @@ def seconds(stage: Stage) -> float:
 
 
 def simulate(
-    plan: Plan, tmp_path: Path, workers: int = 2, dies: Callable[[Stage], bool] = lambda s: False
+    plan: Plan, tmp_path: Path, workers: int = 2, rules: Rules | None = None, **trouble: Any
 ) -> tuple[Outcome, Simulated]:
-    executor = Simulated(ExecutorSettings(workers=workers), seconds, dies)
+    executor = Simulated(ExecutorSettings(workers=workers), seconds, **trouble)
     with executor:
         tasks = make_tasks(plan, (), ())
-        store = Store(tmp_path / "store")
-        outcome = Scheduler(tasks, (), executor, store, tmp_path / "logs").run()
+        store, logs = Store(tmp_path / "store"), tmp_path / "logs"
+
+        def clock_s() -> float:
+            return executor.now_s
+
+        scheduler = Scheduler(tasks, (), executor, store, logs, rules=rules, clock_s=clock_s)
+        outcome = scheduler.run()
     return outcome, executor
 
 
@@ -127,3 +134,95 @@ def test_descendants_of_a_lost_model_are_skipped_and_siblings_go_on(
     assert outcome.skipped == below
     assert outcome.ran == {s.key for s in plan.stages} - below - {poison.key}
     assert not outcome.ok
+
+
+def finetune_of(plan: Plan, steps: int) -> Stage:
+    return next(s for s in plan.stages if s.kind == "finetune" and s.steps == steps)
+
+
+def test_a_lost_machine_costs_a_task_nothing(small: str, tmp_path: Path) -> None:
+    """More often than workers may die for the task's own fault."""
+    plan = make_plan(parse(small))
+    unlucky, times = finetune_of(plan, 2), iter(range(MAX_LOSSES + 3))
+
+    def dies(stage: Stage) -> bool | str:
+        return "node" if stage == unlucky and next(times, None) is not None else False
+
+    outcome, _ = simulate(plan, tmp_path, dies=dies)
+    assert outcome.ok
+
+
+def test_memory_is_answered_with_a_whole_gpu_and_then_smaller_parts(
+    small: str, tmp_path: Path
+) -> None:
+    plan = make_plan(parse(small))
+    large = finetune_of(plan, 1)
+
+    def fails(order: WorkOrder, stage: Stage) -> str | None:
+        return "oom" if stage == large and order.split < SPLITS[-1] else None
+
+    outcome, executor = simulate(plan, tmp_path, rules=Rules(shares_gpu=True), fails=fails)
+    assert outcome.ok
+    tries = [(o.needs_whole_gpu, o.split) for o in executor.orders if large in o.task.stages]
+    assert tries == [(False, 1), (True, 1), (True, SPLITS[0]), (True, SPLITS[1])]
+    others = [o for o in executor.orders if large not in o.task.stages]
+    assert {(o.needs_whole_gpu, o.split) for o in others} == {(False, 1)}
+
+
+def test_what_fits_nowhere_fails_with_what_was_tried(small: str, tmp_path: Path) -> None:
+    plan = make_plan(parse(small))
+    large = finetune_of(plan, 1)
+    outcome, executor = simulate(
+        plan, tmp_path, fails=lambda order, stage: "oom" if stage == large else None
+    )
+    assert set(outcome.failed) == {large.key}
+    assert outcome.failed[large.key].cause == "oom"
+    assert f"{SPLITS[-1]} parts a batch" in outcome.failed[large.key].message
+    assert [o.split for o in executor.orders if large in o.task.stages] == [1, *SPLITS]
+    assert Store(tmp_path / "store").failures()[large.key]["cause"] == "oom"
+
+
+@pytest.mark.parametrize("cause", ["bug", "nan"])
+def test_an_error_of_ones_own_is_not_tried_again(small: str, tmp_path: Path, cause: str) -> None:
+    plan = make_plan(parse(small))
+    wrong = finetune_of(plan, 1)
+    outcome, executor = simulate(
+        plan, tmp_path, fails=lambda order, stage: cause if stage == wrong else None
+    )
+    assert outcome.failed[wrong.key].cause == cause
+    assert sum(wrong in order.task.stages for order in executor.orders) == 1
+
+
+def test_a_store_that_is_away_is_waited_for(small: str, tmp_path: Path) -> None:
+    plan = make_plan(parse(small))
+    unlucky, times = finetune_of(plan, 1), iter(range(MAX_STORAGE - 1))
+
+    def fails(order: WorkOrder, stage: Stage) -> str | None:
+        return "storage" if stage == unlucky and next(times, None) is not None else None
+
+    outcome, _ = simulate(plan, tmp_path, fails=fails)
+    assert outcome.ok
+
+
+def test_a_silent_worker_loses_its_task(small: str, tmp_path: Path) -> None:
+    plan = make_plan(parse(small))
+    slow, times = finetune_of(plan, 1), iter(range(MAX_HANGS - 1))
+    rules = Rules(stage_timeout_s=90)
+    outcome, executor = simulate(
+        plan,
+        tmp_path,
+        rules=rules,
+        hangs=lambda stage: stage == slow and next(times, None) is not None,
+    )
+    assert outcome.ok
+    assert executor.now_s > 90
+
+
+def test_what_hangs_everywhere_fails(small: str, tmp_path: Path) -> None:
+    plan = make_plan(parse(small))
+    slow = finetune_of(plan, 1)
+    rules = Rules(stage_timeout_s=90)
+    outcome, executor = simulate(plan, tmp_path, rules=rules, hangs=lambda stage: stage == slow)
+    assert outcome.failed[slow.key].cause == "hang"
+    assert "nothing was heard for 1.5 min" in outcome.failed[slow.key].message
+    assert sum(slow in order.task.stages for order in executor.orders) == MAX_HANGS

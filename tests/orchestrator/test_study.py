@@ -20,6 +20,8 @@ from orchestrator.study import Study, dashboard_command, read_tried
 from orchestrator.study_storage import shown_url
 from orchestrator.tried import Tried, best, best_so_far, candidates, counted
 
+pytest_plugins = ["tests.integration.postgresql_server"]
+
 METHOD = Choices("method", ("esd", "uce"))
 VARIANT = Choices("variant", ("x", "u"), when=(("method", ("esd",)),))
 RATE = Range("rate", 1e-5, 1e-2, log=True)
@@ -31,6 +33,7 @@ SMALL = (METHOD, VARIANT)
 MIXED = (METHOD, VARIANT, RATE, STEPS, WEIGHT)
 
 GP = pytest.param("gp", marks=pytest.mark.slow)  # half a second a trial
+POSTGRESQL = pytest.param("postgresql", marks=pytest.mark.integration)
 SAMPLERS = ("tpe", GP, "cmaes", "random", "nsga2")
 
 pytestmark = pytest.mark.filterwarnings(
@@ -53,17 +56,30 @@ def in_memory(study: Study) -> optuna.Study:
     return study_plots.in_memory(study.tried(), study.space, study.goals)
 
 
-@pytest.fixture(params=["sqlite", "journal"])
+def url_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> str:
+    """A place for studies that is not there yet; of a database server an empty database."""
+    if kind == "postgresql":
+        return str(request.getfixturevalue("postgresql"))
+    if kind == "sqlite":
+        return f"sqlite:///{folder / 'deep' / 'studies.db'}"
+    return f"journal://{folder / 'deep' / 'studies.log'}"
+
+
+@pytest.fixture(params=["sqlite", "journal", POSTGRESQL])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'deep' / 'studies.db'}"
-    return f"journal://{tmp_path / 'deep' / 'studies.log'}"
+    return url_of(request.param, request, tmp_path)
+
+
+@pytest.fixture(params=["journal", POSTGRESQL])
+def swift(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Without SQLite, which takes seconds for dozens of trials."""
+    return url_of(request.param, request, tmp_path)
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> str:
-    """The faster of the two."""
-    return f"journal://{tmp_path / 'studies.log'}"
+def journal(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The fastest, for what no storage decides."""
+    return url_of("journal", request, tmp_path)
 
 
 def search_of(
@@ -132,9 +148,9 @@ def test_the_budget_holds_over_several_openings(storage: str) -> None:
     assert len(run(opened(storage, longer))) == 2
 
 
-def test_an_opening_proposes_other_points_than_the_one_before(journal: str) -> None:
+def test_an_opening_proposes_other_points_than_the_one_before(storage: str) -> None:
     search = search_of(RATE, trials=8)
-    points = [point_key(t.point) for _ in range(4) for t in run(opened(journal, search), 2)]
+    points = [point_key(t.point) for _ in range(4) for t in run(opened(storage, search), 2)]
     assert len(set(points)) == 8
 
 
@@ -246,9 +262,9 @@ def test_repeats_are_told_at_once_and_not_counted(storage: str) -> None:
         assert point_key(repeat.point) == point_key(first.point)
 
 
-def test_a_repeat_of_a_failed_trial_fails_too(journal: str) -> None:
+def test_a_repeat_of_a_failed_trial_fails_too(storage: str) -> None:
     search = search_of(METHOD, trials=2)
-    study = opened(journal, search)
+    study = opened(storage, search)
     while (tried := study.ask()) is not None:
         study.tell_failed(tried.number, "out of memory")
     assert len(counted(study.tried())) == 2
@@ -258,17 +274,17 @@ def test_a_repeat_of_a_failed_trial_fails_too(journal: str) -> None:
 
 
 @pytest.mark.parametrize("sampler", [*SAMPLERS, "grid"])
-def test_an_exhausted_space_ends_the_study(journal: str, sampler: str) -> None:
+def test_an_exhausted_space_ends_the_study(swift: str, sampler: str) -> None:
     search = search_of(METHOD, VARIANT, LISTS, sampler=sampler, trials=50)
-    study = opened(journal, search)
+    study = opened(swift, search)
     points = [point_key(t.point) for t in run(study)]
     assert len(points) == len(set(points)) == search.space.size == 9
     assert study.is_over
-    assert run(opened(journal, search)) == []
+    assert run(opened(swift, search)) == []
 
 
-def test_points_that_are_asked_for_and_not_told_are_not_asked_for_again(journal: str) -> None:
-    study = opened(journal, search_of(METHOD, VARIANT, trials=50))
+def test_points_that_are_asked_for_and_not_told_are_not_asked_for_again(storage: str) -> None:
+    study = opened(storage, search_of(METHOD, VARIANT, trials=50))
     asked = [study.ask() for _ in range(4)]
     assert asked[3] is None
     assert len({point_key(t.point) for t in asked if t is not None}) == 3
@@ -332,10 +348,10 @@ def test_samplers_learn(journal: str, sampler: str) -> None:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_samplers_live_with_bounds_repeats_and_failures(journal: str, sampler: str) -> None:
+def test_samplers_live_with_bounds_repeats_and_failures(swift: str, sampler: str) -> None:
     """The number of bounds must be the same for every trial that has a value."""
     search = search_of(METHOD, STEPS, sampler=sampler, trials=16)
-    study = opened(journal, search)
+    study = opened(swift, search)
     for number in range(16):
         tried = study.ask()
         assert tried is not None
@@ -347,7 +363,7 @@ def test_samplers_live_with_bounds_repeats_and_failures(journal: str, sampler: s
     assert study.ask() is None
     found = candidates(study.tried())
     assert found and all(t.point["steps"] <= 200 for t in found)
-    done = [t for t in abandoned(journal).trials if t.state == optuna.trial.TrialState.COMPLETE]
+    done = [t for t in abandoned(swift).trials if t.state == optuna.trial.TrialState.COMPLETE]
     assert {tuple(t.constraints) for t in done} == {("a", "b")}
 
 
@@ -362,9 +378,9 @@ def test_a_broken_bound_makes_a_trial_infeasible(storage: str) -> None:
     assert best_so_far(study.tried(), study.goals) == [None, 1.0, 2.0]
 
 
-def test_less_may_be_sought(journal: str) -> None:
+def test_less_may_be_sought(storage: str) -> None:
     goals = (Goal("y", maximize=False),)
-    study = opened(journal, search_of(RATE, goals=goals, trials=4))
+    study = opened(storage, search_of(RATE, goals=goals, trials=4))
     for y in (3.0, 1.0, 2.0, 4.0):
         tried = study.ask()
         assert tried is not None
@@ -374,10 +390,10 @@ def test_less_may_be_sought(journal: str) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", GP, "random", "nsga2", "grid"])
-def test_several_goals_have_a_pareto_front(journal: str, sampler: str) -> None:
+def test_several_goals_have_a_pareto_front(swift: str, sampler: str) -> None:
     goals = (Goal("a"), Goal("steps", maximize=False))
     search = search_of(METHOD, STEPS, goals=goals, sampler=sampler, trials=16)
-    study = opened(journal, search)
+    study = opened(swift, search)
     while (tried := study.ask()) is not None:
         steps = float(tried.point["steps"])
         study.tell(tried.number, [min(steps, 200.0), steps], {}, {"bound": -1.0})
@@ -407,9 +423,9 @@ def curves(study: Study, rungs: Sequence[int], top: Callable[[Tried], float]) ->
 
 
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])
-def test_hopeless_trials_are_pruned(journal: str, pruner: str) -> None:
+def test_hopeless_trials_are_pruned(swift: str, pruner: str) -> None:
     rungs = (50, 125, 400)
-    study = opened(journal, search_of(RATE, pruner=pruner, trials=30), rungs)
+    study = opened(swift, search_of(RATE, pruner=pruner, trials=30), rungs)
     curves(study, rungs, lambda tried: tried.point["rate"])
     pruned = [t for t in study.tried() if t.state == "pruned"]
     assert 3 <= len(pruned) <= 25
@@ -517,13 +533,13 @@ def test_a_changed_search_is_refused_with_what_changed_and_the_way_forward(
     assert len(opened(storage, search, sweep={"seeds": [0]}).tried()) == 2
 
 
-def test_a_change_inside_a_list_is_named_without_the_rest(journal: str) -> None:
+def test_a_change_inside_a_list_is_named_without_the_rest(storage: str) -> None:
     search = search_of(RATE)
     edits = [{"unlearn": ["esd", {"uce": {"lam": 0.1}}]}, {"finetune": {"batch_size": [16]}}]
-    run(opened(journal, search, edits=edits), 1)
+    run(opened(storage, search, edits=edits), 1)
     edits[1] = {"finetune": {"batch_size": [8]}}
     with pytest.raises(ResurgeError) as caught:
-        opened(journal, search, edits=edits)
+        opened(storage, search, edits=edits)
     assert "edits[1].finetune.batch_size was [16] and is [8]" in str(caught.value)
     assert "lam" not in str(caught.value)
 
@@ -594,6 +610,7 @@ def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
     assert shown_url(url) == shown
 
 
+@pytest.mark.parametrize("storage", ["sqlite", "journal"], indirect=True)
 def test_the_dashboard_needs_studies(storage: str) -> None:
     with pytest.raises(ResurgeError, match="there are no studies at"):
         dashboard_command(storage, 8080)

@@ -118,3 +118,20 @@ def test_what_reads_a_material_waits_for_it_unless_it_is_there() -> None:
     resumed = make_tasks(plan, made, ())
     assert [stage.kind for task in resumed for stage in task.stages].count("unlearn") == 1
     assert not any(stage.kind == "prepare" for task in resumed for stage in task.stages)
+
+
+def test_scores_are_apart_where_there_are_workers_for_them(small: str) -> None:
+    plan = make_plan(parse(small))
+    tasks = make_tasks(plan, (), (), has_score_workers=True)
+    apart = [task for task in tasks if task.pool == "score"]
+    scored = {stage for task in apart for stage in task.stages}
+    of_pictures = {s for s in plan.stages if s.kind == "score" and s.parent.kind == "sample"}
+    assert scored == of_pictures
+    assert sum(len(task.stages) for task in tasks) == len(plan.stages)
+    for task in apart:
+        assert {stage.parent for stage in task.stages} <= set(task.waits_for)
+        assert not any(stage.is_model for stage in task.waits_for)
+
+
+def test_scores_stay_with_their_model_otherwise(small: str) -> None:
+    assert {task.pool for task in make_tasks(make_plan(parse(small)), (), ())} == {"model"}
