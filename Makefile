@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-slow check format bench coverage bench-search evidence methods tuning worst-case clean
+.PHONY: help install demo test test-fast test-slow test-docker cluster-secrets check format bench coverage bench-search evidence methods tuning worst-case clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -21,8 +21,8 @@ install: $(STAMP) ## Install Resurge and its tools into .venv
 demo: install ## Measure concept resurgence on the bundled model: about ten minutes on two cores
 	$(BIN)/resurge run sweeps/quickstart.yaml
 
-test: install ## Run all tests but those of full-sized models
-	$(BIN)/python -m pytest -m "not full_size"
+test: install ## Run all tests but those of full-sized models and of the images
+	$(BIN)/python -m pytest -m "not full_size and not docker_lines"
 
 test-fast: install ## Run the tests that take no more than a few seconds each
 	$(BIN)/python -m pytest -m "not slow and not integration"
@@ -32,6 +32,13 @@ test-fast: install ## Run the tests that take no more than a few seconds each
 test-slow: install ## Run full-sized models through a sweep: 24 GB of memory
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt open_clip_torch
 	$(BIN)/python -m pytest -m full_size -s
+
+# As root, with Debian's buildah, podman, runc, debootstrap and iproute2; 10 GB of disk.
+test-docker: install ## Build both images of docker/ and run the compose file's services
+	$(BIN)/python -m pytest -m docker_lines tests/docker
+
+cluster-secrets: ## Make the secrets of docker/compose.yaml, or keep those that are there
+	docker/secrets.sh
 
 check: install ## What CI checks besides the tests: ruff and mypy
 	$(BIN)/ruff check .

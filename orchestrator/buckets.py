@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 from orchestrator.entry import Entry
 from orchestrator.errors import StoreError
 
-# Short, and few: `Patience` is what waits. A hanging server is noticed by its silence.
-CONNECT_TIMEOUT_S, SILENCE_TIMEOUT_S, ATTEMPTS = 5, 30, 3
+# Short, and few: `Patience` is what waits. A hanging server is noticed by its silence. A second
+# attempt, so that one lost part does not begin an upload of gigabytes again.
+CONNECT_TIMEOUT_S, SILENCE_TIMEOUT_S, ATTEMPTS = 5, 30, 2
 
 
 class Bucket:

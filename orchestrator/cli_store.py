@@ -140,7 +140,8 @@ def size_text(size_bytes: float) -> str:
 def _show_use(use: Use) -> None:
     out.print(f"[bold]{use.location}[/bold]: {use.total.files:,} files, ", end="")
     out.print(size_text(use.total.size_bytes))
-    out.print(_table("stages", use.kinds))
+    if use.kinds:
+        out.print(_table("stages", use.kinds))
     if use.sweeps:
         table = _columns("sweep", "files", "size", "its own")
         for name, amount in use.sweeps.items():

@@ -6,14 +6,23 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.errors import ResurgeError
 from orchestrator.sweep import Sweep
 
 
 @dataclass(frozen=True)
 class Home:
-    """Local state. Everything outside `root` is the user's."""
+    """Local state. Everything outside `root` is the user's.
+
+    Seen from another machine than the `cluster` that runs the sweeps, there is no local state: its
+    `store`, `mlflow` and `studies` must be named, and stand before the environment's.
+    """
 
     root: Path
+    cluster: str | None = None
+    store: str | None = None
+    mlflow: str | None = None
+    studies: str | None = None
 
     @classmethod
     def find(cls, option: Path | None) -> Home:
@@ -21,20 +30,30 @@ class Home:
         return cls((option or Path(os.environ.get("RESURGE_HOME", ".resurge"))).absolute())
 
     def store_location(self, sweep: Sweep | None = None) -> str:
-        """The sweep's `store`, else RESURGE_STORE, else the folder `store`."""
-        chosen = (sweep.store if sweep else None) or os.environ.get("RESURGE_STORE")
-        return chosen or str(self.root / "store")
+        """The sweep's `store`, else the cluster's, RESURGE_STORE, the folder `store`."""
+        chosen = (sweep.store if sweep else None) or self.store or os.environ.get("RESURGE_STORE")
+        return chosen or str(self._local("store", "RESURGE_STORE") / "store")
 
     def mlflow_uri(self, sweep: Sweep | None = None) -> str:
-        """The sweep's `mlflow`, else RESURGE_MLFLOW, else the SQLite file `mlflow.db`."""
-        chosen = (sweep.mlflow if sweep else None) or os.environ.get("RESURGE_MLFLOW")
-        return chosen or f"sqlite:///{self.root / 'mlflow.db'}"
+        """The sweep's `mlflow`, else the cluster's, RESURGE_MLFLOW, the file `mlflow.db`."""
+        chosen = (sweep.mlflow if sweep else None) or self.mlflow
+        chosen = chosen or os.environ.get("RESURGE_MLFLOW")
+        return chosen or f"sqlite:///{self._local('mlflow', 'RESURGE_MLFLOW') / 'mlflow.db'}"
 
     def studies_uri(self, sweep: Sweep) -> str:
-        """The search's `storage`, else RESURGE_STUDIES, else the SQLite file `studies.db`."""
+        """The search's `storage`, else the cluster's, RESURGE_STUDIES, the file `studies.db`."""
         chosen = sweep.search.settings.storage if sweep.search else None
-        chosen = chosen or os.environ.get("RESURGE_STUDIES")
-        return chosen or f"sqlite:///{self.root / 'studies.db'}"
+        chosen = chosen or self.studies or os.environ.get("RESURGE_STUDIES")
+        return chosen or f"sqlite:///{self._local('studies', 'RESURGE_STUDIES') / 'studies.db'}"
+
+    def _local(self, setting: str, variable: str) -> Path:
+        """The folder, for what is not said to be elsewhere."""
+        if self.cluster is not None:
+            raise ResurgeError(
+                f"where is the {setting} of cluster {self.cluster!r}? This machine cannot see the "
+                f"head's own: set `{setting}:` in the cluster's entry, or {variable}"
+            )
+        return self.root
 
     @property
     def artifacts(self) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.tree import Tree
 from orchestrator.describe import stage_label
 from orchestrator.errors import ResurgeError
 from orchestrator.failures import ADVICE
+from orchestrator.heads import live_heads
 from orchestrator.plugin import Kind, MetricPlugin, UnlearnerPlugin, registry, suggest
 from orchestrator.run import Job
 from orchestrator.scheduler import Outcome
@@ -42,23 +43,31 @@ def show_plan(job: Job, console: Console, full: bool) -> None:
         console.print("Asked for so far:")
     show_plan_line(job, console)
     done = job.done()
+    show_counts(job, done, console)
+    _show_power(job, console)
+    console.print(_tree(job, done, None if full else BRANCHES_SHOWN))
+
+
+def show_counts(job: Job, done: Collection[str] | None, console: Console) -> None:
+    """Stages by kind and the steps that sharing saves; `done` is None where that is not known."""
     unique, naive = job.plan.count(), job.plan.count_naive()
-    cached = Counter(stage.kind for stage in job.plan.stages if stage.key in done)
+    cached = Counter(stage.kind for stage in job.plan.stages if stage.key in (done or ()))
     table = Table("stage", *("naive", "unique", "cached", "to run"), box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
+
+    def row(title: str, naive: int, unique: int, cached: int, style: str = "") -> None:
+        rest = ("?", "?") if done is None else (str(cached), str(unique - cached))
+        table.add_row(title, str(naive), str(unique), *rest, style=style)
+
     for kind in (kind for kind in STAGES if naive[kind] or kind != "merge"):
-        counts = (naive[kind], unique[kind], cached[kind], unique[kind] - cached[kind])
-        table.add_row(kind, *map(str, counts))
-    totals = (naive.total(), unique.total(), cached.total(), unique.total() - cached.total())
-    table.add_row("all", *map(str, totals), style="bold")
+        row(kind, naive[kind], unique[kind], cached[kind])
+    row("all", naive.total(), unique.total(), cached.total(), style="bold")
     console.print(table)
     steps, steps_naive = job.plan.steps(), job.plan.steps_naive()
     if steps:
         saved = f"{steps_naive / steps:.1f} times fewer than trial by trial"
         console.print(f"fine-tuning steps: {steps:,} instead of {steps_naive:,} ({saved})")
-    _show_power(job, console)
-    console.print(_tree(job, done, None if full else BRANCHES_SHOWN))
 
 
 def _show_power(job: Job, console: Console) -> None:
@@ -109,7 +118,7 @@ def _group_label(group: list[Stage], done: set[str]) -> str:
 
 
 def show_status(job: Job, console: Console) -> None:
-    """How much has a record, and what failed."""
+    """How much has a record, who runs it, and what failed."""
     done = job.done()
     failures = job.store.failures()
     stages = {stage.key: stage for stage in job.plan.stages}
@@ -119,6 +128,13 @@ def show_status(job: Job, console: Console) -> None:
         f"[bold]{job.plan.name}[/bold]: trials {trials}/{len(job.plan.trials)} done · "
         f"stages {len(done)}/{len(stages)} · {len(failed)} failed"
     )
+    for head in live_heads(job.store, job.sweep.name):
+        console.print(f"run by {head.process}", markup=False)
+        for under_way in head.running:
+            if (stage := stages.get(under_way["key"])) is not None:
+                progress = f"{under_way['done']}/{under_way['total']}"
+                text = f"  {under_way['worker']}: {stage_label(stage)} {progress}"
+                console.print(text, markup=False, soft_wrap=True)
     if failed:
         _print_failures(((stages[k], failures[k]) for k in failed), console)
 
@@ -175,7 +191,7 @@ def show_times(job: Job, console: Console, threshold: float | None) -> None:
 def show_plugins(kind: str | None, console: Console) -> None:
     """Plug-ins by kind, with the first line of what they say of themselves."""
     if kind is not None and kind not in KINDS:
-        raise ResurgeError(f"unknown kind {kind!r}{suggest(kind, KINDS)}")
+        raise ResurgeError(f"unknown kind {kind!r}{suggest(kind, [*KINDS, 'sweeps'])}")
     if kind is not None and kind in _IN_FULL:
         _IN_FULL[kind](console)
         return

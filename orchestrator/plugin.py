@@ -314,7 +314,7 @@ def _outside_modules() -> Iterator[ModuleType]:
         return
     if not Path(folder).is_dir():
         raise ResurgeError(f"RESURGE_PLUGINS must be a folder but is {folder!r}")
-    for path in sorted(Path(folder).glob("*.py")):
+    for path in sorted(Path(folder).absolute().glob("*.py")):
         yield _import_file(path)
 
 

@@ -14,7 +14,8 @@ from orchestrator.search_settings import Goal, Search
 from orchestrator.space import Choices, Dimension, Point, Space
 from orchestrator.summary_table import print_whole
 from orchestrator.sweep import Sweep
-from orchestrator.worst_case import COVERAGE_RADIUS, Confirmed, WorstCase
+from orchestrator.tried import Tried
+from orchestrator.worst_case import COVERAGE_RADIUS, Confirmed, Missed, WorstCase, missed
 
 
 def show_space(sweep: Sweep, search: Search, console: Console) -> None:
@@ -86,7 +87,8 @@ def show_worst_cases(found: Sequence[WorstCase], console: Console) -> None:
     for line in _notes(found):
         console.print(line, style="dim", soft_wrap=True, highlight=False)
     for warning in _warnings(found):
-        console.print(warning, style="yellow", soft_wrap=True, highlight=False)
+        # A reason may hold brackets, which are no markup.
+        console.print(warning, style="yellow", soft_wrap=True, highlight=False, markup=False)
 
 
 def _cells(case: WorstCase) -> list[str]:
@@ -130,12 +132,51 @@ def _notes(found: Sequence[WorstCase]) -> Iterator[str]:
 
 def _warnings(found: Sequence[WorstCase]) -> Iterator[str]:
     for case in found:
-        if not case.confirmed and case.count("running") == 0 and case.trials:
-            yield f"{case.name}: no setting kept every bound ({case.count('failed')} trials failed)"
-        elif case.confirmed and case.worst is None:
-            yield f"{case.name}: none of the best settings kept every bound on fresh seeds"
+        yield from _why_unconfirmed(case)
         size = case.space.size
         budget = case.budget if size is None else min(case.budget, size)
         over = sum(case.count(state) for state in ("done", "pruned", "failed"))
         if over < budget:
             yield f"{case.name}: {budget - over} of {budget} trials to come"
+
+
+def _why_unconfirmed(case: WorstCase) -> Iterator[str]:
+    """Nothing if there is a worst case, or may still be one."""
+    if case.worst is not None or case.count("running") or not case.trials:
+        return
+    ran, failed = len(case.measured), case.count("failed")
+    if case.confirmed:
+        yield f"{case.name}: none of the best settings kept every bound on fresh seeds"
+        yield from _misses(case, [one for one in case.confirmed if one.goal is not None])
+        if lost := sum(one.goal is None for one in case.confirmed):
+            yield f"  no value on fresh seeds: {lost} of {len(case.confirmed)}"
+    elif case.has_candidates:
+        yield f"{case.name}: nothing is confirmed: search.confirm.top is 0"
+    elif ran:
+        yield (
+            f"{case.name}: nothing to confirm: no setting kept every bound ({ran} ran to the end, "
+            f"{failed} failed)"
+        )
+        yield from _misses(case, case.measured)
+        yield "  loosen search.subject_to or widen search.space, under another `name`"
+    else:
+        why = next((f"; the first: {t.reason}" for t in case.trials if t.reason), "")
+        yield f"{case.name}: nothing to confirm: no setting ran to the end ({failed} failed{why})"
+
+
+def _misses(case: WorstCase, settings: Sequence[Tried | Confirmed]) -> Iterator[str]:
+    for one in missed(case.bounds, settings):
+        yield f"  {_miss(one, len(settings))}"
+
+
+def _miss(one: Missed, total: int) -> str:
+    """'retained_accuracy >= 0.7: missed by 8 of 9; the nearest was 0.41, 0.29 too low'."""
+    many = f"all {total}" if one.count == total else f"{one.count} of {total}"
+    if one.bound is None or one.nearest is None:
+        return f"unlearning took too little away for anything to come back: {many}"
+    bound, gap = one.bound, one.bound.violation(one.nearest)
+    side = "low" if bound.at_least else "high"
+    return (
+        f"{bound.name} {bound}: missed by {many}; the nearest was {one.nearest:.3g}, "
+        f"{gap:.2g} too {side}"
+    )

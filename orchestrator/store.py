@@ -238,7 +238,7 @@ class Store:
             StoreError: there is none, or it is damaged; a damaged one is deleted.
         """
         folder = f"checkpoints/{digest[:16]}/{phase}/{step}"
-        values = self._json(f"{folder}/checkpoint.json")
+        values = self.read_json(f"{folder}/checkpoint.json")
         if values is None:
             raise StoreError(f"{folder} is not a complete checkpoint")
         path = f"{folder}/tensors.safetensors"
@@ -276,7 +276,7 @@ class Store:
     def failures(self) -> dict[str, dict[str, Any]]:
         """The last failure of every stage that has no record, by key."""
         names = self.files.list("failures")
-        found = {name.removesuffix(".json"): self._json(f"failures/{name}") for name in names}
+        found = {name.removesuffix(".json"): self.read_json(f"failures/{name}") for name in names}
         return {key: failure for key, failure in found.items() if failure is not None}
 
     def put_sweep(self, name: str, values: Mapping[str, Any]) -> None:
@@ -285,7 +285,7 @@ class Store:
 
     def sweep(self, name: str) -> dict[str, Any] | None:
         """The sweep of that name as it was last run, or None."""
-        found: dict[str, Any] | None = self._json(f"sweeps/{name}.json")
+        found: dict[str, Any] | None = self.read_json(f"sweeps/{name}.json")
         return found
 
     def sweeps(self) -> list[str]:
@@ -304,18 +304,23 @@ class Store:
         with tempfile.TemporaryDirectory(dir=parent) as folder:
             yield Path(folder)
 
-    def _put(self, source: Path, path: str) -> Blob:
-        return Blob(path, *self.files.put(source, path))
+    def read_json(self, path: str) -> Any:
+        """A file's JSON value; None if there is no such file.
 
-    def _json(self, path: str) -> Any:
-        """A file's JSON value; None if there is no such file."""
+        Raises:
+            StoreError: it is damaged.
+        """
         data = self.files.read_bytes(path)
         try:
             return None if data is None else json.loads(data)
         except ValueError as error:
             raise StoreError(
-                f"{self.location}/{path} is damaged ({error}): delete it, and run its sweep again"
+                f"{self.location}/{path} is damaged ({error}): delete it; the next run that needs "
+                "it writes it again"
             ) from error
+
+    def _put(self, source: Path, path: str) -> Blob:
+        return Blob(path, *self.files.put(source, path))
 
 
 def _compare(stage: Stage, record: Record) -> None:

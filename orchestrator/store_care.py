@@ -6,7 +6,6 @@ that is younger than the limit, because somebody may be writing it.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -161,8 +160,9 @@ class _Finder:
     def _refuse_running(self, name: str) -> None:
         young_s = self.before_s + self.limits.older_than_s - ALIVE_S
         for entry in self.files.walk("heads"):
-            text = self.files.read(entry.path) if entry.changed_s > young_s else None
-            if text is not None and json.loads(text).get("sweep") == name:
+            is_young = entry.changed_s > young_s and "/." not in entry.path
+            head = self.found.store.read_json(entry.path) if is_young else None
+            if head is not None and head.get("sweep") == name:
                 raise StoreError(f"sweep {name!r} is running: stop it first (resurge cancel)")
 
     def sweep(self, name: str, keys: frozenset[str]) -> Iterator[Waste]:

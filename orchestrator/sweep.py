@@ -26,6 +26,7 @@ from orchestrator.plugin import (
 from orchestrator.read_choices import fill, known, single, text, texts
 from orchestrator.read_grid import concepts, read_grid
 from orchestrator.read_search import read_search
+from orchestrator.redact import redact, refuse_credentials
 from orchestrator.resources import Resources
 from orchestrator.search_settings import Search
 from orchestrator.yaml_file import At, read_yaml, show
@@ -79,7 +80,7 @@ class Sweep:
     """A validated sweep. Two sweeps are equal when they mean the same, however they are written.
 
     `grid` is the part that spans the trials; `search` replaces its axes by a space; `source` is the
-    file's text.
+    file's text without credentials.
     """
 
     name: str
@@ -177,7 +178,9 @@ def parse(text: str, file: str | None = None, overrides: Sequence[str] = ()) -> 
     root = read_yaml(text, file, problems)
     if root is not None and isinstance(root.value, dict):
         root = command_line.apply(root, overrides, KEYS, problems)
-        sweep = _sweep(At(root, "", file, problems), text)
+        at = At(root, "", file, problems)
+        refuse_credentials(at)
+        sweep = _sweep(at, redact(text))
     elif root is not None:
         got = f"but got {show(root.plain())}"
         what = "the file is empty" if root.value is None else f"must map keys to values {got}"

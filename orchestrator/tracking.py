@@ -20,6 +20,7 @@ from typing import Any, Final
 from orchestrator.data_inputs import DataInput
 from orchestrator.errors import ResurgeError
 from orchestrator.pictures import grid, read_images
+from orchestrator.redact import redact
 from orchestrator.runs import CONFIRMED, WORST_CASE, File, MetricPoint, Run, View
 from orchestrator.store import Store
 
@@ -78,11 +79,11 @@ def sync(view: View, uri: str, artifact_root: Path | None = None) -> Counts:
     Raises:
         ResurgeError: MLflow does not answer or refuses.
     """
-    tracker = Tracker(uri, artifact_root)
     try:
-        return tracker.sync(view)
+        return Tracker(uri, artifact_root).sync(view)
     except _errors() as error:
-        raise ResurgeError(f"MLflow at {uri} cannot be written: {_first_line(error)}") from error
+        what = f"MLflow at {redact(uri)} cannot be written: {_first_line(error)}"
+        raise ResurgeError(what) from error
 
 
 class Tracker:
@@ -188,7 +189,7 @@ class Tracker:
         self._write_images(known, run, store)
         for name, text in run.texts.items():
             if known.written.get(name) != text:
-                self._client.log_text(known.run_id, text, name)
+                self._client.log_text(known.run_id, redact(text), name)
                 known.written[name] = text
         for name, file in run.files.items():
             if known.written.get(name) != file.digest:
@@ -334,7 +335,7 @@ def ui_command(uri: str, artifact_root: Path, port: int) -> list[str]:
         ResurgeError: `uri` is a server, which has its own UI.
     """
     if uri.startswith(("http://", "https://")):
-        raise ResurgeError(f"MLflow is a server with its own UI: open {uri}")
+        raise ResurgeError(f"MLflow is a server with its own UI: open {redact(uri)}")
     return [
         *("mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", uri, "--artifacts-destination", str(artifact_root)),
@@ -369,7 +370,7 @@ def _errors() -> tuple[type[Exception], ...]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return redact((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 def _dataset(data: DataInput) -> Any:
@@ -381,7 +382,7 @@ def _dataset(data: DataInput) -> Any:
 
 def _cut(values: Any) -> list[tuple[str, str]]:
     """Values that MLflow would cut without a word, cut so that it shows."""
-    return [(name, _cut_value(value)) for name, value in values.items()]
+    return [(name, _cut_value(redact(value))) for name, value in values.items()]
 
 
 def _cut_value(value: str) -> str:

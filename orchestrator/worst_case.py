@@ -6,7 +6,7 @@ A view of the studies and the store; nothing is run.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,13 +17,13 @@ from orchestrator.analysis import Estimate
 from orchestrator.measure import Measured, Reader
 from orchestrator.plan import Plan
 from orchestrator.search_plan import Points, numbers_of
-from orchestrator.search_settings import Goal
+from orchestrator.search_settings import Bound, Goal
 from orchestrator.space import Point, Space
 from orchestrator.stage import canonical_json
 from orchestrator.store import Store
 from orchestrator.summary import Aggregate, aggregate
 from orchestrator.trial import Trial
-from orchestrator.tried import Tried, best, best_so_far, counted
+from orchestrator.tried import Tried, best, best_so_far, candidates, counted
 
 COVERAGE_RADIUS = 0.1
 """A point is covered if a tried one is as near as this share of every range, its choices equal."""
@@ -47,6 +47,17 @@ class Confirmed:
 
 
 @dataclass(frozen=True)
+class Missed:
+    """Why settings may not be the worst case: a bound that some of them broke; None stands for
+    unlearning that never worked. `nearest` is the broken bound's number that came nearest to it.
+    """
+
+    bound: Bound | None
+    count: int
+    nearest: float | None = None
+
+
+@dataclass(frozen=True)
 class WorstCase:
     """What one study found."""
 
@@ -57,6 +68,17 @@ class WorstCase:
     budget: int
     trials: tuple[Tried, ...]
     confirmed: tuple[Confirmed, ...]
+    bounds: tuple[Bound, ...] = ()
+
+    @property
+    def measured(self) -> list[Tried]:
+        """The trials of the budget that ran to their end, whether they kept every bound or not."""
+        return [trial for trial in counted(self.trials) if trial.state == "done"]
+
+    @property
+    def has_candidates(self) -> bool:
+        """Whether any setting kept every bound in the search."""
+        return bool(candidates(self.trials))
 
     @property
     def worst(self) -> Confirmed | None:
@@ -79,6 +101,23 @@ class WorstCase:
     def count(self, state: str) -> int:
         """How many trials of the budget are in a state: done, pruned, failed or running."""
         return sum(trial.state == state for trial in counted(self.trials))
+
+
+def missed(bounds: Iterable[Bound], settings: Sequence[Tried | Confirmed]) -> Iterator[Missed]:
+    """What keeps these settings from being the worst case, bound by bound."""
+    explained: set[int] = set()
+    for bound in bounds:
+        broken = {
+            index: one.numbers[bound.name]
+            for index, one in enumerate(settings)
+            if bound.name in one.numbers and bound.violation(one.numbers[bound.name]) > 0
+        }
+        explained |= broken.keys()
+        if broken:
+            yield Missed(bound, len(broken), min(broken.values(), key=bound.violation))
+    others = [one for index, one in enumerate(settings) if index not in explained]
+    if unlearned := sum(not one.is_feasible for one in others):
+        yield Missed(None, unlearned)
 
 
 def worst_cases(
@@ -104,6 +143,7 @@ def _worst_case(
         budget=points.search.settings.trials,
         trials=tuple(trials),
         confirmed=tuple(_confirmed(points, tried, store) for tried in confirmed(trials, points)),
+        bounds=points.search.subject_to,
     )
 
 

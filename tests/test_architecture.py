@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-WORKERS_MAY_IMPORT = {"plugin", "stage", "store", "work", "errors", "chosen"}
+WORKERS_MAY_IMPORT = {"plugin", "stage", "store", "work", "errors", "chosen", "redact"}
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft"}
 ONLY_IN = {
     "mlflow": ["tracking.py"],
-    "ray": ["ray.py", "ray_worker.py"],
+    "ray": ["cluster.py", "ray.py", "ray_worker.py"],
     "optuna": ["study.py", "study_lock.py", "study_plots.py", "study_storage.py"],
 }
 

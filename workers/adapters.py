@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workers.edits import Edit, Undo, snapshot
+from workers.parts import in_parts
 from workers.rng import generator, normal
 from workers.text import end_index
 
@@ -135,10 +136,14 @@ class Bottlenecks(Adapters):
 
     @contextmanager
     def recorded(self) -> Iterator[dict[str, Tensor]]:
-        """Inside, what each adapter added in the last forward pass, by path, with its graph."""
+        """Inside, what each adapter added in the last forward pass, by path, with its graph.
+
+        Batches are not computed in parts: what was added would be the last part's.
+        """
         self._added = {}
         try:
-            yield self._added
+            with in_parts(1):
+                yield self._added
         finally:
             self._added = None
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from workers.parts import in_parts
+
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
     from diffusers.models.attention_processor import Attention
@@ -21,7 +23,8 @@ def recorded(unet: UNet2DConditionModel) -> Iterator[dict[str, Tensor]]:
 
     Each is (n, heads, height · width, tokens) and keeps its graph. The attention is computed
     openly instead of in one fused kernel; the numbers are the same but for rounding. The
-    processors that were there before are put back.
+    processors that were there before are put back. Batches are not computed in parts: the maps
+    would be the last part's.
     """
     maps: dict[str, Tensor] = {}
     before = {p: m.processor for p, m in unet.named_modules() if p.endswith(".attn2")}
@@ -29,7 +32,8 @@ def recorded(unet: UNet2DConditionModel) -> Iterator[dict[str, Tensor]]:
     for path in before:
         modules[path].processor = _Recorder(path, maps)
     try:
-        yield maps
+        with in_parts(1):
+            yield maps
     finally:
         for path, processor in before.items():
             modules[path].processor = processor

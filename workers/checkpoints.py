@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import time
+import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
+
+from orchestrator.errors import StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
     from orchestrator.stage import Stage
     from orchestrator.store import Store
+    from workers.pace import Pace
 
-EVERY_S = 600.0
-"""Full training state of Stable Diffusion is gigabytes: rarely enough not to be felt."""
+log = logging.getLogger("resurge.worker")
 
 
 class Checkpoints(Protocol):
@@ -27,7 +29,7 @@ class Checkpoints(Protocol):
         """Whether it is time to save."""
 
     def save(self, phase: str, step: int, tensors: Mapping[str, Tensor]) -> None:
-        """Keep a phase's state, in place of an earlier one."""
+        """Keep a phase's state, in place of an earlier one; then leave, if that was asked for."""
 
 
 class NoCheckpoints:
@@ -46,30 +48,43 @@ class NoCheckpoints:
 class StoreCheckpoints:
     """Kept in the store under the unlearning stage's digest until the stage is committed."""
 
-    def __init__(self, store: Store, stage: Stage) -> None:
-        self.store, self.digest = store, stage.digest
-        self._saved_s = time.monotonic()
+    def __init__(self, store: Store, stage: Stage, pace: Pace) -> None:
+        self.store, self.digest, self.pace = store, stage.digest, pace
 
     def load(self, phase: str) -> tuple[int, dict[str, Tensor]] | None:
-        steps = self.store.checkpoints(self.digest, phase)
-        if not steps:
-            return None
-        with self.store.checkpoint(self.digest, steps[-1], phase) as (path, _):
-            return steps[-1], load_tensors(path)
+        kept = latest_state(self.store, self.digest, phase)
+        return None if kept is None else kept[:2]
 
     def is_due(self) -> bool:
-        return time.monotonic() - self._saved_s >= EVERY_S
+        return self.pace.is_due()
 
     def save(self, phase: str, step: int, tensors: Mapping[str, Tensor]) -> None:
         with self.store.scratch() as folder:
             path = folder / "checkpoint.safetensors"
             save_tensors(path, tensors)
             self.store.put_checkpoint(self.digest, step, path, {}, phase)
-        self._saved_s = time.monotonic()
+        self.pace.done()
+        self.pace.leave_if_asked()
 
-    def drop(self) -> None:
-        """Forget all phases."""
-        self.store.drop_checkpoints(self.digest)
+
+def latest_state(
+    store: Store, digest: str, phase: str = "train", at_most: int | None = None
+) -> tuple[int, dict[str, Tensor], Any] | None:
+    """The last training state of at most so many steps: its step, tensors and JSON values.
+
+    A damaged one, which the store deletes, is passed over: what it held is trained again.
+    """
+    for step in reversed(store.checkpoints(digest, phase)):
+        if at_most is not None and step > at_most:
+            continue
+        try:
+            with store.checkpoint(digest, step, phase) as (path, values):
+                return step, load_tensors(path), values
+        except StoreUnavailable:
+            raise
+        except StoreError as error:
+            log.warning("%s", error)
+    return None
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from workers.parts import by_parts
 from workers.rng import integers, normal
 
 if TYPE_CHECKING:
@@ -102,11 +103,11 @@ def noise_predictor(
     network, scheduler = unet or pipe.unet, training_scheduler(pipe)
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(pipe.device)
 
-    def predict(latents: Tensor, timesteps: Tensor | int, text: Tensor) -> Tensor:
+    def part(latents: Tensor, timesteps: Tensor | int, text: Tensor) -> Tensor:
         prediction = network(latents, timesteps, encoder_hidden_states=text).sample
         return to_noise(scheduler, prediction, latents, timesteps)
 
-    return predict
+    return lambda latents, timesteps, text: by_parts(part, latents, timesteps, text)
 
 
 def noise_pair(
@@ -129,11 +130,20 @@ def predict_pair(
     unet: UNet2DConditionModel, latents: Tensor, timestep: int, first: Tensor, second: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Predictions under two texts in one pass; latents (n, c, h, w), texts (n, tokens, width)."""
-    both = unet(
-        torch.cat([latents, latents]), timestep, encoder_hidden_states=torch.cat([first, second])
-    ).sample
+    both = predict_with(unet, torch.cat([latents, latents]), timestep, torch.cat([first, second]))
     a, b = both.chunk(2)
     return a, b
+
+
+def predict_with(
+    unet: UNet2DConditionModel, latents: Tensor, timestep: int, text: Tensor
+) -> Tensor:
+    """What the UNet predicts: latents (n, c, h, w), text (n, tokens, width)."""
+
+    def part(latents: Tensor, timestep: int, text: Tensor) -> Tensor:
+        return unet(latents, timestep, encoder_hidden_states=text).sample
+
+    return by_parts(part, latents, timestep, text)
 
 
 def guided(unet: UNet2DConditionModel, text: Tensor, empty: Tensor, scale: float) -> Predict:
@@ -145,7 +155,7 @@ def guided(unet: UNet2DConditionModel, text: Tensor, empty: Tensor, scale: float
 
     def predict(latents: Tensor, timestep: int) -> Tensor:
         if scale <= 1:
-            return unet(latents, timestep, encoder_hidden_states=text).sample
+            return predict_with(unet, latents, timestep, text)
         conditional, unconditional = predict_pair(unet, latents, timestep, text, empty)
         return guide(conditional, unconditional, scale)
 

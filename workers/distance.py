@@ -17,6 +17,7 @@ from torch.nn import functional
 from orchestrator.errors import ResurgeError
 from workers.datasets.erased import Erased
 from workers.datasets.scenes import kind_of
+from workers.progress import tell
 from workers.shapes.judge import WEIGHTS, Judge
 from workers.shapes.vocabulary import caption
 
@@ -119,7 +120,11 @@ def _embedding(output: Any) -> Tensor:
 
 def _in_passes(items: Any, encode: Callable[[Any], Tensor]) -> Tensor:
     """`encode` of all items, some at a time: (n, width)."""
-    return torch.cat([encode(items[i : i + PER_PASS]) for i in range(0, len(items), PER_PASS)])
+    found = []
+    for start in range(0, len(items), PER_PASS):
+        found.append(encode(items[start : start + PER_PASS]))
+        tell(min(start + PER_PASS, len(items)), len(items))
+    return torch.cat(found)
 
 
 def _to(point: Tensor, others: Tensor) -> Distances:

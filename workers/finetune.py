@@ -8,8 +8,9 @@ never stopped.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,9 @@ from workers.datasets.base import Examples
 from workers.denoise import training_scheduler, training_target
 from workers.lora import Lora
 from workers.optimise import load_optimizer_state, optimizer_state
-from workers.progress import Progress
+from workers.pace import SIGN_EVERY_S, Every
+from workers.parts import part_size
+from workers.progress import Progress, tell
 from workers.recipes import FinetuneSettings
 from workers.rng import generator, integers, normal
 from workers.selection import refuse_half_precision
@@ -33,6 +36,31 @@ if TYPE_CHECKING:
 
 STEPS_PER_REPORT = 10
 IMAGES_PER_PASS = 32
+
+
+class LossNotFinite(FloatingPointError):
+    """A loss was not finite; `curve` has the (step, loss) pairs before it."""
+
+    def __init__(self, message: str, curve: Sequence[tuple[int, float]]) -> None:
+        super().__init__(message)
+        self.curve = tuple(curve)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """x_t (n, c, h, w), time steps (n,), text (n, tokens, width), and what to predict (n, …)."""
+
+    noisy: Tensor
+    timesteps: Tensor
+    text: Tensor
+    target: Tensor
+
+    def parts(self) -> Iterator[tuple[float, Batch]]:
+        """What is computed at a time, with its share of the batch; mostly the batch itself."""
+        count = len(self.noisy)
+        for start in range(0, count, size := part_size(count)):
+            part = Batch(*(v[start : start + size] for v in vars(self).values()))
+            yield len(part.noisy) / count, part
 
 
 class Trainer:
@@ -86,20 +114,33 @@ class Trainer:
         )
         self._ema = [p.detach().clone() for p in self._params.values()] if s.ema_decay else None
 
-    def train_to(self, step: int, progress: Progress | None = None) -> list[tuple[int, float]]:
+    def train_to(
+        self,
+        step: int,
+        progress: Progress | None = None,
+        is_due: Callable[[], bool] = lambda: False,
+    ) -> list[tuple[int, float]]:
         """Train until `step` optimiser steps are done in all; return the new (step, loss) pairs.
 
+        It returns early, after any step, where `is_due` says that the state is to be saved.
+
         Raises:
-            FloatingPointError: a loss was not finite; the weights are then worthless.
+            LossNotFinite: the weights are then worthless.
         """
         losses: list[tuple[int, float]] = []
+        is_over, sign = False, Every(SIGN_EVERY_S)
         # The loss is read in batches: reading it at every step would make the CPU wait for the GPU.
-        while self.step < step:
+        while self.step < step and not is_over:
             loss = self._one_step()
             self.step += 1
             self._pending.append((self.step, loss))
-            if len(self._pending) >= STEPS_PER_REPORT or self.step == step:
-                losses += self._report(step, progress)
+            is_over = is_due()
+            is_last = self.step == step or is_over
+            if len(self._pending) >= STEPS_PER_REPORT or is_last or sign.is_due():
+                losses += self._read(losses)
+                if progress is not None:
+                    progress(self.step, step, {"loss": losses[-1][1]})
+                sign.done()
         return losses
 
     def _one_step(self) -> Tensor:
@@ -108,10 +149,11 @@ class Trainer:
             group["lr"] = learning_rate_at(self.step, s)
         total = torch.zeros((), device=self.pipe.device)
         for micro in range(s.accumulation):
-            with self._accelerator.autocast():
-                loss = self._loss(micro) / s.accumulation
-            self._accelerator.backward(loss)
-            total += loss.detach()
+            for share, part in self._noised(micro).parts():
+                with self._accelerator.autocast():
+                    loss = self._loss(part) * share / s.accumulation
+                self._accelerator.backward(loss)
+                total += loss.detach()
         if s.clip_norm is not None:
             self._accelerator.clip_grad_norm_(list(self._params.values()), s.clip_norm)
         self._optimizer.step()
@@ -121,8 +163,15 @@ class Trainer:
             torch._foreach_lerp_(self._ema, values, 1 - s.ema_decay)
         return total
 
-    def _loss(self, micro: int) -> Tensor:
-        """Mean squared error of one micro-batch, a scalar; fp32 even under autocast."""
+    def _loss(self, batch: Batch) -> Tensor:
+        """Mean squared error, a scalar; fp32 even under autocast."""
+        predicted = self.pipe.unet(
+            batch.noisy, batch.timesteps, encoder_hidden_states=batch.text
+        ).sample
+        return functional.mse_loss(predicted.float(), batch.target.float())
+
+    def _noised(self, micro: int) -> Batch:
+        """This step's micro-batch, noised."""
         latents, text = self._batch(micro)
         at = (self.seed, self.step)
         device = latents.device
@@ -130,9 +179,8 @@ class Trainer:
         high = self._scheduler.config.num_train_timesteps
         timesteps = integers(high, len(latents), *at, f"timesteps {micro}", device)
         noisy = self._scheduler.add_noise(latents, noise, timesteps)
-        predicted = self.pipe.unet(noisy, timesteps, encoder_hidden_states=text).sample
         target = training_target(self._scheduler, latents, noise, timesteps)
-        return functional.mse_loss(predicted.float(), target.float())
+        return Batch(noisy, timesteps, text, target)
 
     def _batch(self, micro: int) -> tuple[Tensor, Tensor]:
         """Latents (batch, c, h, w) and text (batch, tokens, width) of this step's micro-batch."""
@@ -149,18 +197,18 @@ class Trainer:
             rows = rows.masked_fill(dropped, 0)  # row 0 is the empty caption
         return self._latents[chosen], self._text[rows]
 
-    def _report(self, steps: int, progress: Progress | None) -> list[tuple[int, float]]:
+    def _read(self, before: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+        """The losses since the last look; those `before` them are for the error."""
         values = torch.stack([loss for _, loss in self._pending]).tolist()
         read = [(step, value) for (step, _), value in zip(self._pending, values, strict=True)]
         self._pending.clear()
-        for step, value in read:
+        for index, (step, value) in enumerate(read):
             if not math.isfinite(value):
-                raise FloatingPointError(
+                raise LossNotFinite(
                     f"the loss is {value} at step {step}; "
-                    f"lower finetune.learning_rate ({self.settings.learning_rate:g})"
+                    f"lower finetune.learning_rate ({self.settings.learning_rate:g})",
+                    [*before, *read[:index]],
                 )
-        if progress is not None:
-            progress(self.step, steps, {"loss": read[-1][1]})
         return read
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -259,11 +307,12 @@ def new_accelerator(precision: str, device: torch.device) -> Accelerator:
 @torch.no_grad()
 def encode_images(pipe: StableDiffusionPipeline, examples: Examples) -> Tensor:
     """Pictures uint8 (n, height, width, 3) -> scaled latents (n, c, h, w): the posterior's mode."""
-    latents = []
-    for start in range(0, len(examples.images), IMAGES_PER_PASS):
-        pixels = torch.from_numpy(examples.images[start : start + IMAGES_PER_PASS])
+    latents, count, size = [], len(examples.images), part_size(IMAGES_PER_PASS)
+    for start in range(0, count, size):
+        pixels = torch.from_numpy(examples.images[start : start + size])
         signed = pixels.to(pipe.device, pipe.vae.dtype).permute(0, 3, 1, 2) / 127.5 - 1
         latents.append(pipe.vae.encode(signed).latent_dist.mode() * pipe.vae.config.scaling_factor)
+        tell(min(start + size, count), count)
     return torch.cat(latents)
 
 

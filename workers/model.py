@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.errors import ResurgeError
 from orchestrator.plugin import Kind, find
 from orchestrator.stage import Stage
 from orchestrator.store import Store
-from workers.checkpoints import StoreCheckpoints, load_tensors, save_tensors
+from workers.checkpoints import StoreCheckpoints, latest_state, load_tensors, save_tensors
 from workers.datasets.base import Examples
 from workers.denoise import latent_shape
 from workers.edits import Edit, Weights, load_edits
-from workers.finetune import Trainer
+from workers.finetune import LossNotFinite, Trainer
 from workers.materials.base import MATERIAL_FILE, Made, Work
 from workers.memory import give_back
 from workers.metrics.base import Metric, Picture, Score, Subject, Which
+from workers.pace import Pace
 from workers.pipeline import WarmPipeline
 from workers.prepared import DATASET_FILE, read_examples
 from workers.progress import Progress
 from workers.recipes import FinetuneSettings, SampleSettings
+from workers.stored import record_of
 from workers.unlearners.base import Erasure
 
 if TYPE_CHECKING:
@@ -40,12 +40,13 @@ class Model:
     """One base in memory with the edits of a model stage made.
 
     `stage` is what the pipeline is now. `numbers` are the last unlearning's, `losses` the (step,
-    loss) pairs of the present trajectory from its first step on. `store` and `progress` belong to
-    the task at hand and are set by it.
+    loss) pairs of the present trajectory from its first step on. `store`, `progress` and `pace`
+    belong to the task at hand and are set by it.
     """
 
     store: Store
     progress: Progress
+    pace: Pace
 
     def __init__(self, root: Stage, device: str) -> None:
         self.root = root
@@ -93,7 +94,7 @@ class Model:
         if (parent := _parent(target)).kind == "prepare":
             source = self._material(parent)
         plugin = plugin_of("material", target.plugin, target.settings)
-        return plugin.make(Work(self.warm.pipe, target.settings, source, self.progress))
+        return plugin.make(Work(self.warm.pipe, target.settings, source, self.tell))
 
     def new_examples(self, target: Stage) -> Examples:
         """Make the data set that `target` prepares, at the model's own size."""
@@ -140,17 +141,27 @@ class Model:
             reference=reference,
             at=at,
             examples=lambda: self._examples(target) if target.kind == "finetune" else None,
-            progress=self.progress,
+            progress=self.tell,
         )
 
-    def checkpoint(self, scratch: Path) -> None:
+    def tell(self, done: int, total: int, numbers: Mapping[str, float]) -> None:
+        """How far work is whose state cannot be kept: here it is left, if that was asked for."""
+        self.pace.leave_if_asked()
+        self.progress(done, total, numbers)
+
+    def checkpoint(self) -> None:
         """Store the training state, so that nothing up to here has to be trained again."""
-        assert self.trainer is not None and self.stage.trajectory is not None
+        self._keep_state(self.stage)
+
+    def _keep_state(self, target: Stage) -> None:
+        assert self.trainer is not None and target.trajectory is not None
         tensors, state = self.trainer.state()
-        path = scratch / "checkpoint.safetensors"
-        save_tensors(path, tensors)
         values = {"trainer": state, "losses": self.losses}
-        self.store.put_checkpoint(self.stage.trajectory, self.stage.steps, path, values)
+        with self.store.scratch() as folder:
+            path = folder / "checkpoint.safetensors"
+            save_tensors(path, tensors)
+            self.store.put_checkpoint(target.trajectory, self.trainer.step, path, values)
+        self.pace.done()
 
     def _can_train_on_to(self, target: Stage) -> bool:
         return (
@@ -169,9 +180,7 @@ class Model:
         if target == self.root:
             self.warm.reset()
             return
-        record = self.store.get(target)
-        assert record is not None  # _has_weights said so
-        with self.store.object(record, "weights.safetensors") as path:
+        with self.store.object(record_of(self.store, target), "weights.safetensors") as path:
             self.warm.put(load_edits(path))
 
     def _unlearn(self, target: Stage) -> None:
@@ -179,7 +188,7 @@ class Model:
         self._settle()
         before = self.warm.now()
         unlearner = plugin_of("unlearner", target.plugin, target.settings)
-        checkpoints = StoreCheckpoints(self.store, target)
+        checkpoints = StoreCheckpoints(self.store, target, self.pace)
         asked = target.settings
         made = unlearner.unlearn(
             Erasure(
@@ -190,7 +199,7 @@ class Model:
                 anchor_prompts=tuple(asked.get("anchor_prompts", ())),
                 materials={name: self._material(stage) for name, stage in target.inputs.items()},
                 seed=target.seed or 0,
-                progress=self.progress,
+                progress=self.tell,
                 checkpoints=checkpoints,
             )
         )
@@ -214,11 +223,8 @@ class Model:
 
     def _material(self, stage: Stage) -> Any:
         """What a prepared stage left in the store, read."""
-        record = self.store.get(stage)
-        if record is None:
-            raise ResurgeError(f"the material {stage!r} is not in the store")
         plugin = plugin_of("material", stage.plugin, stage.settings)
-        with self.store.object(record, MATERIAL_FILE) as path:
+        with self.store.object(record_of(self.store, stage), MATERIAL_FILE) as path:
             return plugin.read(load_tensors(path), stage.settings)
 
     def _state(self) -> dict[str, Tensor]:
@@ -232,16 +238,25 @@ class Model:
         self.trainer = self._new_trainer(target)
         self.losses = []
         assert target.trajectory is not None
-        usable = [s for s in self.store.checkpoints(target.trajectory) if s <= target.steps]
-        if usable:
-            with self.store.checkpoint(target.trajectory, usable[-1]) as (path, state):
-                self.trainer.load_state(load_tensors(path), state["trainer"])
-                self.losses = [(int(step), float(loss)) for step, loss in state["losses"]]
+        kept = latest_state(self.store, target.trajectory, at_most=target.steps)
+        if kept is not None:
+            _, tensors, state = kept
+            self.trainer.load_state(tensors, state["trainer"])
+            self.losses = [(int(step), float(loss)) for step, loss in state["losses"]]
         self._train(target)
 
     def _train(self, target: Stage) -> None:
-        assert self.trainer is not None
-        self.losses += self.trainer.train_to(target.steps, self.progress)
+        """Train on; the state is saved whenever that is due on the way."""
+        trainer = self.trainer
+        assert trainer is not None
+        while trainer.step < target.steps:
+            try:
+                self.losses += trainer.train_to(target.steps, self.progress, self.pace.is_due)
+            except LossNotFinite as error:
+                raise LossNotFinite(str(error), [*self.losses, *error.curve]) from None
+            if trainer.step < target.steps:
+                self._keep_state(target)
+                self.pace.leave_if_asked()
 
     def _new_trainer(self, target: Stage) -> Trainer:
         settings = FinetuneSettings.model_validate(target.settings["settings"])
@@ -250,10 +265,7 @@ class Model:
     def _examples(self, target: Stage) -> Examples:
         """The prepared data that a fine-tune trains on."""
         stage = target.inputs["dataset"]
-        record = self.store.get(stage)
-        if record is None:
-            raise ResurgeError(f"the data set {stage!r} is not in the store")
-        with self.store.object(record, DATASET_FILE) as path:
+        with self.store.object(record_of(self.store, stage), DATASET_FILE) as path:
             return read_examples(path)
 
     def _settle(self) -> None:

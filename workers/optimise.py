@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from workers.pace import SIGN_EVERY_S, Every
 from workers.selection import refuse_half_precision
 
 if TYPE_CHECKING:
@@ -67,9 +68,10 @@ def optimise(erasure: Erasure, settings: TrainSettings, phase: Phase) -> float:
     Raises:
         FloatingPointError: the loss is not finite.
     """
-    step = _resume(erasure, phase)
-    pending: list[Tensor] = []
-    mean = math.nan
+    # The losses since the last multiple of STEPS_PER_REPORT: what is told last does not depend on
+    # when the state was saved.
+    step, group = _resume(erasure, phase)
+    mean, sign = math.nan, Every(SIGN_EVERY_S)
     rates = [group["lr"] for group in phase.optimizer.param_groups]
     autocast = mixed_precision(erasure, settings)
     while step < phase.iterations:
@@ -77,19 +79,22 @@ def optimise(erasure: Erasure, settings: TrainSettings, phase: Phase) -> float:
             for group, rate in zip(phase.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * phase.rate(step)
         with autocast():
-            pending.append(phase.backward(step))
+            group.append(phase.backward(step))
         _apply_gradients(phase)
         if phase.after_step is not None:
             phase.after_step(step)
         step += 1
-        is_last = step == phase.iterations
-        if len(pending) >= STEPS_PER_REPORT or is_last or erasure.checkpoints.is_due():
-            mean = _mean_of(pending, phase, step)
+        is_whole = step % STEPS_PER_REPORT == 0 or step == phase.iterations
+        if is_whole or sign.is_due() or erasure.checkpoints.is_due():
+            mean = _mean_of(group, phase, step)
+            if is_whole:
+                group.clear()
+            # Saved before it is told: the worker may be left while it tells.
+            if erasure.checkpoints.is_due():
+                erasure.checkpoints.save(phase.name, step, _state(phase, mean, group))
             total = phase.total or phase.iterations
             erasure.progress(phase.before + step, total, {"loss": mean})
-            pending.clear()
-        if erasure.checkpoints.is_due():
-            erasure.checkpoints.save(phase.name, step, _state(phase, mean))
+            sign.done()
     return mean if not math.isnan(mean) else _last_mean(erasure, phase)
 
 
@@ -174,25 +179,27 @@ def _apply_gradients(phase: Phase) -> None:
     phase.optimizer.zero_grad(set_to_none=True)
 
 
-def _state(phase: Phase, mean: float) -> dict[str, Tensor]:
+def _state(phase: Phase, mean: float, group: list[Tensor]) -> dict[str, Tensor]:
     tensors = {f"parameter.{name}": value.detach() for name, value in phase.parameters.items()}
     tensors |= {f"carried.{name}": value for name, value in phase.carried.items()}
     tensors |= optimizer_state(phase.optimizer, phase.parameters)
-    return tensors | {"mean": torch.tensor(mean, dtype=torch.float64)}
+    losses = torch.stack(group) if group else torch.empty(0)
+    return tensors | {"mean": torch.tensor(mean, dtype=torch.float64), "losses": losses}
 
 
 @torch.no_grad()
-def _resume(erasure: Erasure, phase: Phase) -> int:
+def _resume(erasure: Erasure, phase: Phase) -> tuple[int, list[Tensor]]:
+    """The steps that are done, and the last losses."""
     kept = erasure.checkpoints.load(phase.name)
     if kept is None:
-        return 0
+        return 0, []
     step, tensors = kept
     for name, value in phase.parameters.items():
         value.copy_(tensors[f"parameter.{name}"])
     for name, value in phase.carried.items():
         value.copy_(tensors[f"carried.{name}"])
     load_optimizer_state(phase.optimizer, phase.parameters, tensors)
-    return step
+    return step, list(tensors["losses"].to(erasure.pipe.device).unbind())
 
 
 def _last_mean(erasure: Erasure, phase: Phase) -> float:
@@ -202,10 +209,13 @@ def _last_mean(erasure: Erasure, phase: Phase) -> float:
 
 
 def _mean_of(losses: list[Tensor], phase: Phase, step: int) -> float:
-    mean = float(torch.stack(losses).mean())
+    stacked = torch.stack(losses)
+    mean = float(stacked.mean())
     if not math.isfinite(mean):
+        values = stacked.tolist()
+        first = next((i for i, value in enumerate(values) if not math.isfinite(value)), 0)
         raise FloatingPointError(
-            f"the loss is {mean} by step {step} of {phase.name!r}; "
-            "lower the unlearner's learning_rate"
+            f"the loss is {values[first]} at step {step - len(values) + first + 1} of "
+            f"{phase.name!r}; lower the unlearner's learning_rate"
         )
     return mean

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from workers.bases.base import Base
 from workers.edits import EDITABLE, Edit, Lora, Undo, Weights, live_parameters, snapshot
+from workers.progress import tell
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -30,7 +31,10 @@ class WarmPipeline:
         self._load()
 
     def _load(self) -> None:
+        # A download cannot tell how far it is: a sign before it and one after.
+        tell(0, 1)
         self.pipe: StableDiffusionPipeline = self.base.load(self.device)
+        tell(0, 1)
         self._base = {name: snapshot(value) for name, value in live_parameters(self.pipe).items()}
 
     @torch.no_grad()

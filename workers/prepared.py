@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from workers.datasets.base import Examples
+from workers.progress import tell
 
 DATASET_FILE = "dataset.parquet"
 ROWS_PER_GROUP = 256
@@ -30,7 +31,10 @@ SCHEMA = pa.schema(
 
 def write_examples(path: Path, examples: Examples) -> None:
     """One row an example, in their order; pictures are not compressed twice."""
-    images = [_png(image) for image in examples.images]
+    images = []
+    for image in examples.images:
+        images.append(_png(image))
+        tell(len(images), len(examples))
     columns: dict[str, list[Any]] = {
         "image": images,
         "caption": list(examples.captions),

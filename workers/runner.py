@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
+import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -13,7 +16,8 @@ from typing import Any
 
 import torch
 
-from orchestrator.errors import ResurgeError
+from orchestrator.errors import CorruptObject
+from orchestrator.redact import redact
 from orchestrator.stage import Stage
 from orchestrator.store import Record, Store
 from orchestrator.work import (
@@ -25,16 +29,22 @@ from orchestrator.work import (
     WorkOrder,
 )
 from workers.bases.base import Base
-from workers.checkpoints import StoreCheckpoints, save_tensors
+from workers.causes import cause_of, message_of
+from workers.checkpoints import save_tensors
 from workers.edits import save_edits
 from workers.materials.base import MATERIAL_FILE
+from workers.memory import give_back
 from workers.metrics.base import Picture, Probe, Score
 from workers.model import Model, plugin_of
+from workers.pace import Leaving, Pace
+from workers.parts import in_parts
 from workers.pictures import read_pictures, write_losses, write_pictures, write_values
 from workers.prepared import DATASET_FILE, numbers_of, write_examples
+from workers.progress import heard_by
 from workers.provenance import provenance
 from workers.recipes import SampleSettings
 from workers.sampling import sample
+from workers.stored import record_of
 
 Emit = Callable[[Event], None]
 
@@ -63,6 +73,7 @@ class Runner:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it; no effect on CPUs
         self.model: Model | None = None
+        self._leaving = threading.Event()
 
     @property
     def holds(self) -> str | None:
@@ -70,35 +81,56 @@ class Runner:
         return self.model.stage.digest if self.model else None
 
     def run(self, order: WorkOrder, emit: Emit) -> bool:
-        """Run the task's stages in order; a failed one takes only its descendants with it."""
-        _Run(self, order, emit).all()
+        """Run the task's stages in order; a failed one takes only its descendants with it.
+
+        Whether the task is over. It is not if `stop` was called: what is done is committed, the
+        training state is kept, and another worker can go on from there.
+        """
+        try:
+            with in_parts(order.split):
+                _Run(self, order, emit, self._leaving).all()
+        except Leaving:
+            self.drop()
+            return False
         return True
 
-    def model_of(self, stage: Stage, store: Store, progress: Any) -> Model:
-        """The warm model of the stage's base, its edits still to be made."""
-        root = list(stage.ancestry())[-1]
-        if self.model is None or self.model.root != root:
-            self.model = Model(root, self.device)
-        self.model.store, self.model.progress = store, progress
-        return self.model
+    def stop(self) -> None:
+        """Leave the task at hand, and every later one, as soon as nothing is lost by it.
+
+        From any thread, or a signal's handler. It holds until the process ends.
+        """
+        self._leaving.set()
+
+    def drop(self) -> None:
+        """Forget the warm model, and give back the memory that it took."""
+        self.model = None
+        give_back()
 
 
 class _Run:
     """One task on its way."""
 
-    def __init__(self, runner: Runner, order: WorkOrder, emit: Emit) -> None:
+    def __init__(
+        self, runner: Runner, order: WorkOrder, emit: Emit, leaving: threading.Event
+    ) -> None:
         self.runner = runner
         self.order = order
         self.task = order.task
         self.emit = emit
         self.store = Store(order.store)
+        self.pace = Pace(order.checkpoint_every_s, leaving)
+        self.save = set(order.task.save)
         self.failed: set[str] = set()
+        self.mended: set[str] = set()
         self.reported = 0.0
+        self.curve: list[tuple[int, float]] = []
+        self.at: Stage | None = None
 
     def all(self) -> None:
         for stage in self.task.stages:
-            if not self.is_hopeless(stage):
-                self.one(stage)
+            self.pace.leave_if_asked()
+            if not self.is_hopeless(stage) and not self.one(stage):
+                self.runner.drop()  # only now: the exception held what the work had in memory
         self.tidy()
 
     def is_hopeless(self, stage: Stage) -> bool:
@@ -106,19 +138,45 @@ class _Run:
         names = {s.digest for s in stage.ancestry()} | {s.trajectory for s in stage.ancestry()}
         return not names.isdisjoint(self.failed)
 
-    def one(self, stage: Stage) -> None:
+    def one(self, stage: Stage) -> bool:
+        """Do a stage and say so; False if it failed."""
+        self.at, self.curve = stage, []
         try:
             record = self.store.get(stage)
             ran = record is None
             if record is None:
                 self.emit(StageStarted(self.task.id, stage.key))
-                record = self.work(stage)
+                self.log(f"{stage!r} begins")
+                with heard_by(self.tell):
+                    record = self.made(stage)
         except Exception as error:
             # A plug-in may raise anything. The task goes on with what does not hang on the stage.
             self.fail(stage, error)
-        else:
-            self.log(f"{stage!r} {'done' if ran else 'was there'}")
-            self.emit(StageCommitted(self.task.id, stage.key, record, ran))
+            return False
+        self.log(f"{stage!r} {'done' if ran else 'was there'}")
+        self.emit(StageCommitted(self.task.id, stage.key, record, ran))
+        return True
+
+    def made(self, stage: Stage) -> Record:
+        """Do the stage. What it reads and finds damaged is made again first, once each."""
+        while True:
+            try:
+                return self.work(stage)
+            except CorruptObject as error:
+                damaged = next((s for s in stage.lineage[:-1] if s.digest == error.digest), None)
+                if damaged is None or error.digest in self.mended:
+                    raise
+                self.log(str(error))
+            self.mend(damaged)
+
+    def mend(self, damaged: Stage) -> None:
+        """Make a stage again whose record the store has set aside."""
+        self.mended.add(damaged.digest)
+        if damaged.is_model:
+            self.save.add(damaged.digest)  # weights were read, so they had been kept
+        self.runner.drop()
+        self.made(damaged)
+        self.log(f"{damaged!r} was made again")
 
     def work(self, stage: Stage) -> Record:
         started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -131,8 +189,12 @@ class _Run:
                 result.metrics,
                 started,
                 time.perf_counter() - begin,
-                provenance(self.runner.device) | {"base": self.base(stage).provenance()},
+                self.provenance(stage),
             )
+
+    def provenance(self, stage: Stage) -> dict[str, Any]:
+        values = provenance(self.runner.device) | {"base": self.base(stage).provenance()}
+        return values | ({"split": self.order.split} if self.order.split > 1 else {})
 
     def base(self, stage: Stage) -> Base:
         """The plug-in at the root of the stage's ancestry."""
@@ -161,7 +223,7 @@ class _Run:
     def finetune(self, stage: Stage, folder: Path) -> _Result:
         model = self.model(stage)
         model.become(stage)
-        model.checkpoint(folder)
+        model.checkpoint()
         files = {"losses.parquet": folder / "losses.parquet"}
         write_losses(files["losses.parquet"], model.losses)
         recent = [loss for _, loss in model.losses[-LOSS_WINDOW_STEPS:]]
@@ -202,34 +264,47 @@ class _Run:
         return _Result({path.name: path}, score.metrics)
 
     def pictures(self, stage: Stage) -> list[Picture]:
-        record = self.store.get(stage)
-        if record is None:
-            raise ResurgeError(f"the images {stage.key} are not in the store")
-        with self.store.object(record, "images.parquet") as path:
+        with self.store.object(record_of(self.store, stage), "images.parquet") as path:
             return read_pictures(path)
 
     def weights(self, stage: Stage, model: Model, folder: Path) -> dict[str, Path]:
-        if stage.digest not in self.task.save:
+        if stage.digest not in self.save:
             return {}
         path = folder / "weights.safetensors"
         save_edits(path, model.edits())
         return {path.name: path}
 
     def model(self, stage: Stage) -> Model:
-        def progress(done: int, total: int, numbers: Mapping[str, float]) -> None:
-            now = time.monotonic()
-            if done == total or now - self.reported > PROGRESS_EVERY_S:
-                self.reported = now
-                self.emit(StageProgress(self.task.id, stage.key, done, total, numbers))
+        """The warm model of the stage's base, its edits still to be made."""
+        root = list(stage.ancestry())[-1]
+        if self.runner.model is None or self.runner.model.root != root:
+            self.runner.drop()  # two bases need not fit into memory
+            self.runner.model = Model(root, self.runner.device)
+        model = self.runner.model
+        model.store, model.progress, model.pace = self.store, self.progress, self.pace
+        return model
 
-        return self.runner.model_of(stage, self.store, progress)
+    def progress(self, done: int, total: int, numbers: Mapping[str, float]) -> None:
+        """How far the stage is, its latest numbers; only so often that nobody minds."""
+        if math.isfinite(loss := numbers.get("loss", math.nan)):
+            self.curve.append((done, loss))
+        now = time.monotonic()
+        if self.at and (done == total or now - self.reported > PROGRESS_EVERY_S):
+            self.reported = now
+            self.emit(StageProgress(self.task.id, self.at.key, done, total, numbers))
+
+    def tell(self, done: int, total: int, numbers: Mapping[str, float]) -> None:
+        """The same of work that can be left there, if that was asked for."""
+        self.pace.leave_if_asked()
+        self.progress(done, total, numbers)
 
     def fail(self, stage: Stage, error: Exception) -> None:
         self.failed |= {stage.digest, stage.trajectory or stage.digest}
-        self.runner.model = None  # whatever state it is in, it is not to be trusted
         self.log("".join(traceback.format_exception(error)))
-        message = str(error) if isinstance(error, ResurgeError) else repr(error)
-        self.emit(StageFailed(self.task.id, stage.key, message, self.order.log_path))
+        cause, message = cause_of(error), redact(message_of(error))
+        curve = tuple(getattr(error, "curve", self.curve)) if cause == "nan" else ()
+        log_path = self.order.log_path
+        self.emit(StageFailed(self.task.id, stage.key, message, log_path, cause, curve))
 
     def tidy(self) -> None:
         """Forget the checkpoints of trajectories that are complete, unless they are to be kept."""
@@ -239,14 +314,27 @@ class _Run:
             self.store.drop_checkpoints(str(trajectory))
         for stage in self.task.stages:
             if stage.kind == "unlearn":
-                StoreCheckpoints(self.store, stage).drop()
+                self.store.drop_checkpoints(stage.digest)
 
     def log(self, text: str) -> None:
         path = Path(self.order.log_path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as stream:
-            stream.write(f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} {text}\n")
+            now = datetime.datetime.now(datetime.UTC)
+            stream.write(f"{now:%Y-%m-%d %H:%M:%S} {redact(text)}\n")
 
 
 def leave_on_sigterm(runner: Runner) -> None:
-    """To be written."""
+    """Stop the runner when the process is asked to end; a second time the process ends as before.
+
+    Only in the main thread, where signals are handled; elsewhere nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    earlier = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL  # None: one that is not Python's
+
+    def leave(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, earlier)
+        runner.stop()
+
+    signal.signal(signal.SIGTERM, leave)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from workers.denoise import ddim, denoise, guided, latent_shape
+from workers.denoise import Predict, ddim, denoise, guided, latent_shape
 from workers.metrics.base import Picture, Probe
+from workers.parts import in_parts, part_size
+from workers.progress import tell
 from workers.recipes import SampleSettings
 from workers.rng import normal
 from workers.text import embed
@@ -55,13 +57,14 @@ def sample_floats(
         raise ValueError("guidance and sampler_steps must be resolved to numbers before sampling")
     text, empty = embed(pipe, prompts) if text is None else text, embed(pipe, [""])
     jobs = [(p, i) for p in range(len(prompts)) for i in range(settings.images_per_prompt)]
-    pictures = []
-    for start in range(0, len(jobs), settings.batch_size):
-        batch = jobs[start : start + settings.batch_size]
-        noise = [initial_noise(pipe, prompts[p], i, settings.noise_seed) for p, i in batch]
-        rows = torch.tensor([p for p, _ in batch], device=text.device)
-        latents = torch.stack(noise).to(pipe.device, pipe.unet.dtype)
-        pictures.append(_draw(pipe, latents, text[rows], empty, settings))
+    pictures, size = [], part_size(settings.batch_size)
+    with in_parts(1):  # the passes are small already
+        for start in range(0, len(jobs), size):
+            batch = jobs[start : start + size]
+            noise = [initial_noise(pipe, prompts[p], i, settings.noise_seed) for p, i in batch]
+            rows = torch.tensor([p for p, _ in batch], device=text.device)
+            latents = torch.stack(noise).to(pipe.device, pipe.unet.dtype)
+            pictures.append(_draw(pipe, latents, text[rows], empty, settings, (start, len(jobs))))
     return torch.cat(pictures)
 
 
@@ -79,12 +82,31 @@ def _draw(
     text: Tensor,
     empty: Tensor,
     settings: SampleSettings,
+    at: tuple[int, int],
 ) -> Tensor:
-    """Latents (n, c, h, w) and text (n, tokens, width) -> pictures (n, 3, height, width)."""
+    """Latents (n, c, h, w) and text (n, tokens, width) -> pictures (n, 3, height, width).
+
+    `at` is how many pictures are drawn already, of how many.
+    """
     assert settings.guidance is not None and settings.sampler_steps is not None
     scheduler = ddim(pipe, settings.sampler_steps)
     predict = guided(pipe.unet, text, empty.expand_as(text), settings.guidance)
+    predict = _told(predict, len(latents), settings.sampler_steps, at)
     start = latents * scheduler.init_noise_sigma
     clean = denoise(predict, scheduler, start, settings.sampler_steps)
     images = pipe.vae.decode(clean / pipe.vae.config.scaling_factor).sample
     return (images / 2 + 0.5).clamp(0, 1).float().cpu()
+
+
+def _told(predict: Predict, count: int, steps: int, at: tuple[int, int]) -> Predict:
+    """Say at every sampler step how far the pictures are: a large pass takes minutes."""
+    taken, (drawn, total) = 0, at
+
+    def told(latents: Tensor, timestep: int) -> Tensor:
+        nonlocal taken
+        found = predict(latents, timestep)
+        taken += 1
+        tell(drawn + count * taken // steps, total)
+        return found
+
+    return told

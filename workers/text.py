@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from workers.progress import tell
+
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPTokenizer
@@ -22,10 +24,12 @@ def embed(pipe: StableDiffusionPipeline, prompts: Sequence[str]) -> Tensor:
     Each different prompt is encoded once. Not inference mode: training reads these tensors.
     """
     unique = list(dict.fromkeys(prompts))
-    passes = [
-        pipe.encode_prompt(unique[i : i + PROMPTS_PER_PASS], pipe.device, 1, False)[0]
-        for i in range(0, len(unique), PROMPTS_PER_PASS)
-    ]
+    passes = []
+    for start in range(0, len(unique), PROMPTS_PER_PASS):
+        if start:
+            tell(start, len(unique))
+        some = unique[start : start + PROMPTS_PER_PASS]
+        passes.append(pipe.encode_prompt(some, pipe.device, 1, False)[0])
     row = {prompt: index for index, prompt in enumerate(unique)}
     order = torch.tensor([row[prompt] for prompt in prompts], device=pipe.device)
     return torch.cat(passes)[order]

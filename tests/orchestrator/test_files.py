@@ -228,7 +228,7 @@ def test_patience_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_store_that_may_not_be_written_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file")
     waits = Waits()
-    with pytest.raises(StoreError, match="cannot write .*/a/b"):
+    with pytest.raises(StoreError, match=r"cannot write .*/a/b"):
         Files(tmp_path / "store", waits.patience()).write("a/b", "x")
     assert waits.all == []
 
@@ -260,7 +260,7 @@ def test_a_full_disk_is_waited_for_and_nothing_is_left_half_written(
     files = Files(small_disk / "store", waits.patience(60.0))
     source = tmp_path / "weights"
     source.write_bytes(b"x" * 100_000)
-    with pytest.raises(StoreUnavailable, match="No space left on device.*resurge store gc"):
+    with pytest.raises(StoreUnavailable, match=r"No space left on device.*resurge store gc"):
         files.write("a/text", "x" * 100_000)
     with pytest.raises(StoreUnavailable, match="No space left on device"):
         files.put(source, "a/weights")

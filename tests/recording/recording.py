@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -200,3 +201,26 @@ class Movement(Metric):
         examples = subject.examples()
         assert examples is not None
         return Score({"moved": float(moved), "examples": float(len(examples.images))})
+
+
+class TripSettings(Settings):
+    over: Literal["memory", "disk", "bug"] = Field("bug", description="what to fall over")
+
+
+class Trip(Unlearner):
+    """Fail for want of something, in earnest."""
+
+    name = "trip"
+    seeded = False
+    Settings = TripSettings
+
+    def unlearn(self, erasure: Erasure) -> Unlearned:
+        import torch
+
+        note(f"trip {self.settings.over}")
+        if self.settings.over == "memory":
+            torch.empty(1 << 58, dtype=torch.uint8)
+        if self.settings.over == "disk":
+            with open("/dev/full", "w") as full:
+                full.write("x" * 100_000)
+        raise RuntimeError("cannot reach postgresql://me:hunter22@db/studies")

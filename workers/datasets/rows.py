@@ -15,6 +15,7 @@ from pydantic import Field
 from orchestrator.errors import ResurgeError
 from orchestrator.plugin import BasePlugin, Settings
 from workers.datasets.base import Dataset, Examples, check_size, choose
+from workers.progress import tell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +26,7 @@ Row = tuple[str, bytes | Path | None, Any]
 MIN_SIDE_PX = 4
 """A picture with a shorter side than this is a placeholder, not a picture."""
 MAX_PROBLEMS_SHOWN = 50
+ROWS_PER_SIGN = 64
 
 
 class RowsSettings(Settings):
@@ -123,6 +125,8 @@ def collect(rows: Iterable[Row], where: object, column: str, size_px: int) -> Ex
             names.append(name)
         except (OSError, ValueError) as error:
             bad.append(f"{name}: {error}")
+        if (read := len(images) + len(bad)) % ROWS_PER_SIGN == 0:
+            tell(read, read)  # rows may come from a stream, whose end is not known
     if bad:
         raise ResurgeError(_sentence(where, bad))
     check_size(len(images), None, str(where))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.plugin import nearest
 from workers.metrics.sources import Source, load_model
+from workers.progress import tell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,13 +33,15 @@ class ImageClassifier:
         import torch
 
         from workers.metrics.clip import prepare
+        from workers.parts import part_size
 
-        found = [torch.empty(0, len(self.names))]
+        found, size = [torch.empty(0, len(self.names))], part_size(PER_PASS)
         with torch.inference_mode():
-            for start in range(0, len(images), PER_PASS):
-                pixels = prepare(self.processor, images[start : start + PER_PASS])
+            for start in range(0, len(images), size):
+                pixels = prepare(self.processor, images[start : start + size])
                 logits = self.model(pixels.to(self.model.device)).logits
                 found.append(logits.float().softmax(dim=1).cpu())
+                tell(min(start + size, len(images)), len(images))
         return torch.cat(found)
 
 

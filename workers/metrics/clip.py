@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from workers.metrics.sources import Source, load_model, load_part
+from workers.progress import tell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,8 +42,13 @@ class Clip:
         import torch
         from torch.nn import functional
 
+        from workers.parts import part_size
+
+        parts, size = [], part_size(PER_PASS)
         with torch.inference_mode():
-            parts = [embed(items[i : i + PER_PASS]) for i in range(0, len(items), PER_PASS)]
+            for start in range(0, len(items), size):
+                parts.append(embed(items[start : start + size]))
+                tell(min(start + size, len(items)), len(items))
             return functional.normalize(torch.cat(parts).float(), dim=-1).cpu()
 
     def _embed_images(self, images: Sequence[np.ndarray]) -> Tensor:

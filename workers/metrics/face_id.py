@@ -17,6 +17,7 @@ from workers.metrics.classes import ImageClassifier, load_classifier, refusal
 from workers.metrics.classifier import ids_of
 from workers.metrics.faces import LBP, cascade_file, crop, largest_face
 from workers.metrics.sources import REVISION, SourceMetric, SourceSettings
+from workers.progress import tell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,7 +93,10 @@ class FaceId(SourceMetric):
         """Means by role of the chosen denominator, both of them, and the rate of no face."""
         model = load_classifier(self.settings.source())
         wanted = ids_of(pictures, model.names, self.settings.labels)
-        faces = [self._face(picture) for picture in pictures]
+        faces = []
+        for picture in pictures:
+            faces.append(self._face(picture))
+            tell(len(faces), len(pictures))
         found = {"faces": top1(model, faces, wanted)}
         found["no_face"] = [float(face is None) for face in faces]
         found["all"] = [

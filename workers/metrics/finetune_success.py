@@ -9,6 +9,7 @@ from pydantic import Field
 from orchestrator.errors import ResurgeError
 from orchestrator.plugin import Settings
 from workers.metrics.base import Metric, Score, Subject
+from workers.progress import tell
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -80,4 +81,5 @@ class FinetuneSuccess(Metric):
                 noisy, noise, times = noised(scheduler, latents[rows], s.seed, step, "success")
                 error = predict(noisy, times, text[rows]) - noise
                 found.append(error.double().square().mean(dim=(1, 2, 3)))
+                tell(begin + count, s.draws)
         return torch.cat(found).cpu()

@@ -11,6 +11,7 @@ from orchestrator.plugin import BasePlugin
 from workers.metrics.base import Picture, Score, means
 from workers.metrics.judge import JUDGE, passes, refusal
 from workers.metrics.sources import SourceMetric, SourceSettings
+from workers.progress import tell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,15 +60,17 @@ class Lpips(SourceMetric):
         import torch
 
         from workers.metrics.distances import perceptual
+        from workers.parts import part_size
 
-        layers, values = self._layers(), list[float]()
+        layers, values, size = self._layers(), list[float](), part_size(PER_PASS)
         with torch.inference_mode():
-            for start in range(0, len(pictures), PER_PASS):
+            for start in range(0, len(pictures), size):
                 ours, theirs = (
-                    layers.of(self._pixels([p.image for p in some[start : start + PER_PASS]]))
+                    layers.of(self._pixels([p.image for p in some[start : start + size]]))
                     for some in (pictures, reference)
                 )
                 values += perceptual(ours, theirs, layers.weights).tolist()
+                tell(len(values), len(pictures))
         return Score(means(pictures, values), values)
 
     def _layers(self) -> Layers:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.errors import ResurgeError
+from workers.progress import tell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,13 +61,16 @@ def detect(images: Sequence[np.ndarray], channels: Channels) -> list[list[Detect
     """What is found on each picture, uint8 (height, width, 3), with scores of `FLOOR` or more."""
     import numpy as np
 
-    session, found = _session(), []
+    from workers.parts import part_size
+
+    session, found, size = _session(), list[list[Detection]](), part_size(PER_PASS)
     name = session.get_inputs()[0].name
-    for start in range(0, len(images), PER_PASS):
-        some = images[start : start + PER_PASS]
+    for start in range(0, len(images), size):
+        some = images[start : start + size]
         batch = np.stack([_prepared(image, channels) for image in some])
         (outputs,) = session.run(None, {name: batch})
         found += [_detections(o, i.shape[:2]) for o, i in zip(outputs, some, strict=True)]
+        tell(len(found), len(images))
     return found
 
 

@@ -51,7 +51,11 @@ class RingABell(Attack):
         without = embed(pipe, [without_words(p, subject.concept) for p in subject.prompts])
         concept = (whole - without).mean(dim=0)
         targets = without[: len(prompts)] + self.settings.strength * concept
-        return torch.cat([self._search(pipe, target, row) for row, target in enumerate(targets)])
+        found = []
+        for row, target in enumerate(targets):
+            found.append(self._search(pipe, target, row))
+            subject.progress(row + 1, len(targets), {})
+        return torch.cat(found)
 
     def _search(self, pipe: StableDiffusionPipeline, target: Tensor, row: int) -> Tensor:
         """The best prompt's embedding (1, tokens, width)."""

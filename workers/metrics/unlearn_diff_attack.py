@@ -57,6 +57,7 @@ class UnlearnDiffAttack(Attack):
         ids = token_ids(pipe, prompts, s.tokens)
 
         def loss(soft: Tensor, step: int) -> Tensor:
+            subject.progress(step, s.iterations, {})
             picks = [
                 t[integers(len(t), 1, s.seed, step, f"target {row}", t.device)]
                 for row, t in enumerate(targets)

@@ -220,6 +220,10 @@ class LoraSpace:
         """ε with the given projections. Checkpointed, a pass keeps nothing and runs again."""
         from torch.utils.checkpoint import checkpoint
 
+        from workers.parts import by_parts, part_size
+
+        if part_size(len(latents)) < len(latents):
+            return by_parts(self._predict, latents, timesteps, text, *weights)
         if not (self.is_checkpointed and any(value.requires_grad for value in weights)):
             return self._predict(latents, timesteps, text, *weights)
         return checkpoint(self._predict, latents, timesteps, text, *weights, use_reentrant=False)

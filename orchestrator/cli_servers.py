@@ -1,0 +1,47 @@
+"""`resurge ui` and `resurge dashboard`: the servers of MLflow and Optuna, on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli_common import HomeOption, SweepFile, become, out
+from orchestrator.errors import ResurgeError
+from orchestrator.home import Home
+
+
+def ui(
+    home: HomeOption = None,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
+) -> None:
+    """Open the MLflow UI on the right store, on loopback. Ctrl-C ends it."""
+    from orchestrator.tracking import ui_command
+
+    place = Home.find(home)
+    command = ui_command(place.mlflow_uri(), place.artifacts, port)
+    page = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
+    out.print(f"MLflow: {page} (Ctrl-C ends it)", style="bold", soft_wrap=True)
+    become(command)
+
+
+def dashboard(
+    sweep: SweepFile,
+    home: HomeOption = None,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8080,
+) -> None:
+    """Open optuna-dashboard on a search's studies, on loopback. Ctrl-C ends it."""
+    from orchestrator.run import open_sweep
+    from orchestrator.study import dashboard_command
+
+    place = Home.find(home)
+    found = open_sweep(sweep, (), place)
+    if found.search is None:
+        raise ResurgeError(f"sweep {found.name!r} has no `search` block, and so no studies")
+    command = dashboard_command(place.studies_uri(found), port)
+    out.print(f"Studies: http://127.0.0.1:{port} (Ctrl-C ends it)", style="bold", soft_wrap=True)
+    become(command)
+
+
+COMMANDS: Mapping[str, Callable[..., None]] = {"ui": ui, "dashboard": dashboard}

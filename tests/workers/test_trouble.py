@@ -1,0 +1,433 @@
+"""What a worker does when something goes wrong, and when it is asked to leave."""
+
+from __future__ import annotations
+
+import os
+import signal
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from orchestrator.plan import Plan, make_plan
+from orchestrator.stage import Stage
+from orchestrator.store import Store
+from orchestrator.sweep import parse
+from orchestrator.tasks import make_tasks
+from orchestrator.work import (
+    Event,
+    StageCommitted,
+    StageFailed,
+    StageProgress,
+    StageStarted,
+    WorkOrder,
+)
+from workers.runner import Runner, leave_on_sigterm
+
+pytestmark = pytest.mark.usefixtures("calls")
+
+ONE = ("unlearn=nudge", "seeds=1", "finetune.learning_rate=1e-3", "evaluate.controls=false")
+ESD = "unlearn=[{esd: {iterations: 5, batch_size: 2, sampler_steps: 2}}]"
+
+
+class Workshop:
+    """A runner, a store and what the runner tells; `on_event` may act in the middle of the work."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self.plan, self.store, self.log = plan, Store(folder / "store"), folder / "worker.log"
+        self.runner = Runner()
+        self.events: list[Event] = []
+        self.on_event: Callable[[Event], None] = lambda event: None
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
+        self.on_event(event)
+
+    def work(self, split: int = 1, checkpoint_every_s: float = 600.0) -> bool:
+        """Do all that is not done and can be; False as soon as a task is handed back."""
+        done = {stage.key for stage in self.plan.stages if self.store.get(stage)}
+        pending = list(make_tasks(self.plan, done, ("unlearned",)))
+        while ready := [t for t in pending if done.issuperset(s.key for s in t.waits_for)]:
+            pending.remove(ready[0])
+            order = WorkOrder(
+                ready[0], self.store.location, str(self.log), split=split,
+                checkpoint_every_s=checkpoint_every_s,
+            )  # fmt: skip
+            if not self.runner.run(order, self.emit):
+                return False
+            done |= {event.key for event in self.events if isinstance(event, StageCommitted)}
+        return True
+
+    def contents(self) -> dict[str, dict[str, str]]:
+        """By stage the hash of each of its files."""
+        records = {stage.key: self.store.get(stage) for stage in self.plan.stages}
+        return {
+            key: {name: blob.sha256 for name, blob in record.objects.items()}
+            for key, record in records.items()
+            if record
+        }
+
+    def stage(self, kind: str, steps: int | None = None) -> Stage:
+        """One of that kind, of the model with so many fine-tuning steps."""
+        return next(
+            s for s in self.plan.stages if s.kind == kind and steps in (None, s.model.steps)
+        )
+
+    def failed(self) -> StageFailed:
+        (event,) = [event for event in self.events if isinstance(event, StageFailed)]
+        return event
+
+
+@pytest.fixture
+def workshop(small: str, tmp_path: Path) -> Callable[..., Workshop]:
+    """Make one for a small sweep with some changes; each has its own store."""
+    made = []
+
+    def make(*overrides: str, metrics: str = "brightness") -> Workshop:
+        made.append(1)
+        text = small.replace("[brightness]", f"[{metrics}]")
+        plan = make_plan(parse(text, None, (*ONE, *overrides)))
+        return Workshop(plan, tmp_path / str(len(made)))
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def every_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress is not thinned out: when it comes does not depend on how fast the machine is."""
+    monkeypatch.setattr("workers.runner.PROGRESS_EVERY_S", -1.0)
+
+
+# Causes
+
+
+@pytest.mark.parametrize(
+    ("over", "cause", "message"),
+    [
+        ("memory", "oom", "allocate memory"),
+        ("disk", "storage", "No space left on device"),
+        ("bug", "bug", "RuntimeError"),
+    ],
+)
+def test_a_failure_says_its_cause(
+    workshop: Callable[..., Workshop], over: str, cause: str, message: str
+) -> None:
+    there = workshop(f"unlearn=[{{trip: {{over: {over}}}}}]")
+    assert there.work()
+    failed = there.failed()
+    assert failed.cause == cause
+    assert message in failed.message
+    assert "\n" not in failed.message
+    assert "Traceback" in there.log.read_text()
+
+
+def test_no_password_reaches_the_log_or_the_head(workshop: Callable[..., Workshop]) -> None:
+    there = workshop("unlearn=[{trip: {over: bug}}]")
+    there.work()
+    assert "hunter22" not in there.failed().message + there.log.read_text()
+    assert "db/studies" in there.failed().message
+
+
+def test_after_a_failure_nothing_holds_the_model(workshop: Callable[..., Workshop]) -> None:
+    there = workshop("unlearn=[{trip: {over: memory}}]")
+    models: list[weakref.ref[object]] = []
+
+    def look(event: Event) -> None:
+        if isinstance(event, StageFailed) and there.runner.model is not None:
+            models.append(weakref.ref(there.runner.model))
+
+    there.on_event = look
+    there.work()
+    assert [model() for model in models] == [None]
+    assert there.runner.holds is None
+
+
+def test_a_fine_tune_that_diverges_keeps_its_curve(workshop: Callable[..., Workshop]) -> None:
+    there = workshop("finetune.learning_rate=1e30", "finetune.steps=[1, 9]")
+    assert there.work()
+    failed = there.failed()
+    assert failed.cause == "nan"
+    assert "lower finetune.learning_rate" in failed.message
+    steps = [step for step, _ in failed.curve]
+    assert steps == list(range(1, len(steps) + 1))
+    assert 1 <= len(steps) < 9
+    assert f"at step {len(steps) + 1};" in failed.message
+    record = there.store.get(there.stage("finetune", 1))
+    assert record is not None
+    assert failed.curve[0][1] == record.metrics["loss"]
+
+
+def test_an_unlearning_that_diverges_keeps_its_curve(workshop: Callable[..., Workshop]) -> None:
+    there = workshop(ESD.replace("iterations: 5", "iterations: 9, learning_rate: 1e30"))
+    assert there.work(checkpoint_every_s=0.0)
+    failed = there.failed()
+    assert failed.cause == "nan"
+    assert "of 'train'; lower the unlearner's learning_rate" in failed.message
+    steps = [step for step, _ in failed.curve]
+    assert steps == list(range(1, len(steps) + 1))
+    assert f"at step {len(steps) + 1} " in failed.message
+
+
+# Batches in parts
+
+
+def test_how_often_a_batch_was_parted_is_recorded_and_changes_no_identity(
+    workshop: Callable[..., Workshop],
+) -> None:
+    whole, parted = workshop("finetune.batch_size=4"), workshop("finetune.batch_size=4")
+    whole.work()
+    parted.work(split=2)
+    stage = whole.stage("finetune", 2)
+    one, other = whole.store.get(stage), parted.store.get(stage)
+    assert one is not None and other is not None
+    assert "split" not in one.provenance
+    assert other.provenance["split"] == 2
+    assert other.metrics["loss"] == pytest.approx(one.metrics["loss"], rel=1e-3)
+
+
+# Leaving
+
+
+def stop_at(there: Workshop, stage: Stage, done: int) -> None:
+    """Ask the runner to leave when a stage's loss after `done` steps is told."""
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StageProgress) and event.key == stage.key and "loss" in event.numbers:
+            if event.done == done:
+                there.runner.stop()
+
+    there.on_event = listen
+
+
+def go_on(there: Workshop) -> None:
+    """Another worker takes over."""
+    there.runner, there.on_event, there.events = Runner(), lambda event: None, []
+    assert there.work()
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_a_fine_tune_that_is_left_midway_goes_on_to_the_same_bits(
+    workshop: Callable[..., Workshop], adapter: str
+) -> None:
+    how = ("finetune.steps=[2, 14]", f"finetune.adapter={adapter}", "finetune.ema_decay=0.9")
+    straight, left = workshop(*how), workshop(*how)
+    assert straight.work()
+    last = left.stage("finetune", 14)
+    stop_at(left, last, done=12)
+    assert not left.work()
+    assert left.store.get(last) is None
+    assert left.store.get(left.stage("sample", 2)) is not None
+    assert left.store.checkpoints(str(last.trajectory)) == [13]
+    assert left.runner.holds is None
+    go_on(left)
+    assert first_loss_told(left, last) == 14
+    assert left.contents() == straight.contents()
+    record = left.store.get(last)
+    assert record is not None
+    with left.store.object(record, "losses.parquet") as path:
+        assert pq.read_table(path)["step"].to_pylist() == list(range(1, 15))
+
+
+def first_loss_told(there: Workshop, stage: Stage) -> int:
+    return next(
+        event.done
+        for event in there.events
+        if isinstance(event, StageProgress) and event.key == stage.key and "loss" in event.numbers
+    )
+
+
+def test_a_fine_tune_that_was_killed_goes_on_from_its_last_save(
+    workshop: Callable[..., Workshop],
+) -> None:
+    straight, cut = workshop("finetune.steps=[8]"), workshop("finetune.steps=[8]")
+    straight.work()
+    last = cut.stage("finetune", 8)
+
+    class Killed(BaseException):
+        """Nothing may tidy up."""
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StageProgress) and event.key == last.key and event.done == 6:
+            raise Killed
+
+    cut.on_event = listen
+    with pytest.raises(Killed):
+        cut.work(checkpoint_every_s=0.0)
+    assert cut.store.checkpoints(str(last.trajectory)) == [5]
+    go_on(cut)
+    assert cut.contents() == straight.contents()
+
+
+def test_a_training_state_that_is_damaged_is_trained_again(
+    workshop: Callable[..., Workshop],
+) -> None:
+    straight, left = workshop("finetune.steps=[8]"), workshop("finetune.steps=[8]")
+    straight.work()
+    last = left.stage("finetune", 8)
+    stop_at(left, last, done=4)
+    left.work(checkpoint_every_s=0.0)
+    [state] = Path(left.store.root).glob("checkpoints/*/train/4/tensors.safetensors")
+    damage(state)
+    go_on(left)
+    assert left.contents() == straight.contents()
+
+
+def test_an_unlearning_that_is_left_midway_goes_on_to_the_same_bits(
+    workshop: Callable[..., Workshop],
+) -> None:
+    straight, left = workshop(ESD), workshop(ESD)
+    assert straight.work()
+    unlearned = left.stage("unlearn")
+    stop_at(left, unlearned, done=2)
+    assert not left.work(checkpoint_every_s=0.0)
+    assert left.store.get(unlearned) is None
+    assert left.store.checkpoints(unlearned.digest) == [3]
+    go_on(left)
+    assert first_loss_told(left, unlearned) == 5
+    assert left.contents() == straight.contents()
+
+
+def test_what_keeps_no_state_is_left_at_its_next_sign_of_life(
+    workshop: Callable[..., Workshop],
+) -> None:
+    straight, left = workshop(), workshop()
+    straight.work()
+    drawing = left.stage("sample", 2)
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StageProgress) and event.key == drawing.key:
+            left.runner.stop()
+
+    left.on_event = listen
+    assert not left.work()
+    assert left.store.get(left.stage("finetune", 2)) is not None
+    assert left.store.get(drawing) is None
+    assert not [event for event in left.events if isinstance(event, StageFailed)]
+    go_on(left)
+    assert left.contents() == straight.contents()
+
+
+def test_who_was_asked_to_leave_starts_nothing_more(workshop: Callable[..., Workshop]) -> None:
+    there = workshop()
+    there.runner.stop()
+    assert not there.work()
+    assert not there.work()
+    assert there.events == []
+
+
+@pytest.fixture
+def terminations() -> Iterator[list[int]]:
+    """The signals that reach the handler that was there before."""
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    yield seen
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_the_first_signal_stops_the_runner_and_the_second_does_what_it_did_before(
+    workshop: Callable[..., Workshop], terminations: list[int]
+) -> None:
+    there = workshop()
+    leave_on_sigterm(there.runner)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert not there.work()
+    assert terminations == []
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert terminations == [signal.SIGTERM]
+
+
+# Signs of life
+
+
+def test_every_kind_of_stage_that_may_take_long_says_how_far_it_is(
+    workshop: Callable[..., Workshop],
+) -> None:
+    there = workshop(ESD)
+    there.work()
+    told = {event.key for event in there.events if isinstance(event, StageProgress)}
+    loud = {s.key for s in there.plan.stages if s.kind in ("prepare", "unlearn", "sample")}
+    loud |= {s.key for s in there.plan.stages if s.steps}
+    assert loud <= told
+
+
+def test_loading_a_base_is_a_sign_of_life(workshop: Callable[..., Workshop]) -> None:
+    there = workshop()
+    there.work()
+    first = next(event for event in there.events if isinstance(event, StageStarted))
+    after = there.events[there.events.index(first) + 1]
+    assert isinstance(after, StageProgress)
+    assert (after.done, after.total) == (0, 1)
+
+
+# Damage
+
+
+def damage(path: Path) -> None:
+    """One bit is another."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def file_of(there: Workshop, stage: Stage, name: str) -> Path:
+    record = there.store.get(stage)
+    assert record is not None
+    return Path(there.store.root) / record.objects[name].path
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "name"),
+    [
+        ("unlearn", None, "weights.safetensors"),
+        ("sample", 2, "images.parquet"),
+        ("prepare", None, "dataset.parquet"),
+    ],
+)
+@pytest.mark.parametrize("how", ["damaged", "gone"])
+def test_what_is_damaged_is_made_again(
+    workshop: Callable[..., Workshop], kind: str, steps: int | None, name: str, how: str
+) -> None:
+    straight = workshop("finetune.steps=[0, 2, 3]", metrics="brightness, darkness")
+    straight.work()
+    there = workshop()
+    there.work()
+    stage = there.stage(kind, steps)
+    there.plan = straight.plan
+
+    def listen(event: Event) -> None:
+        """Once the next run is on its way: what it plans with was there."""
+        if isinstance(event, StageStarted) and not done:
+            done.append(event)
+            if how == "damaged":
+                damage(file_of(there, stage, name))
+            else:  # another worker found it first, and has set it aside
+                Path(there.store.root, "records", f"{stage.key}.json").unlink()
+
+    done: list[Event] = []
+    there.runner, there.on_event = Runner(), listen
+    assert there.work()
+    assert done
+    assert not [event for event in there.events if isinstance(event, StageFailed)]
+    expected = straight.contents()
+    if stage.is_model and how == "gone":  # a model is made in passing, where it has no record
+        expected.pop(stage.key)
+    assert expected.items() <= there.contents().items()
+
+
+def test_a_damaged_parent_of_what_is_damaged_is_made_again_too(
+    workshop: Callable[..., Workshop],
+) -> None:
+    straight = workshop(metrics="brightness, darkness")
+    straight.work()
+    there = workshop()
+    there.work()
+    damage(file_of(there, there.stage("unlearn"), "weights.safetensors"))
+    damage(file_of(there, there.stage("prepare"), "dataset.parquet"))
+    damage(file_of(there, there.stage("sample", 2), "images.parquet"))
+    there.plan, there.runner = straight.plan, Runner()
+    assert there.work()
+    assert there.contents() == straight.contents()
+    committed = [event.key for event in there.events if isinstance(event, StageCommitted)]
+    assert len(committed) == len(set(committed))
