@@ -122,15 +122,16 @@ class Jobs:
 
     def follow(self, job_id: str) -> Iterator[str]:
         """What the job has printed and prints, piece by piece, until it is over."""
-        loop = asyncio.new_event_loop()
         stream = self._client.tail_job_logs(job_id)
-        try:
-            with self._asking():
-                while (text := loop.run_until_complete(anext(stream, None))) is not None:
-                    yield self._clean(text)
-        finally:
-            loop.run_until_complete(stream.aclose())
-            loop.close()
+
+        async def piece() -> str | None:
+            found: str | None = await anext(stream, None)
+            return found
+
+        # The runner ends the connection in order, also when a Ctrl-C comes in its middle.
+        with self._asking(), asyncio.Runner() as runner:
+            while (text := runner.run(piece())) is not None:
+                yield self._clean(text)
 
     def wait(self, job_id: str, timeout_s: float) -> SweepJob:
         """The job once it is over, or as it is when the time is."""

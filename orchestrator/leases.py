@@ -21,6 +21,7 @@ from typing import Any
 
 from orchestrator.errors import StoreError
 from orchestrator.liveness import BEAT_S, Process, Watch
+from orchestrator.patience import Patience
 from orchestrator.stage import Stage
 from orchestrator.store import Store
 from orchestrator.work import Task
@@ -103,6 +104,8 @@ class Leases:
         self.wants = 0
         self.running: Sequence[Mapping[str, Any]] = ()
         self._files = store.files
+        # A beat that waits for a store that is away comes too late anyway.
+        self._beats = Store(store.location, Patience(BEAT_S / 2)).files
         self._store = store
         self._watch = watch or Watch()
         self._now_s = now_s
@@ -137,7 +140,7 @@ class Leases:
             self.wants,
             tuple(self.running),
         )
-        self._files.write(f"{HEADS}/{self.process.id}.json", json.dumps(head.to_json()))
+        self._beats.write(f"{HEADS}/{self.process.id}.json", json.dumps(head.to_json()))
 
     def claim(self, task: Task) -> bool:
         """Own all of the task's units; if another head has one of them, own none."""

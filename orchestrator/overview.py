@@ -132,9 +132,9 @@ def show_status(job: Job, console: Console) -> None:
         console.print(f"run by {head.process}", markup=False)
         for under_way in head.running:
             if (stage := stages.get(under_way["key"])) is not None:
-                progress = f"{under_way['done']}/{under_way['total']}"
-                text = f"  {under_way['worker']}: {stage_label(stage)} {progress}"
-                console.print(text, markup=False, soft_wrap=True)
+                total = under_way["total"]
+                progress = f" {under_way['done']}/{total}" if total else ""
+                console.print(f"  {stage_label(stage)}{progress}", markup=False, soft_wrap=True)
     if failed:
         _print_failures(((stages[k], failures[k]) for k in failed), console)
 

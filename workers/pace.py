@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 
-
 SIGN_EVERY_S = 30.0
 """A training tells its loss at least so often, however slow its steps are."""
 

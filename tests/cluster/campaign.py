@@ -23,13 +23,14 @@ LOG_LINE = re.compile(r"^\S+ \S+ (?P<stage>.*) (?P<what>begins|done|was there)$"
 
 def tiny(name: str, amounts: int, resources: Mapping[str, Any] | None = None) -> str:
     """A sweep of tiny stages: so many unlearnings, four fine-tuned models each."""
+    strengths = [round(0.001 * k, 3) for k in range(1, amounts + 1)]
     return json.dumps(
         {
             "name": name,
             "base": "tiny",
             "concept": "star",
             "edits": [
-                {"unlearn": {"nudge": {"amount": [round(0.001 * k, 3) for k in range(1, amounts + 1)]}}},
+                {"unlearn": {"nudge": {"amount": strengths}}},
                 {
                     "finetune": {
                         "dataset": "dots",

@@ -23,7 +23,6 @@ from tests.cluster.lab import Lab, can_have_hosts, lab, wait_until
 from tests.cluster.services import Services, services
 
 DISK = "96m"
-STAGES_PER_UNLEARNING = 18
 END_TIMEOUT_S = 900.0
 
 
@@ -68,14 +67,20 @@ def is_over(campaign: Campaign) -> bool:
 
 
 def round_on(
-    place: Lab, shared: Services, name: str, store: str, events: Sequence[Event], chance: Random, **more: Path
+    place: Lab,
+    shared: Services,
+    name: str,
+    store: str,
+    events: Sequence[Event],
+    chance: Random,
+    disk: Path | None = None,
 ) -> tuple[int, Verdict]:
     """One sweep with its events."""
     text = tiny(name, amounts=max(6, 3 * len(events)))
     truth = undisturbed(text, _made(place.root / name))
     campaign = Campaign(place, text, store)
     print(f"{name}: {len(campaign.plan.stages)} stages in {store}", flush=True)
-    happened = disturb(Scene(place, shared, campaign, chance, **more), events)
+    happened = disturb(Scene(place, shared, campaign, chance, disk), events)
     return happened, compare(campaign, truth)
 
 

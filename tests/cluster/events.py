@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -36,9 +37,6 @@ def worker_process_dies(scene: Scene) -> str:
     for host in scene.chance.sample(list(scene.lab.workers), len(scene.lab.workers)):
         pids = host.processes("ray::RayWorker")
         if pids:
-            Path(f"/proc/{pids[0]}").exists()
-            import os
-
             os.kill(pids[0], signal.SIGKILL)
             return f"process {pids[0]} on {host.name}"
     return "no worker was up"

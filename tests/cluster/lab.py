@@ -187,7 +187,18 @@ class Lab:
         self.hosts[host.name] = host
         inside = ("netns", "exec", host.namespace, "ip")
         _ip("netns", "add", host.namespace)
-        _ip("link", "add", host.cable, "type", "veth", "peer", "name", "eth0", "netns", host.namespace)
+        _ip(
+            "link",
+            "add",
+            host.cable,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            host.namespace,
+        )
         _ip("link", "set", host.cable, "master", self.id)
         _ip("link", "set", host.cable, "up")
         _ip(*inside, "addr", "add", f"{host.address}/24", "dev", "eth0")

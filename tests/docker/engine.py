@@ -159,7 +159,7 @@ class Engine:
             name,
             "--network",
             f"ns:/run/netns/{where.namespace}",
-            "--health-interval=disable",
+            "--no-healthcheck",
             *translate(service, folder),
         ]
         for other, address in where.hosts.items():
@@ -170,9 +170,10 @@ class Engine:
         """The exit code of a container that ends by itself."""
         return int(self.podman("wait", name).split()[-1])
 
-    def healthy(self, name: str) -> bool:
-        """Run the container's own health check, once."""
-        return self.attempt("healthcheck", "run", name).returncode == 0
+    def healthy(self, name: str, check: Sequence[str]) -> bool:
+        """Run a health check, `[CMD, program, …]`, once, where the container runtime would."""
+        assert check[0] == "CMD", check
+        return self.attempt("exec", name, *check[1:]).returncode == 0
 
     def close(self) -> None:
         """End every container, remove every file."""
@@ -210,8 +211,6 @@ def translate(service: Settings, folder: Path) -> list[str]:
     ]
     if "shm_size" in service:
         options += [f"--shm-size={service['shm_size']}"]
-    if "test" in service.get("healthcheck", {}):
-        options += [f"--health-cmd={json.dumps(service['healthcheck']['test'])}"]
     return options
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -59,7 +60,8 @@ def postgresql(host: Host, folder: Path) -> Iterator[None]:
         run(*psql, "--dbname=mlflow", "--file", DOCKER / "postgres-init.sql")
         yield
     finally:
-        server.terminate()
+        # Fast: not when the last client has gone.
+        server.send_signal(signal.SIGINT)
         server.wait()
 
 

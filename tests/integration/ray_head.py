@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from pathlib import Path
 import psutil
 
 BIN = Path(sys.executable).parent
-START_TIMEOUT_S, STOP_TIMEOUT_S, POLL_S = 90.0, 30.0, 0.2
+START_TIMEOUT_S, STOP_TIMEOUT_S, POLL_S = 90.0, 15.0, 0.2
 
 
 @dataclass(frozen=True)
@@ -80,13 +79,13 @@ def ray_head(folder: Path, **environment: str) -> Iterator[RayHead]:
 
 def free_ports(count: int) -> list[int]:
     """So many ports that nobody uses now."""
-    with_sockets = [socket.socket() for _ in range(count)]
+    sockets = [socket.socket() for _ in range(count)]
     try:
-        for one in with_sockets:
+        for one in sockets:
             one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in with_sockets]
+        return [int(one.getsockname()[1]) for one in sockets]
     finally:
-        for one in with_sockets:
+        for one in sockets:
             one.close()
 
 
@@ -106,14 +105,10 @@ def _wait_for(address: str, token: str, process: subprocess.Popen[bytes], log: P
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """The head and everything that it started."""
-    started = [process_of(process.pid), *process_of(process.pid).children(recursive=True)]
+    head = psutil.Process(process.pid)
+    started = [head, *head.children(recursive=True)]
     process.terminate()
     _, alive = psutil.wait_procs(started, timeout=STOP_TIMEOUT_S)
     for one in alive:
         one.kill()
     process.wait()
-
-
-def process_of(pid: int) -> psutil.Process:
-    """The process, to be asked for its children."""
-    return psutil.Process(pid)

@@ -91,6 +91,9 @@ class Proxy(ThreadingHTTPServer):
     def endpoint(self) -> str:
         return f"http://{self.server_address[0]}:{self.server_port}"
 
+    def handle_error(self, *_: object) -> None:
+        """A client that is killed breaks its connection off: no news."""
+
     def fails_now(self) -> bool:
         with self.lock:
             if self.failures <= 0:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import io
 import math
+import queue
+import subprocess
+import sys
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from orchestrator.executors.base import ExecutorSettings
+from orchestrator.executors.base import Executor, ExecutorSettings, FreeWorker
 from orchestrator.executors.inline import Inline
 from orchestrator.plan import make_plan
 from orchestrator.scheduler import Outcome, Scheduler
@@ -23,10 +28,11 @@ from orchestrator.searcher import Searcher
 from orchestrator.space import point_key
 from orchestrator.stage import Stage
 from orchestrator.store import Store
+from orchestrator.study import Study
 from orchestrator.sweep import Sweep, parse
 from orchestrator.tasks import make_tasks
 from orchestrator.tried import Tried, counted
-from orchestrator.work import Event, StageCommitted, StageFailed
+from orchestrator.work import Event, StageCommitted, StageFailed, TaskEnded, WorkOrder
 from orchestrator.worst_case import WorstCase, asked_plan, confirmed, worst_cases
 
 Calls = Callable[[], list[str]]
@@ -91,10 +97,16 @@ class Hunt:
         self.store = Store(root / "store")
         self.storage = f"sqlite:///{root / 'studies.db'}"
 
-    def run(self, sweep: Sweep, parallel: int = 2, heard: Heard | None = None) -> Heard:
+    def run(
+        self,
+        sweep: Sweep,
+        parallel: int = 2,
+        heard: Heard | None = None,
+        workers: type[Executor] = Inline,
+    ) -> Heard:
         """Search to the end, or until `heard` stops it."""
         heard = heard or Heard()
-        with Inline(ExecutorSettings()) as executor:
+        with workers(ExecutorSettings()) as executor:
             logs = self.root / "logs"
             scheduler = Scheduler((), self.store.keys(), executor, self.store, logs, heard)
             Searcher(Points(sweep), self.storage, scheduler, parallel, heard).run()
@@ -433,3 +445,179 @@ def test_several_numbers_may_be_sought(hunt: Hunt) -> None:
     [case] = hunt.cases(sweep)
     assert case.worst is not None
     assert {c.tried.number for c in case.confirmed} <= {t.number for t in tried}
+
+
+@pytest.mark.parametrize(
+    ("bounds", "said"),
+    [
+        ({"glow": ">= 2"}, ["glow >= 2: missed by all 3; the nearest was "]),
+        (  # each can be kept, never both
+            {"glow": "<= 0.5", "erased_accuracy": ">= 0.6"},
+            ["glow <= 0.5: missed by ", "erased_accuracy >= 0.6: missed by "],
+        ),
+    ],
+)
+def test_bounds_that_no_setting_keeps_are_named(
+    hunt: Hunt, bounds: dict[str, str], said: list[str]
+) -> None:
+    overrides = [f"search.subject_to.{name}='{bound}'" for name, bound in bounds.items()]
+    sweep = sweep_of("search.confirm={top: 3, seeds: 2}", *overrides)
+    heard = hunt.run(sweep)
+    assert heard.confirmed == 0
+    [case] = hunt.cases(sweep)
+    assert case.confirmed == () and case.worst is None
+    shown = table_of(hunt, sweep)
+    assert "hunt: nothing to confirm: no setting kept every bound (3 ran to the end, 0 failed)" in (
+        shown
+    )
+    assert "loosen search.subject_to or widen search.space" in shown
+    for words in said:
+        assert words in shown
+
+
+def test_the_nearest_miss_is_the_smallest(hunt: Hunt) -> None:
+    sweep = sweep_of("search.subject_to.glow='>= 2'")
+    hunt.run(sweep)
+    nearest = max(trial.numbers["glow"] for trial in hunt.tried(sweep))
+    assert f"nearest was {nearest:.3g}, {2 - nearest:.2g} too low" in table_of(hunt, sweep)
+
+
+def test_unlearning_that_never_worked_is_named(hunt: Hunt) -> None:
+    sweep = sweep_of("unlearn=nudge", "search.confirm={top: 3, seeds: 2}")
+    assert hunt.run(sweep).confirmed == 0
+    shown = table_of(hunt, sweep)
+    assert "unlearning took too little away for anything to come back: all 3" in shown
+
+
+def test_bounds_that_break_on_fresh_seeds_are_named(hunt: Hunt) -> None:
+    """The search keeps the bound because its number is one that fresh seeds do not have."""
+    sweep = sweep_of("search.confirm={top: 1, seeds: 1}", "search.maximize=erased_accuracy")
+    hunt.run(sweep)
+    [case] = hunt.cases(sweep)
+    [found] = case.confirmed
+    searched, fresh = found.tried.numbers["glow"], found.numbers["glow"]
+    assert searched != fresh
+    sign, middle = (">=", searched) if searched > fresh else ("<=", searched)
+    bounded = sweep_of(
+        "name=bounded",
+        "search.confirm={top: 1, seeds: 1}",
+        "search.maximize=erased_accuracy",
+        f"search.space.finetune.steps=[{found.tried.point['finetune.steps']}]",
+        f"search.subject_to.glow='{sign} {middle:.12f}'",
+    )
+    hunt.run(bounded)
+    shown = table_of(hunt, bounded)
+    assert "bounded: none of the best settings kept every bound on fresh seeds" in shown
+    assert f"glow {sign} {middle:g}: missed by all 1; the nearest was {fresh:.3g}, " in shown
+
+
+def test_a_study_all_of_whose_trials_failed_says_why(hunt: Hunt) -> None:
+    sweep = sweep_of("search.space.unlearn.dim.fail=[true]", "search.space.finetune.steps=[2]")
+    hunt.run(sweep)
+    shown = table_of(hunt, sweep)
+    assert "nothing to confirm: no setting ran to the end (1 failed; the first: " in shown
+    assert "told to fail" in shown
+
+
+def test_nothing_is_amiss_where_nothing_was_to_be_confirmed(hunt: Hunt) -> None:
+    sweep = sweep_of()
+    hunt.run(sweep)
+    shown = table_of(hunt, sweep)
+    assert "hunt: nothing is confirmed: search.confirm.top is 0" in shown
+    assert "kept every bound" not in shown
+
+
+def test_the_command_says_that_no_setting_kept_a_bound(hunt: Hunt) -> None:
+    path = hunt.root / "hunt.yaml"
+    path.write_text(HUNT)
+    override = "search.subject_to.glow='>= 2'"
+    command = [str(Path(sys.executable).parent / "resurge"), "search", str(path), override]
+    done = subprocess.run(
+        [*command, "search.confirm.top=3", "--home", str(hunt.root)], capture_output=True, text=True
+    )
+    assert done.returncode == 1, done.stderr
+    assert "hunt: nothing to confirm: no setting kept every bound" in done.stdout
+    assert "glow >= 2: missed by all 3; the nearest was " in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    searched = {stage.key for stage in hunt.stages(sweep_of(override))}
+    assert hunt.store.keys() == searched
+
+
+PATIENCE_S = 120
+"""Of a test that would otherwise hang where it should fail."""
+
+
+class Pair(Executor):
+    """Two workers, of which neither trains before the other one has been told to train too.
+
+    What they do they do in turn: the code under test is the head's.
+    """
+
+    name = "pair"
+
+    def start(self) -> None:
+        from workers.runner import Runner
+
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.idle = {"a", "b"}
+        self._runner, self._turn = Runner(), threading.Lock()
+        self._both = threading.Barrier(2, timeout=PATIENCE_S)
+        self._threads = ThreadPoolExecutor(2)
+
+    def capacity(self) -> int:
+        return 2
+
+    def free_workers(self) -> Sequence[FreeWorker]:
+        return [FreeWorker(name, self._runner.holds) for name in sorted(self.idle)]
+
+    def submit(self, order: WorkOrder, worker: str) -> None:
+        self.idle.remove(worker)
+        self._threads.submit(self._work, order, worker)
+
+    def _work(self, order: WorkOrder, worker: str) -> None:
+        if any(stage.kind == "finetune" for stage in order.task.stages):
+            self._both.wait()
+        with self._turn:
+            self._runner.run(order, self.events.put)
+        self.events.put(TaskEnded(order.task.id, worker, self._runner.holds))
+
+    def wait(self, timeout_s: float) -> Sequence[Event]:
+        try:
+            event = self.events.get(timeout=timeout_s)
+        except queue.Empty:
+            return []
+        if isinstance(event, TaskEnded):
+            self.idle.add(event.worker)
+        return [event]
+
+    def shutdown(self) -> None:
+        self._threads.shutdown(wait=True)
+
+
+def test_a_study_that_takes_long_to_ask_blocks_no_free_worker(
+    hunt: Hunt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every other point is known only once a trial that was asked for before has been trained: it
+    must be given out and its end be heard of while the study is still being asked.
+    """
+    trained = threading.Semaphore(0)
+    ask, asked = Study.ask, list[int]()
+
+    def slow_ask(study: Study) -> Tried | None:
+        asked.append(len(asked))
+        if len(asked) > 2:
+            assert trained.acquire(timeout=PATIENCE_S), "no worker trained while the study was busy"
+        return ask(study)
+
+    def notice(heard: Heard) -> None:
+        event = heard.events[-1]
+        if isinstance(event, StageCommitted) and event.record.kind == "finetune":
+            trained.release()
+
+    monkeypatch.setattr(Study, "ask", slow_ask)
+    sweep = sweep_of(
+        "search.space.finetune.steps=[1]",
+        "search.space.finetune.learning_rate=[1e-3, 3e-3, 1e-2, 3e-2]",
+    )
+    hunt.run(sweep, heard=Heard(stop=notice), workers=Pair)
+    assert [t.state for t in hunt.tried(sweep)] == ["done"] * 4

@@ -60,14 +60,20 @@ class Workshop:
             done |= {event.key for event in self.events if isinstance(event, StageCommitted)}
         return True
 
-    def contents(self) -> dict[str, dict[str, str]]:
-        """By stage the hash of each of its files."""
+    def results(self) -> dict[str, dict[str, object]]:
+        """By stage its numbers, and the hash of each of its files."""
         records = {stage.key: self.store.get(stage) for stage in self.plan.stages}
         return {
-            key: {name: blob.sha256 for name, blob in record.objects.items()}
+            key: {**record.metrics, **{name: blob.sha256 for name, blob in record.objects.items()}}
             for key, record in records.items()
             if record
         }
+
+    def undisturbed(self) -> dict[str, dict[str, object]]:
+        """The results, all of them, when nothing gets in the way."""
+        assert self.work()
+        assert self.results().keys() == {stage.key for stage in self.plan.stages}
+        return self.results()
 
     def stage(self, kind: str, steps: int | None = None) -> Stage:
         """One of that kind, of the model with so many fine-tuning steps."""
@@ -194,9 +200,9 @@ def stop_at(there: Workshop, stage: Stage, done: int) -> None:
     """Ask the runner to leave when a stage's loss after `done` steps is told."""
 
     def listen(event: Event) -> None:
-        if isinstance(event, StageProgress) and event.key == stage.key and "loss" in event.numbers:
-            if event.done == done:
-                there.runner.stop()
+        is_training = isinstance(event, StageProgress) and "loss" in event.numbers
+        if is_training and (event.key, event.done) == (stage.key, done):
+            there.runner.stop()
 
     there.on_event = listen
 
@@ -207,13 +213,13 @@ def go_on(there: Workshop) -> None:
     assert there.work()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 def test_a_fine_tune_that_is_left_midway_goes_on_to_the_same_bits(
     workshop: Callable[..., Workshop], adapter: str
 ) -> None:
     how = ("finetune.steps=[2, 14]", f"finetune.adapter={adapter}", "finetune.ema_decay=0.9")
-    straight, left = workshop(*how), workshop(*how)
-    assert straight.work()
+    expected, left = workshop(*how).undisturbed(), workshop(*how)
     last = left.stage("finetune", 14)
     stop_at(left, last, done=12)
     assert not left.work()
@@ -223,7 +229,7 @@ def test_a_fine_tune_that_is_left_midway_goes_on_to_the_same_bits(
     assert left.runner.holds is None
     go_on(left)
     assert first_loss_told(left, last) == 14
-    assert left.contents() == straight.contents()
+    assert left.results() == expected
     record = left.store.get(last)
     assert record is not None
     with left.store.object(record, "losses.parquet") as path:
@@ -238,11 +244,11 @@ def first_loss_told(there: Workshop, stage: Stage) -> int:
     )
 
 
+@pytest.mark.slow
 def test_a_fine_tune_that_was_killed_goes_on_from_its_last_save(
     workshop: Callable[..., Workshop],
 ) -> None:
-    straight, cut = workshop("finetune.steps=[8]"), workshop("finetune.steps=[8]")
-    straight.work()
+    expected, cut = workshop("finetune.steps=[8]").undisturbed(), workshop("finetune.steps=[8]")
     last = cut.stage("finetune", 8)
 
     class Killed(BaseException):
@@ -257,28 +263,28 @@ def test_a_fine_tune_that_was_killed_goes_on_from_its_last_save(
         cut.work(checkpoint_every_s=0.0)
     assert cut.store.checkpoints(str(last.trajectory)) == [5]
     go_on(cut)
-    assert cut.contents() == straight.contents()
+    assert cut.results() == expected
 
 
+@pytest.mark.slow
 def test_a_training_state_that_is_damaged_is_trained_again(
     workshop: Callable[..., Workshop],
 ) -> None:
-    straight, left = workshop("finetune.steps=[8]"), workshop("finetune.steps=[8]")
-    straight.work()
+    expected, left = workshop("finetune.steps=[8]").undisturbed(), workshop("finetune.steps=[8]")
     last = left.stage("finetune", 8)
     stop_at(left, last, done=4)
     left.work(checkpoint_every_s=0.0)
     [state] = Path(left.store.root).glob("checkpoints/*/train/4/tensors.safetensors")
     damage(state)
     go_on(left)
-    assert left.contents() == straight.contents()
+    assert left.results() == expected
 
 
+@pytest.mark.slow
 def test_an_unlearning_that_is_left_midway_goes_on_to_the_same_bits(
     workshop: Callable[..., Workshop],
 ) -> None:
-    straight, left = workshop(ESD), workshop(ESD)
-    assert straight.work()
+    expected, left = workshop(ESD).undisturbed(), workshop(ESD)
     unlearned = left.stage("unlearn")
     stop_at(left, unlearned, done=2)
     assert not left.work(checkpoint_every_s=0.0)
@@ -286,14 +292,13 @@ def test_an_unlearning_that_is_left_midway_goes_on_to_the_same_bits(
     assert left.store.checkpoints(unlearned.digest) == [3]
     go_on(left)
     assert first_loss_told(left, unlearned) == 5
-    assert left.contents() == straight.contents()
+    assert left.results() == expected
 
 
 def test_what_keeps_no_state_is_left_at_its_next_sign_of_life(
     workshop: Callable[..., Workshop],
 ) -> None:
-    straight, left = workshop(), workshop()
-    straight.work()
+    expected, left = workshop().undisturbed(), workshop()
     drawing = left.stage("sample", 2)
 
     def listen(event: Event) -> None:
@@ -306,7 +311,7 @@ def test_what_keeps_no_state_is_left_at_its_next_sign_of_life(
     assert left.store.get(drawing) is None
     assert not [event for event in left.events if isinstance(event, StageFailed)]
     go_on(left)
-    assert left.contents() == straight.contents()
+    assert left.results() == expected
 
 
 def test_who_was_asked_to_leave_starts_nothing_more(workshop: Callable[..., Workshop]) -> None:
@@ -377,6 +382,7 @@ def file_of(there: Workshop, stage: Stage, name: str) -> Path:
     return Path(there.store.root) / record.objects[name].path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "steps", "name"),
     [
@@ -390,7 +396,7 @@ def test_what_is_damaged_is_made_again(
     workshop: Callable[..., Workshop], kind: str, steps: int | None, name: str, how: str
 ) -> None:
     straight = workshop("finetune.steps=[0, 2, 3]", metrics="brightness, darkness")
-    straight.work()
+    expected = straight.undisturbed()
     there = workshop()
     there.work()
     stage = there.stage(kind, steps)
@@ -410,17 +416,16 @@ def test_what_is_damaged_is_made_again(
     assert there.work()
     assert done
     assert not [event for event in there.events if isinstance(event, StageFailed)]
-    expected = straight.contents()
     if stage.is_model and how == "gone":  # a model is made in passing, where it has no record
         expected.pop(stage.key)
-    assert expected.items() <= there.contents().items()
+    assert expected.items() <= there.results().items()
 
 
 def test_a_damaged_parent_of_what_is_damaged_is_made_again_too(
     workshop: Callable[..., Workshop],
 ) -> None:
     straight = workshop(metrics="brightness, darkness")
-    straight.work()
+    expected = straight.undisturbed()
     there = workshop()
     there.work()
     damage(file_of(there, there.stage("unlearn"), "weights.safetensors"))
@@ -428,6 +433,6 @@ def test_a_damaged_parent_of_what_is_damaged_is_made_again_too(
     damage(file_of(there, there.stage("sample", 2), "images.parquet"))
     there.plan, there.runner = straight.plan, Runner()
     assert there.work()
-    assert there.contents() == straight.contents()
+    assert there.results() == expected
     committed = [event.key for event in there.events if isinstance(event, StageCommitted)]
     assert len(committed) == len(set(committed))

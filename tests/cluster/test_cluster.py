@@ -1,0 +1,139 @@
+"""A cluster of several hosts: what is submitted ends with the right records, whatever happens."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.cluster.campaign import Campaign, compare, tiny, undisturbed
+from tests.cluster.chaos import disturb, is_over, small_disk
+from tests.cluster.events import ON_S3, Scene, disk_is_full
+from tests.cluster.lab import ROOT, Lab, can_have_hosts, lab, wait_until
+from tests.cluster.services import Services, services
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.slow,
+    pytest.mark.skipif(not can_have_hosts(), reason="needs root and iproute2"),
+]
+
+QUICKSTART_TIMEOUT_S = 1200.0
+END_TIMEOUT_S = 600.0
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, Services]]:
+    """Three hosts with Ray, a fourth to submit from, S3 and MLflow."""
+    before = dict(os.environ)
+    root = tmp_path_factory.mktemp("lab")
+    with lab(root, {"OMP_NUM_THREADS": "1"}) as hosts, services(hosts) as shared:
+        os.environ |= {k: v for k, v in hosts.settings.items() if k.startswith("AWS_")}
+        os.environ["AWS_ENDPOINT_URL_S3"] = shared.s3
+        hosts.start()
+        yield hosts, shared
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def test_the_quickstart_runs_on_a_cluster(place: tuple[Lab, Services]) -> None:
+    hosts, _ = place
+    text = (ROOT / "sweeps" / "quickstart.yaml").read_text()
+    campaign = Campaign(hosts, text, "s3://resurge/quickstart")
+    with campaign.follow() as following:
+        said, _ = following.communicate(timeout=QUICKSTART_TIMEOUT_S)
+    assert following.returncode == 0, said
+    assert "0 failed · 0 skipped" in said
+    assert is_over(campaign)
+    code, table = campaign.resurge("results", "quickstart", "--cluster", hosts.dashboard)
+    assert code == 0, table
+    assert "resurgence" in table
+    assert "quickstart" in campaign.resurge("list", "sweeps", "--cluster", hosts.dashboard)[1]
+
+
+def test_whatever_happens_the_records_are_right(
+    place: tuple[Lab, Services], tmp_path: Path
+) -> None:
+    """One sweep, every kind of event in its middle, each once."""
+    hosts, shared = place
+    text = tiny("trouble", amounts=30)
+    truth = undisturbed(text, tmp_path)
+    campaign = Campaign(hosts, text, "s3://resurge/trouble")
+    happened = disturb(Scene(hosts, shared, campaign, Random(0)), ON_S3)
+    assert happened == len(ON_S3), "the sweep ended before all had happened"
+    verdict = compare(campaign, truth)
+    assert (verdict.lost, verdict.wrong, verdict.twice) == (0, 0, 0)
+
+
+def test_a_full_disk_is_waited_for(place: tuple[Lab, Services], tmp_path: Path) -> None:
+    hosts, shared = place
+    text = tiny("full", amounts=6)
+    truth = undisturbed(text, tmp_path)
+    with small_disk(tmp_path / "disk") as disk:
+        campaign = Campaign(hosts, text, str(disk / "store"))
+        scene = Scene(hosts, shared, campaign, Random(0), disk)
+        assert disturb(scene, [disk_is_full]) == 1
+        verdict = compare(campaign, truth)
+    assert (verdict.lost, verdict.wrong, verdict.twice) == (0, 0, 0)
+
+
+def test_two_sweeps_at_once_run_what_they_share_once(
+    place: tuple[Lab, Services], tmp_path: Path
+) -> None:
+    hosts, _ = place
+    store = "s3://resurge/shared"
+    both = [Campaign(hosts, tiny(name, amounts=8), store) for name in ("one", "other")]
+    assert both[0].plan.stages == both[1].plan.stages, "they share everything"
+    for campaign in both:
+        campaign.submit()
+    for campaign in both:
+        wait_until(lambda: is_over(campaign), "the sweeps to end", END_TIMEOUT_S)  # noqa: B023
+    begun = [line for name in ("one", "other") for line in lines(hosts, name, " begins")]
+    assert len(begun) == len(set(begun)) == len(both[0].plan.stages)
+    assert all(lines(hosts, name, " begins") for name in ("one", "other")), "both did some of it"
+
+
+def test_without_the_token_nothing_answers(place: tuple[Lab, Services]) -> None:
+    hosts, _ = place
+    campaign = Campaign(hosts, tiny("refused", amounts=1), "s3://resurge/refused")
+    wrong = hosts.root / "wrong"
+    wrong.write_text("0" * 64)
+    for word in ("submit", "logs", "cancel"):
+        what = str(campaign.path) if word == "submit" else "refused"
+        code, said = campaign.resurge(
+            word, what, "--cluster", hosts.dashboard, RAY_AUTH_TOKEN_PATH=str(wrong)
+        )
+        assert code == 2, said
+        assert "token" in said and "Traceback" not in said
+    user = hosts.hosts["user"]
+    for path in ("/api/jobs/", "/nodes?view=summary", "/logical/actors"):
+        asked = subprocess.run(
+            user.command(
+                "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", hosts.dashboard + path
+            ),
+            env=user.environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert asked.stdout == "401", (path, asked.stdout)
+
+
+def test_without_the_password_mlflow_refuses(place: tuple[Lab, Services]) -> None:
+    _, shared = place
+    path = "/api/2.0/mlflow/experiments/search?max_results=1"
+    assert shared.ask_mlflow(path) == 401
+    assert shared.ask_mlflow(path, "wrong") == 401
+    assert shared.ask_mlflow(path, shared.password) == 200
+
+
+def lines(hosts: Lab, sweep: str, ending: str) -> list[str]:
+    """Lines of a sweep's task logs that end so, without their time."""
+    found = []
+    for path in (hosts.root / "homes").rglob(f"logs/{sweep}/*.log"):
+        text = path.read_text(errors="replace")
+        found += [line[20:] for line in text.splitlines() if line.endswith(ending)]
+    return found
