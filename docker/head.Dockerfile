@@ -31,7 +31,7 @@ RUN apt-get update \
     && useradd --uid "${UID}" --create-home resurge \
     && install -d -o resurge /var/lib/resurge
 COPY --from=build /opt/resurge /opt/resurge
-COPY docker/entrypoint.sh docker/health.py docker/buckets.py docker/mlflow-auth.ini /opt/resurge/share/
+COPY docker/entrypoint.sh docker/health.py docker/prepare.py docker/mlflow-auth.ini /opt/resurge/share/
 ENV PATH=/opt/resurge/bin:$PATH \
     MLFLOW_DISABLE_TELEMETRY=true \
     PYTHONUNBUFFERED=1 \

@@ -143,7 +143,7 @@ def results(
     cluster: ClusterOption = None,
 ) -> None:
     """Print resurgence, recovery, control, interval and p-value of every setting."""
-    from orchestrator.overview import show_results, show_times
+    from orchestrator.overview import show_heads, show_results, show_times
     from orchestrator.settings_table import choose_format, text
 
     axes = tuple(axis.strip() for axis in by.split(",")) if by else ()
@@ -155,6 +155,8 @@ def results(
         show_times(job, out, threshold)
     else:
         show_results(job, out, axes)
+    if form is None:
+        show_heads(job, out)
 
 
 @app.command()

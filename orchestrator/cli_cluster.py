@@ -40,7 +40,7 @@ STATES = {
     "RUNNING": "is running",
     "STOPPED": "was stopped",
     "SUCCEEDED": "has ended",
-    "FAILED": "ended with failures",
+    "FAILED": "failed",
 }
 
 FollowOption = Annotated[
@@ -136,16 +136,13 @@ def show_cluster_status(sweep: str, cluster: str) -> None:
     except ClusterAwayError as error:
         warn(f"{error} What follows is the store's.")
     if job is not None:
-        out.print(_job_line(job))
+        _show_job(job)
     try:
         _show_status(sweep, _at(chosen))
-    except ResurgeError:
+    except ResurgeError as error:
         if job is None:
             raise
-        if not job.is_over and not _is_known(sweep, _at(chosen)):
-            out.print("Nothing is in the store yet.")
-            return
-        raise
+        _say(f"More cannot be seen from here: {error}")
 
 
 def open_anywhere(sweep: str, home: Path | None, cluster: str | None) -> Job:
@@ -156,8 +153,16 @@ def open_anywhere(sweep: str, home: Path | None, cluster: str | None) -> Job:
 
 
 def home_at(home: Path | None, cluster: str | None) -> Home:
-    """The local home, or a cluster's as it is seen from here."""
-    return _at(find_cluster(cluster)) if cluster else Home.find(home)
+    """The local home, or a cluster's as it is seen from here.
+
+    Raises:
+        ResurgeError: there is no such cluster, or its store cannot be seen.
+    """
+    if not cluster:
+        return Home.find(home)
+    place = _at(find_cluster(cluster))
+    _check_visible(place)
+    return place
 
 
 def _at(cluster: Cluster) -> Home:
@@ -183,13 +188,6 @@ def _show_status(sweep: str, place: Home) -> None:
 
     _check_visible(place)
     show_status(open_job(sweep, (), place), out)
-
-
-def _is_known(sweep: str, place: Home) -> bool:
-    """Whether the store has heard of the sweep; a store that is not there has not."""
-    from orchestrator.store import Store
-
-    return Store(place.store_location()).sweep(_name(sweep)) is not None
 
 
 def _show_work(sweep: Sweep, place: Home) -> None:
@@ -251,9 +249,7 @@ def _follow(jobs: Jobs, job_id: str, sweep: str, cluster: Cluster, tail: int | N
         _say(f"Not followed any more; {job_id} goes on.")
         _show_next(sweep, cluster)
         return EXIT_STOPPED
-    out.print(_job_line(job))
-    if job.status == "FAILED" and job.exit_code is None:
-        _say(job.message)
+    _show_job(job)
     return _exit_code(job)
 
 
@@ -283,6 +279,13 @@ def _name(sweep: str) -> str:
     path = Path(sweep)
     is_file = path.suffix in (".yaml", ".yml") or path.is_file()
     return load(path).name if is_file else sweep
+
+
+def _show_job(job: SweepJob) -> None:
+    """How it is; why, if it never came to run our command."""
+    out.print(_job_line(job))
+    if job.status == "FAILED" and job.exit_code is None:
+        _say(job.message)
 
 
 def _job_line(job: SweepJob) -> str:

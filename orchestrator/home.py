@@ -50,8 +50,8 @@ class Home:
         """The folder, for what is not said to be elsewhere."""
         if self.cluster is not None:
             raise ResurgeError(
-                f"where is the {setting} of cluster {self.cluster!r}? This machine cannot see the "
-                f"head's own: set `{setting}:` in the cluster's entry, or {variable}"
+                f"this machine cannot see into the head of cluster {self.cluster!r}: set "
+                f"`{setting}:` in the cluster's entry, or {variable}"
             )
         return self.root
 

@@ -128,15 +128,21 @@ def show_status(job: Job, console: Console) -> None:
         f"[bold]{job.plan.name}[/bold]: trials {trials}/{len(job.plan.trials)} done · "
         f"stages {len(done)}/{len(stages)} · {len(failed)} failed"
     )
+    show_heads(job, console)
+    if failed:
+        _print_failures(((stages[k], failures[k]) for k in failed), console)
+
+
+def show_heads(job: Job, console: Console) -> None:
+    """Who runs the sweep now, and what is under way; nothing if nobody does."""
+    stages = {stage.key: stage for stage in job.plan.stages}
     for head in live_heads(job.store, job.sweep.name):
-        console.print(f"run by {head.process}", markup=False)
+        console.print(f"still run by {head.process}", markup=False)
         for under_way in head.running:
             if (stage := stages.get(under_way["key"])) is not None:
                 total = under_way["total"]
                 progress = f" {under_way['done']}/{total}" if total else ""
                 console.print(f"  {stage_label(stage)}{progress}", markup=False, soft_wrap=True)
-    if failed:
-        _print_failures(((stages[k], failures[k]) for k in failed), console)
 
 
 def show_outcome(job: Job, outcome: Outcome, console: Console) -> None:

@@ -70,7 +70,7 @@ def optimise(erasure: Erasure, settings: TrainSettings, phase: Phase) -> float:
     """
     # The losses since the last multiple of STEPS_PER_REPORT: what is told last does not depend on
     # when the state was saved.
-    step, group = _resume(erasure, phase)
+    step, losses = _resume(erasure, phase)
     mean, sign = math.nan, Every(SIGN_EVERY_S)
     rates = [group["lr"] for group in phase.optimizer.param_groups]
     autocast = mixed_precision(erasure, settings)
@@ -79,19 +79,19 @@ def optimise(erasure: Erasure, settings: TrainSettings, phase: Phase) -> float:
             for group, rate in zip(phase.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * phase.rate(step)
         with autocast():
-            group.append(phase.backward(step))
+            losses.append(phase.backward(step))
         _apply_gradients(phase)
         if phase.after_step is not None:
             phase.after_step(step)
         step += 1
         is_whole = step % STEPS_PER_REPORT == 0 or step == phase.iterations
         if is_whole or sign.is_due() or erasure.checkpoints.is_due():
-            mean = _mean_of(group, phase, step)
+            mean = _mean_of(losses, phase, step)
             if is_whole:
-                group.clear()
+                losses.clear()
             # Saved before it is told: the worker may be left while it tells.
             if erasure.checkpoints.is_due():
-                erasure.checkpoints.save(phase.name, step, _state(phase, mean, group))
+                erasure.checkpoints.save(phase.name, step, _state(phase, mean, losses))
             total = phase.total or phase.iterations
             erasure.progress(phase.before + step, total, {"loss": mean})
             sign.done()
@@ -179,12 +179,12 @@ def _apply_gradients(phase: Phase) -> None:
     phase.optimizer.zero_grad(set_to_none=True)
 
 
-def _state(phase: Phase, mean: float, group: list[Tensor]) -> dict[str, Tensor]:
+def _state(phase: Phase, mean: float, losses: list[Tensor]) -> dict[str, Tensor]:
     tensors = {f"parameter.{name}": value.detach() for name, value in phase.parameters.items()}
     tensors |= {f"carried.{name}": value for name, value in phase.carried.items()}
     tensors |= optimizer_state(phase.optimizer, phase.parameters)
-    losses = torch.stack(group) if group else torch.empty(0)
-    return tensors | {"mean": torch.tensor(mean, dtype=torch.float64), "losses": losses}
+    last = torch.stack(losses) if losses else torch.empty(0)
+    return tensors | {"mean": torch.tensor(mean, dtype=torch.float64), "losses": last}
 
 
 @torch.no_grad()

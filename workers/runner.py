@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import math
 import os
 import signal
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.errors import CorruptObject
+from orchestrator.errors import CorruptObject, StoreUnavailable
 from orchestrator.redact import redact
 from orchestrator.stage import Stage
 from orchestrator.store import Record, Store
@@ -50,6 +51,7 @@ Emit = Callable[[Event], None]
 
 PROGRESS_EVERY_S = 0.5
 LOSS_WINDOW_STEPS = 20
+log = logging.getLogger("resurge.worker")
 
 
 @dataclass(frozen=True)
@@ -310,18 +312,25 @@ class _Run:
         """Forget the checkpoints of trajectories that are complete, unless they are to be kept."""
         if self.failed or self.task.keep_checkpoints:
             return
-        for trajectory in {stage.trajectory for stage in self.task.stages} - {None}:
-            self.store.drop_checkpoints(str(trajectory))
-        for stage in self.task.stages:
-            if stage.kind == "unlearn":
-                self.store.drop_checkpoints(stage.digest)
+        names = {str(stage.trajectory) for stage in self.task.stages if stage.trajectory}
+        names |= {stage.digest for stage in self.task.stages if stage.kind == "unlearn"}
+        try:
+            for name in sorted(names):
+                self.store.drop_checkpoints(name)
+        except StoreUnavailable as error:
+            # The work is done and recorded; what is left over, the store's `gc` removes.
+            self.log(f"training states were left in the store: {error}")
 
     def log(self, text: str) -> None:
-        path = Path(self.order.log_path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as stream:
-            now = datetime.datetime.now(datetime.UTC)
-            stream.write(f"{now:%Y-%m-%d %H:%M:%S} {redact(text)}\n")
+        """Write to the task's log, or where that cannot be done (a full disk) the process's own."""
+        path, text = Path(self.order.log_path), redact(text)
+        now = datetime.datetime.now(datetime.UTC)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as stream:
+                stream.write(f"{now:%Y-%m-%d %H:%M:%S} {text}\n")
+        except OSError as error:
+            log.warning("%s cannot be written (%s): %s", path, error, text)
 
 
 def leave_on_sigterm(runner: Runner) -> None:

@@ -48,7 +48,7 @@ def host_leaves_the_network(scene: Scene) -> str:
     host.disconnect()
     wait_until(lambda: scene.lab.nodes() < before, f"{host.name} to be missed")
     host.connect()
-    _restart(host)
+    host.restart_ray()
     return host.name
 
 
@@ -57,7 +57,7 @@ def node_gets_sigterm(scene: Scene) -> str:
     host = scene.worker()
     host.signal(signal.SIGTERM)
     wait_until(lambda: not host.processes("raylet"), f"{host.name} to leave")
-    _restart(host)
+    host.restart_ray()
     return host.name
 
 
@@ -81,11 +81,10 @@ def mlflow_stops(scene: Scene) -> str:
 def s3_answers_500(scene: Scene) -> str:
     """The bucket's server is broken for a while."""
     proxy = scene.services.proxy
-    before = proxy.refused
-    proxy.failures = 10**9
+    proxy.failures = many = 10**9
     time.sleep(OUTAGE_S)
-    proxy.failures = 0
-    return f"for {OUTAGE_S:g} s, {proxy.refused - before} requests"
+    refused, proxy.failures = many - proxy.failures, 0
+    return f"for {OUTAGE_S:g} s, {refused} requests"
 
 
 def disk_is_full(scene: Scene) -> str:
@@ -119,11 +118,3 @@ ON_A_DISK: tuple[Event, ...] = (*ANYWHERE, disk_is_full)
 def title(event: Event) -> str:
     """'head dies'."""
     return event.__name__.replace("_", " ")
-
-
-def _restart(host: Host) -> None:
-    before = host.lab.nodes()
-    host.stop()
-    wait_until(lambda: host.lab.nodes() <= before, f"{host.name} to be gone")
-    host.start_ray()
-    host.lab.wait_for_nodes()

@@ -7,6 +7,7 @@ all hosts use: an S3 endpoint, MLflow on PostgreSQL. Needs root and iproute2.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -14,6 +15,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,6 +133,17 @@ class Host:
             self.ray.wait()
             self.ray = None
 
+    def restart_ray(self) -> None:
+        """Stop what is left, start again, and wait until the cluster has it as a new node."""
+        self.stop()
+        before = self.lab.alive()
+        self.start_ray()
+
+        def is_new() -> bool:
+            return any(node[0] == self.address for node in self.lab.alive() - before)
+
+        wait_until(is_new, f"{self.name} to join again (log: {self.log})")
+
     def disconnect(self) -> None:
         """Pull the cable."""
         _ip("link", "set", self.cable, "down")
@@ -222,11 +236,11 @@ class Lab:
         wait_until(lambda: self.nodes() == 1 + len(self.workers), "the workers to join")
 
     def nodes(self) -> int:
-        """Live nodes, by Ray's own dashboard; 0 if it does not answer."""
-        import json
-        import urllib.error
-        import urllib.request
+        """How many nodes are alive."""
+        return len(self.alive())
 
+    def alive(self) -> set[tuple[str, str]]:
+        """(address, id) of the live nodes, by Ray's own dashboard; none if it does not answer."""
         request = urllib.request.Request(
             f"{self.dashboard}/nodes?view=summary",
             headers={"Authorization": f"Bearer {self.token.read_text()}"},
@@ -235,8 +249,9 @@ class Lab:
             with urllib.request.urlopen(request, timeout=5) as answer:
                 found = json.load(answer)["data"]["summary"]
         except (OSError, urllib.error.URLError, ValueError, KeyError):
-            return 0
-        return sum(node["raylet"].get("state") == "ALIVE" for node in found)
+            return set()
+        nodes = [(node["ip"], node["raylet"]) for node in found]
+        return {(ip, raylet["nodeId"]) for ip, raylet in nodes if raylet.get("state") == "ALIVE"}
 
     def tear_down(self) -> None:
         """Stop everything and leave nothing."""

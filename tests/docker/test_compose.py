@@ -17,7 +17,7 @@ SCHEMA = json.loads(
     (files("check_jsonschema") / "builtin_schemas/vendor/compose-spec.json").read_text()
 )
 SERVICES = load()["services"]
-ONCE = {"buckets"}
+ONCE = {"prepare"}
 """What runs to its end, so that others wait for its success and not for its health."""
 
 

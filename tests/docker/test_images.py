@@ -78,8 +78,8 @@ def cluster(engine: Engine, made: Path) -> Iterator[dict[str, Host]]:
         main = found["main"]
         with postgresql(main, made), s3(main):
             try:
-                engine.start("buckets", SERVICES["buckets"], main, made)
-                assert engine.wait("buckets") == 0, engine.logs("buckets")
+                engine.start("prepare", SERVICES["prepare"], main, made)
+                assert engine.wait("prepare") == 0, engine.logs("prepare")
                 for name in LASTING:
                     host = found["gpu" if name == "worker" else "main"]
                     engine.start(name, SERVICES[name], host, made)

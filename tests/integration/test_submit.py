@@ -171,6 +171,10 @@ def test_another_machine_sees_what_was_done(place: Place, first: str, tmp_path: 
     logs = other("logs", "far", "--cluster", "lab", "--tail", "2")
     assert "Browse it" in logs
     assert "Task logs:" in logs
+    stranger = Machine(other.folder, {k: v for k, v in other.settings.items() if "PLUG" not in k})
+    listed = stranger("list", "sweeps", "--cluster", "lab")
+    assert ["far", "unknown", "?", "?"] in [line.split()[:4] for line in listed.splitlines()]
+    assert "unknown base 'tiny'" in listed
     assert not (other.folder / ".resurge").exists()
 
 
@@ -222,7 +226,7 @@ def test_a_running_sweep_is_left_and_found_again_and_cancelled(place: Place) -> 
     assert "another sweep of the name 'endless' runs on lab" in other
     status = mine("status", "endless", "--cluster", "lab")
     assert "endless-1 is running." in status
-    assert "run by process" in status
+    assert "still run by process" in status
     listed = mine("list", "sweeps", "--cluster", "lab").splitlines()
     assert ["endless", "running"] in [line.split()[:2] for line in listed]
     cancelled = mine("cancel", "endless", "--cluster", "lab")

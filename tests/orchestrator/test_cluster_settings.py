@@ -164,5 +164,7 @@ def test_a_clusters_places_stand_before_the_environments_and_behind_the_sweeps(
     assert place.store_location(parse(small + "store: /sweeps\n")) == "/sweeps"
     bare = find_cluster("http://head:8265").at(Home(home))
     assert bare.store_location() == "/environment"
-    with pytest.raises(ResurgeError, match=r"where is the mlflow of cluster .*RESURGE_MLFLOW"):
+    with pytest.raises(
+        ResurgeError, match="set `mlflow:` in the cluster's entry, or RESURGE_MLFLOW"
+    ):
         bare.mlflow_uri()

@@ -140,6 +140,7 @@ def test_no_planted_secret_is_written_or_shown(
     assert b"cannot log in as *** and ***" in printed
     for words in (("status", "small"), ("results", "small"), ("list", "sweeps"), ("sync", "small")):
         printed += resurge(tmp_path, *words)
+    assert b"small  failed" in printed
     assert_nothing_is_in(printed, "what was printed")
     assert_nothing_is_below(tmp_path / ".resurge")
 

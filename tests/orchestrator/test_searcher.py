@@ -10,7 +10,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -563,6 +563,7 @@ class Pair(Executor):
         self._runner, self._turn = Runner(), threading.Lock()
         self._both = threading.Barrier(2, timeout=PATIENCE_S)
         self._threads = ThreadPoolExecutor(2)
+        self._given: list[Future[None]] = []
 
     def capacity(self) -> int:
         return 2
@@ -572,7 +573,7 @@ class Pair(Executor):
 
     def submit(self, order: WorkOrder, worker: str) -> None:
         self.idle.remove(worker)
-        self._threads.submit(self._work, order, worker)
+        self._given.append(self._threads.submit(self._work, order, worker))
 
     def _work(self, order: WorkOrder, worker: str) -> None:
         if any(stage.kind == "finetune" for stage in order.task.stages):
@@ -582,6 +583,9 @@ class Pair(Executor):
         self.events.put(TaskEnded(order.task.id, worker, self._runner.holds))
 
     def wait(self, timeout_s: float) -> Sequence[Event]:
+        for given in [given for given in self._given if given.done()]:
+            given.result()
+            self._given.remove(given)
         try:
             event = self.events.get(timeout=timeout_s)
         except queue.Empty:
@@ -597,8 +601,9 @@ class Pair(Executor):
 def test_a_study_that_takes_long_to_ask_blocks_no_free_worker(
     hunt: Hunt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every other point is known only once a trial that was asked for before has been trained: it
-    must be given out and its end be heard of while the study is still being asked.
+    """From the third on a point is known only once one more of the trials before it was trained,
+    and none is trained before both workers have one: both must be given work, and their news must
+    be heard, while the study is still being asked.
     """
     trained = threading.Semaphore(0)
     ask, asked = Study.ask, list[int]()
@@ -614,6 +619,8 @@ def test_a_study_that_takes_long_to_ask_blocks_no_free_worker(
         if isinstance(event, StageCommitted) and event.record.kind == "finetune":
             trained.release()
 
+    # What all trials share is there already, so that they hang on nothing but their settings.
+    assert hunt.sweep(parse(HUNT[: HUNT.index("search:")], None, ["finetune.steps=2"])).ok
     monkeypatch.setattr(Study, "ask", slow_ask)
     sweep = sweep_of(
         "search.space.finetune.steps=[1]",

@@ -7,6 +7,7 @@ RESURGE_TEST_CALLS names, so calls in worker processes are seen as well.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -204,7 +205,7 @@ class Movement(Metric):
 
 
 class TripSettings(Settings):
-    over: Literal["memory", "disk", "bug"] = Field("bug", description="what to fall over")
+    over: Literal["memory", "disk", "bug", "silence"] = Field("bug", description="what over")
 
 
 class Trip(Unlearner):
@@ -223,4 +224,6 @@ class Trip(Unlearner):
         if self.settings.over == "disk":
             with open("/dev/full", "w") as full:
                 full.write("x" * 100_000)
+        if self.settings.over == "silence":
+            threading.Event().wait()
         raise RuntimeError("cannot reach postgresql://me:hunter22@db/studies")

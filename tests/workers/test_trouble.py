@@ -136,6 +136,18 @@ def test_no_password_reaches_the_log_or_the_head(workshop: Callable[..., Worksho
     assert "db/studies" in there.failed().message
 
 
+def test_a_log_that_cannot_be_written_costs_no_work(
+    workshop: Callable[..., Workshop], caplog: pytest.LogCaptureFixture
+) -> None:
+    there = workshop("unlearn=[{trip: {over: bug}}]")
+    there.log = Path("/dev/null/worker.log")
+    assert there.work()
+    assert there.store.get(there.stage("sample", 0)) is not None
+    assert there.failed().cause == "bug"
+    assert "Traceback" in caplog.text
+    assert "hunter22" not in caplog.text
+
+
 def test_after_a_failure_nothing_holds_the_model(workshop: Callable[..., Workshop]) -> None:
     there = workshop("unlearn=[{trip: {over: memory}}]")
     models: list[weakref.ref[object]] = []
