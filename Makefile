@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# A file's tests stay together: they share servers.
+PARALLEL ?= -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-slow test-docker cluster-secrets check format bench coverage bench-search evidence methods tuning worst-case clean
+.PHONY: help install demo test test-fast test-slow test-docker cluster-secrets check format bench chaos coverage bench-search evidence methods tuning worst-case clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -22,10 +24,10 @@ demo: install ## Measure concept resurgence on the bundled model: about ten minu
 	$(BIN)/resurge run sweeps/quickstart.yaml
 
 test: install ## Run all tests but those of full-sized models and of the images
-	$(BIN)/python -m pytest -m "not full_size and not docker_lines"
+	$(BIN)/python -m pytest -m "not full_size and not docker_lines" $(PARALLEL)
 
 test-fast: install ## Run the tests that take no more than a few seconds each
-	$(BIN)/python -m pytest -m "not slow and not integration"
+	$(BIN)/python -m pytest -m "not slow and not integration" $(PARALLEL)
 
 # open_clip_torch is wanted for CLIP's vocabulary only; torchvision, which it asks for, cannot be
 # installed beside the pinned torch.
@@ -58,6 +60,9 @@ bench-search: install ## Samplers on a recorded surface, ten repeats each: a min
 worst-case: install ## Search for the worst case of three methods and write docs/worst-case.md: half an hour
 	$(BIN)/resurge search sweeps/worst_case.yaml
 	$(BIN)/python -m benchmarks.worst_case docs
+
+chaos: install ## Disturb a cluster of network namespaces thirty times and compare: root, half an hour
+	$(BIN)/python -m tests.cluster.chaos
 
 coverage: install ## How often the intervals hold the truth, on simulated sweeps: two minutes
 	$(BIN)/python -m benchmarks.coverage

@@ -26,6 +26,10 @@ LONG_AGO_S = 3600.0
 """No two machines' clocks differ by this much: a beat as old as that needs no watching."""
 
 
+_START_FIELD = 22 - 4
+"""Of /proc/PID/stat, behind the state, which is the third (proc(5))."""
+
+
 @dataclass(frozen=True)
 class Process:
     """Who holds something. `id` is unique; `born` tells a process from a later one of its pid."""
@@ -107,11 +111,20 @@ def _machine() -> str:
 
 
 def _born(pid: int) -> float | None:
-    """When the process was started; None if there is none."""
+    """When the process was started, since the machine was; None if there is none.
+
+    Where there is /proc: a time of day would move whenever the clock is set.
+    """
+    if Path("/proc/self/stat").exists():
+        try:
+            text = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        state, *rest = text.rpartition(")")[2].split()
+        return None if state in ("Z", "X") else float(rest[_START_FIELD])
     import psutil
 
     try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+        return float(round(psutil.Process(pid).create_time()))
     except psutil.NoSuchProcess:
         return None
