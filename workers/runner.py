@@ -33,6 +33,7 @@ from workers.bases.base import Base
 from workers.causes import cause_of, message_of
 from workers.checkpoints import save_tensors
 from workers.edits import save_edits
+from workers.kept import let_go
 from workers.materials.base import MATERIAL_FILE
 from workers.memory import give_back
 from workers.metrics.base import Picture, Probe, Score
@@ -304,6 +305,8 @@ class _Run:
         self.failed |= {stage.digest, stage.trajectory or stage.digest}
         self.log("".join(traceback.format_exception(error)))
         cause, message = cause_of(error), redact(message_of(error))
+        if cause == "oom":
+            let_go()
         curve = tuple(getattr(error, "curve", self.curve)) if cause == "nan" else ()
         log_path = self.order.log_path
         self.emit(StageFailed(self.task.id, stage.key, message, log_path, cause, curve))

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 BIN = Path(sys.executable).parent
-START_TIMEOUT_S, STOP_TIMEOUT_S, POLL_S = 90.0, 15.0, 0.2
+START_TIMEOUT_S, STOP_TIMEOUT_S, POLL_S = 300.0, 15.0, 0.2
 
 
 @dataclass(frozen=True)

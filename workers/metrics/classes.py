@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.plugin import nearest
+from workers.kept import kept
 from workers.metrics.sources import Source, load_model
 from workers.progress import tell
 
@@ -45,7 +45,7 @@ class ImageClassifier:
         return torch.cat(found)
 
 
-@lru_cache(maxsize=2)
+@kept(2)
 def load_classifier(source: Source) -> ImageClassifier:
     """The model, its processor and its classes."""
     from transformers import AutoModelForImageClassification

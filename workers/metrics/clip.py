@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from workers.kept import kept
 from workers.metrics.sources import Source, load_model, load_part
 from workers.progress import tell
 
@@ -65,7 +65,7 @@ class Clip:
         return self.model.text_projection(pooled)
 
 
-@lru_cache(maxsize=2)
+@kept(2)
 def load_clip(source: Source) -> Clip:
     """The model, its processor and its tokenizer."""
     from transformers import AutoTokenizer, CLIPModel

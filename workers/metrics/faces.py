@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ResurgeError
+from workers.kept import kept
 from workers.metrics.sources import Source, load_model
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def _detector_boxes(image: np.ndarray, source: Source, threshold: float) -> Sequ
     return [tuple(box) for label, box in labelled if label in detector.faces]
 
 
-@lru_cache(maxsize=1)
+@kept(1)
 def _load_detector(source: Source) -> Detector:
     from transformers import AutoModelForObjectDetection
 
