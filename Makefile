@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PARALLEL ?= -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-slow test-docker cluster-secrets check format bench chaos coverage bench-search evidence methods tuning worst-case clean
+.PHONY: help install demo test test-fast test-slow test-docker cluster-secrets check format test-cluster bench chaos coverage bench-search evidence methods tuning worst-case clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,10 +24,10 @@ demo: install ## Measure concept resurgence on the bundled model: about ten minu
 	$(BIN)/resurge run sweeps/quickstart.yaml
 
 test: install ## Run all tests but those of full-sized models and of the images
-	$(BIN)/python -m pytest -m "not full_size and not docker_lines" $(PARALLEL)
+	$(BIN)/python -m pytest -m "not full_size and not docker_lines and not cluster" $(PARALLEL)
 
 test-fast: install ## Run the tests that take no more than a few seconds each
-	$(BIN)/python -m pytest -m "not slow and not integration" $(PARALLEL)
+	$(BIN)/python -m pytest -m "not slow and not integration and not cluster and not docker_lines and not full_size" $(PARALLEL)
 
 # open_clip_torch is wanted for CLIP's vocabulary only; torchvision, which it asks for, cannot be
 # installed beside the pinned torch.
@@ -60,6 +60,9 @@ bench-search: install ## Samplers on a recorded surface, ten repeats each: a min
 worst-case: install ## Search for the worst case of three methods and write docs/worst-case.md: half an hour
 	$(BIN)/resurge search sweeps/worst_case.yaml
 	$(BIN)/python -m benchmarks.worst_case docs
+
+test-cluster: install ## Run the quickstart and every kind of event on a cluster of network namespaces: root
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 chaos: install ## Disturb a cluster of network namespaces thirty times and compare: root, half an hour
 	$(BIN)/python -m tests.cluster.chaos

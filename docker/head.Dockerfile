@@ -29,7 +29,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends tini wget \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid "${UID}" --create-home resurge \
-    && install -d -o resurge /var/lib/resurge
+    && install -d -o resurge /home/resurge/.resurge
 COPY --from=build /opt/resurge /opt/resurge
 COPY docker/entrypoint.sh docker/health.py docker/prepare.py docker/mlflow-auth.ini /opt/resurge/share/
 ENV PATH=/opt/resurge/bin:$PATH \
@@ -37,9 +37,9 @@ ENV PATH=/opt/resurge/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     RAY_AUTH_MODE=token \
     RAY_USAGE_STATS_ENABLED=0 \
-    RESURGE_HOME=/var/lib/resurge
+    RESURGE_HOME=/home/resurge/.resurge
 USER ${UID}
-WORKDIR /var/lib/resurge
+WORKDIR /home/resurge
 EXPOSE 6379 8265
 ENTRYPOINT ["tini", "--", "/opt/resurge/share/entrypoint.sh"]
 # 0.0.0.0 is the container's: what reaches it is the compose file's, or the Service's, to say.

@@ -33,7 +33,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends tini wget \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid "${UID}" --create-home resurge \
-    && install -d -o resurge /var/lib/resurge /home/resurge/.cache
+    && install -d -o resurge /home/resurge/.resurge /home/resurge/.cache
 COPY --from=build /opt/resurge /opt/resurge
 COPY docker/entrypoint.sh docker/health.py /opt/resurge/share/
 # On SIGTERM Ray drains the node for that long, which is a worker's time to write its checkpoint;
@@ -45,9 +45,9 @@ ENV PATH=/opt/resurge/bin:$PATH \
     RAY_AUTH_MODE=token \
     RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=60 \
     RAY_USAGE_STATS_ENABLED=0 \
-    RESURGE_HOME=/var/lib/resurge
+    RESURGE_HOME=/home/resurge/.resurge
 USER ${UID}
-WORKDIR /var/lib/resurge
+WORKDIR /home/resurge
 ENTRYPOINT ["tini", "--", "/opt/resurge/share/entrypoint.sh"]
 # Ray itself labels a node with ray.io/accelerator-type (H100, A100, …); more labels are
 # --labels=name=value. Another head is another --address.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from orchestrator.executors.base import Executor, FreeWorker, Need
 from orchestrator.failures import Again, Final, Policy
-from orchestrator.leases import Leases
+from orchestrator.leases import Leases, units
 from orchestrator.shares import Wish, shares
 from orchestrator.stage import Stage
 from orchestrator.store import Store
@@ -154,7 +154,7 @@ class Scheduler:
     def _adapt(self) -> None:
         """Tell the executor how many workers of which kind are of use, and the others too."""
         wanted: dict[Need, int] = {}
-        for task in (*filter(self._is_ready, self.waiting), *self.running.values()):
+        for task in (*self._ready(), *self.running.values()):
             need = self._need(task)
             wanted[need] = wanted.get(need, 0) + 1
         if self.leases is not None:
@@ -186,8 +186,7 @@ class Scheduler:
 
     def _ready_for(self, worker: FreeWorker) -> Iterator[Task]:
         """Ready tasks, the longest path first; those whose model the worker holds before all."""
-        ready = [task for task in self.waiting if self._is_ready(task)]
-        fitting = [task for task in ready if worker.has.fits(self._need(task))]
+        fitting = [task for task in self._ready() if worker.has.fits(self._need(task))]
         return iter(
             sorted(
                 fitting,
@@ -202,9 +201,15 @@ class Scheduler:
     def _need(self, task: Task) -> Need:
         return Need(task.pool, self._policy.history(task.id).has_whole_gpu)
 
+    def _ready(self) -> list[Task]:
+        """The waiting tasks that could start now. A trajectory that goes on, or a model that is
+        evaluated further, waits for the task that has it.
+        """
+        busy = {unit for task in self.running.values() for unit in units(task)}
+        return [t for t in self.waiting if self._is_ready(t) and busy.isdisjoint(units(t))]
+
     def _is_ready(self, task: Task) -> bool:
-        """A trajectory that goes on waits for its earlier part, which has the same id."""
-        if task.id in self.running or task.id in self._elsewhere:
+        if task.id in self._elsewhere:
             return False
         if self._clock_s() < self._not_before_s.get(task.id, -math.inf):
             return False

@@ -65,7 +65,7 @@ def make_tasks(
     costs = _path_costs(live, pending)
     tasks = [
         Task(
-            id=group.id,
+            id=_task_id(group, pending[group.id]),
             stages=tuple(pending[group.id]),
             after=after[group.id],
             save=frozenset(needed | kept),
@@ -77,6 +77,13 @@ def make_tasks(
         for group in live
     ]
     return tuple(sorted(tasks, key=lambda task: (-task.path_cost, not _is_data(task.stages))))
+
+
+def _task_id(group: _Group, stages: Sequence[Stage]) -> str:
+    """Named after what is left to do: two trainings that begin from the same unlearned model are
+    two tasks, also where each is the only one in its plan.
+    """
+    return group.id if group.pool == "score" else _name(stages[0])
 
 
 def _after(stages: Sequence[Stage]) -> Stage | None:
@@ -123,12 +130,18 @@ def _group(stages: Iterable[Stage]) -> list[_Group]:
     groups: dict[str, _Group] = {}
     for stage in stages:
         head = _head(stage)
-        name = head.trajectory or head.digest
         parent = head.parent if head.parent and head.parent.kind != "base" else None
-        groups.setdefault(name, _Group(name[:16], parent)).stages.append(stage)
+        name = _name(stage)
+        groups.setdefault(name, _Group(name, parent)).stages.append(stage)
     for group in groups.values():
         group.stages.sort(key=lambda s: (s.model.steps, _ORDER[s.kind]))
     return list(groups.values())
+
+
+def _name(stage: Stage) -> str:
+    """16 digits of the trajectory, the model or the materials that a stage belongs to."""
+    head = _head(stage)
+    return (head.trajectory or head.digest)[:16]
 
 
 def _head(stage: Stage) -> Stage:

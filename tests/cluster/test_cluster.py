@@ -18,8 +18,7 @@ from tests.cluster.lab import ROOT, Lab, can_have_hosts, lab, wait_until
 from tests.cluster.services import Services, services
 
 pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.slow,
+    pytest.mark.cluster,
     pytest.mark.skipif(not can_have_hosts(), reason="needs root and iproute2"),
 ]
 
@@ -32,7 +31,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, Servi
     """Three hosts with Ray, a fourth to submit from, S3 and MLflow."""
     before = dict(os.environ)
     root = tmp_path_factory.mktemp("lab")
-    with lab(root, {"OMP_NUM_THREADS": "1"}) as hosts, services(hosts) as shared:
+    # The disk is there before the hosts are: a namespace does not see what is mounted later.
+    with (
+        small_disk(root / "disk"),
+        lab(root, {"OMP_NUM_THREADS": "1"}) as hosts,
+        services(hosts) as shared,
+    ):
         os.environ |= {k: v for k, v in hosts.settings.items() if k.startswith("AWS_")}
         os.environ["AWS_ENDPOINT_URL_S3"] = shared.s3
         hosts.start()
@@ -74,11 +78,11 @@ def test_a_full_disk_is_waited_for(place: tuple[Lab, Services], tmp_path: Path) 
     hosts, shared = place
     text = tiny("full", amounts=6)
     truth = undisturbed(text, tmp_path)
-    with small_disk(tmp_path / "disk") as disk:
-        campaign = Campaign(hosts, text, str(disk / "store"))
-        scene = Scene(hosts, shared, campaign, Random(0), disk)
-        assert disturb(scene, [disk_is_full]) == 1
-        verdict = compare(campaign, truth)
+    disk = hosts.root / "disk"
+    campaign = Campaign(hosts, text, str(disk / "store"))
+    scene = Scene(hosts, shared, campaign, Random(0), disk)
+    assert disturb(scene, [disk_is_full]) == 1
+    verdict = compare(campaign, truth)
     assert (verdict.lost, verdict.wrong, verdict.twice) == (0, 0, 0)
 
 

@@ -162,6 +162,8 @@ class Engine:
             "--no-healthcheck",
             *translate(service, folder),
         ]
+        # Nobody answers there, which is said at once; gRPC asks even for names in /etc/hosts.
+        options += ["--dns=127.0.0.1"]
         for other, address in where.hosts.items():
             options += ["--add-host", f"{other}:{address}"]
         self.podman("run", *options, service["image"], *service.get("command", ()))
@@ -176,8 +178,13 @@ class Engine:
         return self.attempt("exec", name, *check[1:]).returncode == 0
 
     def close(self) -> None:
-        """End every container, remove every file."""
+        """End every container, also of a build that was interrupted; remove every file."""
         self.attempt("rm", "--all", "--force", "--volumes", "--time", "5")
+        self._run("buildah", "rm", "--all", check=False)
+        # Innermost first: the storage of overlays stays mounted when its last user has gone.
+        for mount in reversed(Path("/proc/mounts").read_text().splitlines()):
+            if mount.split()[1].startswith(f"{self.folder}/"):
+                run("umount", mount.split()[1], check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

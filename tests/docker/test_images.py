@@ -12,6 +12,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ pytestmark = [pytest.mark.docker_lines, pytest.mark.integration]
 
 SERVICES = load()["services"]
 ON = {"main": ["head", "mlflow", "optuna-dashboard", "postgres", "s3"], "gpu": ["worker"]}
+RESURGE = Path(sys.executable).parent / "resurge"
 NETWORK = "10.231.74"
 """A network of the namespaces alone."""
 
@@ -104,7 +106,7 @@ def answers(host: Host, url: str) -> None:
 
 def get(host: Host, url: str, **headers: str) -> int:
     """The HTTP status that a host gets from a URL."""
-    options = [f"--header={name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    options = [word for name, value in headers.items() for word in ("--header", f"{name}: {value}")]
     done = host.run(
         "curl",
         "--silent",
@@ -187,7 +189,7 @@ def test_ray_without_the_token_is_refused(
     outside = cluster["gpu"]
     url = "http://" + outside.hosts["head"] + ":8265"
     assert get(outside, f"{url}/api/jobs/") == 401
-    assert get(outside, f"{url}/api/version", Authorization="Bearer wrong") == 401
+    assert get(outside, f"{url}/api/version", Authorization="Bearer wrong") == 403
     assert get(outside, f"{url}/api/version", Authorization=f"Bearer {secret('ray_token')}") == 200
     without = ["exec", "--env=RAY_AUTH_MODE=disabled", "worker"]
     refused = engine.attempt(*without, "ray", "status", "--address=head:6379")
@@ -216,28 +218,37 @@ def test_mlflow_without_the_password_is_refused(
     assert get(outside, url, Host="evil.example", Authorization=right) == 403
 
 
-def test_a_sweep_runs_from_the_head_on_the_worker(
-    cluster: dict[str, Host], engine: Engine, secret: Callable[[str], str]
+def test_a_sweep_that_is_submitted_runs_and_its_results_are_read_elsewhere(
+    cluster: dict[str, Host],
+    engine: Engine,
+    secret: Callable[[str], str],
+    made: Path,
+    tmp_path: Path,
 ) -> None:
-    write = f"cat > /tmp/smoke.yaml <<'YAML'\n{SWEEP}\nYAML\n"
-    # What `ray job submit` does for a job: the driver finds the cluster by its address.
-    said = engine.podman(
-        "exec",
-        "--env=RAY_ADDRESS=auto",
-        "head",
-        "/opt/resurge/share/entrypoint.sh",
-        "sh",
-        "-ec",
-        f"{write} resurge run /tmp/smoke.yaml",
-    )
-    assert "star" in said
-    outside = cluster["gpu"]
+    user = cluster["gpu"]
+    (tmp_path / "smoke.yaml").write_text(SWEEP)
+    settings = {
+        "AWS_ENDPOINT_URL_S3": f"http://{user.hosts['s3']}:8333",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": secret("s3_access_key"),
+        "AWS_SECRET_ACCESS_KEY": secret("s3_secret_key"),
+        "RAY_AUTH_TOKEN_PATH": str(made / "secrets" / "ray_token"),
+        "RESURGE_CLUSTER": f"http://{user.hosts['head']}:8265",
+        "RESURGE_STORE": "s3://resurge/store",
+        "RESURGE_HOME": str(tmp_path / "home"),
+    }
+    resurge = ["env", *(f"{name}={value}" for name, value in settings.items()), RESURGE]
+    said = user.run(*resurge, "submit", "--follow", tmp_path / "smoke.yaml").stdout
+    assert "stages ran · 0 failed" in said
+    results = user.run(*resurge, "results", tmp_path / "smoke.yaml", "--csv").stdout
+    assert "uce" in results
+
     url = (
-        f"http://{outside.hosts['mlflow']}:5000/api/2.0/mlflow/experiments/get-by-name"
+        f"http://{user.hosts['mlflow']}:5000/api/2.0/mlflow/experiments/get-by-name"
         "?experiment_name=smoke"
     )
     right = basic("resurge", secret("mlflow_password"))
-    assert get(outside, url, Host="mlflow:5000", Authorization=right) == 200
+    assert get(user, url, Host="mlflow:5000", Authorization=right) == 200
     for name in ("head", "worker", "mlflow"):
         logs = engine.logs(name)
         for path in ("ray_token", "mlflow_password", "postgres_password", "s3_secret_key"):

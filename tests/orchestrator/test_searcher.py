@@ -598,18 +598,24 @@ class Pair(Executor):
         self._threads.shutdown(wait=True)
 
 
+TWO_STUDIES = ("unlearn=[dim, nudge]", "search.for_each=unlearn.method")
+
+
+@pytest.mark.parametrize(
+    ("rates", "shared"), [("[1e-2, 3e-2]", TWO_STUDIES), ("[1e-3, 3e-3, 1e-2, 3e-2]", ())]
+)
 def test_a_study_that_takes_long_to_ask_blocks_no_free_worker(
-    hunt: Hunt, monkeypatch: pytest.MonkeyPatch
+    hunt: Hunt, monkeypatch: pytest.MonkeyPatch, rates: str, shared: tuple[str, ...]
 ) -> None:
     """From the third on a point is known only once one more of the trials before it was trained,
     and none is trained before both workers have one: both must be given work, and their news must
     be heard, while the study is still being asked.
     """
     trained = threading.Semaphore(0)
-    ask, asked = Study.ask, list[int]()
+    ask, asked = Study.ask, list[Study]()
 
     def slow_ask(study: Study) -> Tried | None:
-        asked.append(len(asked))
+        asked.append(study)
         if len(asked) > 2:
             assert trained.acquire(timeout=PATIENCE_S), "no worker trained while the study was busy"
         return ask(study)
@@ -620,11 +626,10 @@ def test_a_study_that_takes_long_to_ask_blocks_no_free_worker(
             trained.release()
 
     # What all trials share is there already, so that they hang on nothing but their settings.
-    assert hunt.sweep(parse(HUNT[: HUNT.index("search:")], None, ["finetune.steps=2"])).ok
+    text = HUNT[: HUNT.index("search:")]
+    assert hunt.sweep(parse(text, None, ["finetune.steps=2", *shared[:1]])).ok
     monkeypatch.setattr(Study, "ask", slow_ask)
-    sweep = sweep_of(
-        "search.space.finetune.steps=[1]",
-        "search.space.finetune.learning_rate=[1e-3, 3e-3, 1e-2, 3e-2]",
-    )
+    one_step = ("search.space.finetune.steps=[1]", f"search.space.finetune.learning_rate={rates}")
+    sweep = sweep_of(*shared, *one_step)
     hunt.run(sweep, heard=Heard(stop=notice), workers=Pair)
     assert [t.state for t in hunt.tried(sweep)] == ["done"] * 4
