@@ -15,6 +15,7 @@ from pathlib import Path
 from orchestrator.executors.base import Executor, FreeWorker, Need
 from orchestrator.failures import Again, Final, Policy
 from orchestrator.leases import Leases, units
+from orchestrator.redact import redact
 from orchestrator.shares import Wish, shares
 from orchestrator.stage import Stage
 from orchestrator.store import Store
@@ -318,7 +319,8 @@ class Scheduler:
         if not left:
             return
         log_path = str(self.log_folder / f"{task.id}.log")
-        failed = StageFailed(task.id, left[0].key, verdict.message, log_path, verdict.cause)
+        message = redact(verdict.message)
+        failed = StageFailed(task.id, left[0].key, message, log_path, verdict.cause)
         self._fail(task, failed)
         self.outcome.skipped.update(stage.key for stage in left[1:])
         self.listener(failed)
