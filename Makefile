@@ -64,7 +64,7 @@ worst-case: install ## Search for the worst case of three methods and write docs
 test-cluster: install ## Run the quickstart and every kind of event on a cluster of network namespaces: root
 	$(BIN)/python -m pytest -m cluster tests/cluster
 
-chaos: install ## Disturb a cluster of network namespaces thirty times and compare: root, half an hour
+chaos: install ## Disturb a cluster of network namespaces thirty times and compare: root
 	$(BIN)/python -m tests.cluster.chaos
 
 coverage: install ## How often the intervals hold the truth, on simulated sweeps: two minutes

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from orchestrator.cli_common import HomeOption, out
 from orchestrator.home import Home
 
 if TYPE_CHECKING:
@@ -24,12 +24,6 @@ store_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-
-HomeOption = Annotated[
-    Path | None,
-    typer.Option("--home", metavar="FOLDER", help="Local state (RESURGE_HOME; default .resurge)."),
-]
 StoreOption = Annotated[
     str | None,
     typer.Option(

@@ -41,14 +41,9 @@ ADVICE: dict[Cause, str] = {
 
 @dataclass(frozen=True)
 class Again:
-    """Try the task's rest again, so.
-
-    `split` and `needs_whole_gpu` are those of a work order; `pause_s` is how long to wait first.
-    """
+    """Try the task's rest again, after a pause; how is in the task's history."""
 
     why: str
-    split: int = 1
-    needs_whole_gpu: bool = False
     pause_s: float = 0.0
 
 
@@ -62,7 +57,7 @@ class Final:
 
 @dataclass
 class History:
-    """What a task went through."""
+    """What a task went through, and so how it is run: batches in `split` parts, on a whole GPU."""
 
     lost: Counter[str] = field(default_factory=Counter)
     split: int = 1
@@ -109,21 +104,17 @@ class Policy:
         else:
             cause, limit = "lost", MAX_LOSSES
             what = f"{event.reason}; the task lost {MAX_LOSSES} workers and is not tried again"
-        return Final(cause, what) if count >= limit else self._same(event.task_id, event.reason)
-
-    def _same(self, task_id: str, why: str, pause_s: float = 0.0) -> Again:
-        history = self.history(task_id)
-        return Again(why, history.split, history.has_whole_gpu, pause_s)
+        return Final(cause, what) if count >= limit else Again(event.reason)
 
     def _more_memory(self, task_id: str, message: str) -> Again | Final:
         history = self.history(task_id)
         if self._shares_gpu and not history.has_whole_gpu:
             history.has_whole_gpu = True
-            return self._same(task_id, f"{message}; again with a whole GPU")
+            return Again(f"{message}; again with a whole GPU")
         for split in SPLITS:
             if split > history.split:
                 history.split = split
-                return self._same(task_id, f"{message}; again with batches in {split} parts")
+                return Again(f"{message}; again with batches in {split} parts")
         tried = [*(["a whole GPU"] if history.has_whole_gpu else []), f"{SPLITS[-1]} parts a batch"]
         return Final("oom", f"{message}; not even with {' and '.join(tried)}")
 
@@ -132,4 +123,4 @@ class Policy:
         history.storage += 1
         if history.storage >= MAX_STORAGE:
             return Final("storage", message)
-        return self._same(task_id, f"{message}; again after a pause", STORAGE_PAUSE_S)
+        return Again(f"{message}; again after a pause", STORAGE_PAUSE_S)

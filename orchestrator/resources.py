@@ -45,6 +45,11 @@ class ExecutorSettings(Settings):
         None, description="workers without a GPU that judge pictures; none: the others do"
     )
 
+    @property
+    def has_score_workers(self) -> bool:
+        """Whether pictures are judged on workers of their own."""
+        return self.score_workers is not None
+
 
 class Resources(ExecutorSettings):
     """The `resources` block of a sweep."""

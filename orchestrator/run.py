@@ -109,8 +109,7 @@ def run_job(job: Job, console: Console) -> Outcome:
     values = {"sweep": job.sweep.canonical(), "source": job.sweep.source}
     job.store.put_sweep(job.sweep.name, values)
     done = job.done()
-    has_score_workers = job.sweep.resources.score_workers is not None
-    tasks = make_tasks(job.plan, done, job.sweep.keep, has_score_workers)
+    tasks = make_tasks(job.plan, done, job.sweep.keep, job.sweep.resources.has_score_workers)
     outcome = Outcome()
     if tasks:
         with (

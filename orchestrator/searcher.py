@@ -222,7 +222,7 @@ class Searcher:
                 self._checked.add(stage.key)
         if not self._lost(plan):
             known = scheduler.done | scheduler.under_way
-            has_score_workers = self.points.sweep.resources.score_workers is not None
+            has_score_workers = self.points.sweep.resources.has_score_workers
             scheduler.add(make_tasks(plan, known, self.keep, has_score_workers))
 
     def _lost(self, plan: Plan) -> set[str]:

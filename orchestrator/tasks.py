@@ -51,8 +51,8 @@ def make_tasks(
 
     What another task is doing may count as done: what reads it waits for its record.
     """
-    apart = [s for s in plan.stages if has_score_workers and _is_of_pictures(s)]
-    groups = _merge_only_children(_group(s for s in plan.stages if s not in set(apart)))
+    apart = {s: None for s in plan.stages if has_score_workers and _is_of_pictures(s)}
+    groups = _merge_only_children(_group(s for s in plan.stages if s not in apart))
     groups += _score_groups(apart)
     pending = {
         group.id: [stage for stage in group.stages if stage.key not in done] for group in groups

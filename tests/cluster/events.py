@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -91,12 +92,9 @@ def disk_is_full(scene: Scene) -> str:
     """Something else fills the store's disk, and is cleared away after a while."""
     assert scene.disk is not None
     filler = scene.disk / "filler"
-    with filler.open("wb", buffering=0) as stream:
-        try:
-            while True:
-                stream.write(b"0" * 65536)
-        except OSError:
-            pass
+    with filler.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+        while True:  # until there is no room
+            stream.write(b"0" * 65536)
     time.sleep(OUTAGE_S)
     filler.unlink()
     return f"for {OUTAGE_S:g} s"

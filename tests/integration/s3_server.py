@@ -9,6 +9,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -21,23 +22,32 @@ VARIABLES = {
 }
 
 
+@contextmanager
+def moto(host: str = "127.0.0.1") -> Iterator[str]:
+    """Inside, moto's S3 runs; http://host:port of it."""
+    command = [sys.executable, "-m", "moto.server", "-H", host, "-p", "0"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    try:
+        assert server.stderr is not None
+        for line in server.stderr:
+            if found := re.search(r"Running on (http://\S+)", line):
+                break
+        else:
+            raise RuntimeError("moto's server did not start")
+        # It writes a line a request, which somebody has to take.
+        threading.Thread(target=lambda lines: [*lines], args=(server.stderr,), daemon=True).start()
+        yield found[1]
+    finally:
+        server.kill()
+        server.wait()
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """http://127.0.0.1:port of moto's S3."""
     pytest.importorskip("moto")
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    assert server.stderr is not None
-    for line in server.stderr:
-        if found := re.search(r"Running on (http://\S+)", line):
-            break
-    else:
-        raise RuntimeError("moto's server did not start")
-    # It writes a line a request, which somebody has to take.
-    threading.Thread(target=lambda lines: [*lines], args=(server.stderr,), daemon=True).start()
-    yield found[1]
-    server.kill()
-    server.wait()
+    with moto() as endpoint:
+        yield endpoint
 
 
 @pytest.fixture
