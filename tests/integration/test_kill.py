@@ -82,7 +82,7 @@ def worker_pids(driver: subprocess.Popen[str]) -> list[int]:
     return [
         int(folder.name)
         for folder in Path("/proc").glob("[0-9]*")
-        if (folder / "cmdline").read_text().startswith("ray::_Work")
+        if (folder / "cmdline").read_text().startswith("ray::RayWorker")
         and driver.pid in ancestors(int(folder.name))
     ]
 
