@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -45,14 +46,14 @@ ClusterOption = Annotated[
 ]
 
 
-def become(command: list[str]) -> None:
-    """Go on as a server that is installed beside this Python."""
+def become(command: list[str], settings: Mapping[str, str] | None = None) -> None:
+    """Go on as a server that is installed beside this Python, with more in its environment."""
     beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     executable = shutil.which(command[0], path=beside_python)
     if executable is None:
         raise ResurgeError(f"{command[0]!r} is not installed beside {sys.executable}")
     sys.stdout.flush()
-    os.execv(executable, command)
+    os.execve(executable, command, {**os.environ, **(settings or {})})
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:

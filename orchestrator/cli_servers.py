@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Annotated
 
@@ -20,10 +21,10 @@ def ui(
     from orchestrator.tracking import ui_command
 
     place = Home.find(home)
-    command = ui_command(place.mlflow_uri(), place.artifacts, port)
+    command, settings = ui_command(place.mlflow_uri(), place.artifacts, port)
     page = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
     out.print(f"MLflow: {page} (Ctrl-C ends it)", style="bold", soft_wrap=True)
-    become(command)
+    become(command, settings)
 
 
 def dashboard(
@@ -33,15 +34,24 @@ def dashboard(
 ) -> None:
     """Open optuna-dashboard on a search's studies, on loopback. Ctrl-C ends it."""
     from orchestrator.run import open_sweep
-    from orchestrator.study import dashboard_command
+    from orchestrator.study import dashboard_config
 
     place = Home.find(home)
     found = open_sweep(sweep, (), place)
     if found.search is None:
         raise ResurgeError(f"sweep {found.name!r} has no `search` block, and so no studies")
-    command = dashboard_command(place.studies_uri(found), port)
+    config = dashboard_config(place.studies_uri(found), port)
     out.print(f"Studies: http://127.0.0.1:{port} (Ctrl-C ends it)", style="bold", soft_wrap=True)
-    become(command)
+    become(["optuna-dashboard", "--from-config", _inherited(config)])
+
+
+def _inherited(text: str) -> str:
+    """A path at which the program that this one becomes reads the text, and nobody else can."""
+    reading, writing = os.pipe()
+    os.write(writing, text.encode())
+    os.close(writing)
+    os.set_inheritable(reading, True)
+    return f"/dev/fd/{reading}"
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = {"ui": ui, "dashboard": dashboard}

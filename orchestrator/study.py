@@ -8,6 +8,7 @@ and what was not chosen yet is chosen then.
 from __future__ import annotations
 
 import itertools
+import json
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -272,8 +273,8 @@ def _create(storage: str, name: str, goals: Sequence[Goal]) -> optuna.Study:
         raise unusable(storage, error) from error
 
 
-def dashboard_command(storage: str, port: int) -> list[str]:
-    """The command that serves optuna-dashboard on the studies, on loopback only.
+def dashboard_config(storage: str, port: int) -> str:
+    """The configuration (TOML) with which optuna-dashboard serves the studies, on loopback only.
 
     Raises:
         ResurgeError: there are no studies yet.
@@ -282,7 +283,10 @@ def dashboard_command(storage: str, port: int) -> list[str]:
     if place is not None and not place.exists():
         raise ResurgeError(f"there are no studies at {place} yet; `resurge search` makes them")
     source = str(place) if storage.startswith("journal://") else storage
-    return ["optuna-dashboard", "--host", "127.0.0.1", "--port", str(port), source]
+    settings = {"storage": source, "host": "127.0.0.1", "port": port}
+    # What JSON writes, TOML reads.
+    lines = [f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in settings.items()]
+    return "\n".join(["[optuna_dashboard]", *lines])
 
 
 def _suggest(trial: optuna.trial.Trial, dimension: Dimension) -> Any:

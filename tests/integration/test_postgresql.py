@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
+
 import pytest
 
 from orchestrator.errors import ResurgeError
 from orchestrator.search_settings import Confirm, Goal, Search, SearchSettings
 from orchestrator.space import Range, Space
-from orchestrator.study import Study, dashboard_command
+from orchestrator.study import Study, dashboard_config
 
 pytest_plugins = ["tests.integration.postgresql_server"]
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore:.* experimental")]
@@ -44,4 +46,5 @@ def test_studies_are_alone_in_their_database(postgresql: str, new_database: obje
     study = opened(postgresql)
     assert study.ask() is not None
     assert opened(new_database()).tried() == []
-    assert dashboard_command(postgresql, 8080)[-1] == postgresql
+    config = tomllib.loads(dashboard_config(postgresql, 8080))
+    assert config["optuna_dashboard"]["storage"] == postgresql

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tomllib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from orchestrator import study_plots
 from orchestrator.errors import ResurgeError
 from orchestrator.search_settings import REDUCTION, Confirm, Goal, Search, SearchSettings
 from orchestrator.space import Choices, Dimension, Range, Space, point_key
-from orchestrator.study import Study, dashboard_command, read_tried
+from orchestrator.study import Study, dashboard_config, read_tried
 from orchestrator.study_storage import shown_url
 from orchestrator.tried import Tried, best, best_so_far, candidates, counted
 
@@ -613,7 +614,7 @@ def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
 @pytest.mark.parametrize("storage", ["sqlite", "journal"], indirect=True)
 def test_the_dashboard_needs_studies(storage: str) -> None:
     with pytest.raises(ResurgeError, match="there are no studies at"):
-        dashboard_command(storage, 8080)
+        dashboard_config(storage, 8080)
     run(opened(storage, search_of(RATE)), 1)
-    command = dashboard_command(storage, 8080)
-    assert command[:3] == ["optuna-dashboard", "--host", "127.0.0.1"]
+    config = tomllib.loads(dashboard_config(storage, 8080))["optuna_dashboard"]
+    assert config["host"] == "127.0.0.1"
