@@ -104,8 +104,8 @@ def search(sweep: SweepFile, overrides: Overrides = None, home: HomeOption = Non
         raise typer.Exit(EXIT_STOPPED) from None
     show_worst_cases(cases, out)
     out.print(f"Browse it: resurge ui{_home_flag(home)}", style="bold")
-    confirmed = all(case.worst is not None for case in cases)
-    raise typer.Exit(EXIT_DONE if confirmed else EXIT_FAILED)
+    answered = all(case.is_answered for case in cases)
+    raise typer.Exit(EXIT_DONE if answered else EXIT_FAILED)
 
 
 @app.command()

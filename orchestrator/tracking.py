@@ -340,7 +340,8 @@ def ui_command(uri: str, artifact_root: Path, port: int) -> tuple[list[str], dic
         raise ResurgeError(f"MLflow is a server with its own UI: open {redact(uri)}")
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--artifacts-destination", str(artifact_root)]
-    return command, {"MLFLOW_BACKEND_STORE_URI": uri}
+    # Jobs evaluate language models; their processes are most of what a server takes of a machine.
+    return command, {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def tags_of(run_id: str, uri: str) -> dict[str, str] | None:

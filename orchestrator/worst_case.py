@@ -87,6 +87,11 @@ class WorstCase:
         found = [c for c in self.confirmed if c.is_feasible and c.goal is not None]
         return max(found, key=lambda c: sign * c.goal.value if c.goal else 0.0, default=None)
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether there is a worst case; of a search that confirms none (top: 0), a candidate."""
+        return self.worst is not None or (self.has_candidates and not self.confirmed)
+
     @cached_property
     def coverage(self) -> float:
         """Share of the space's volume near a tried point."""

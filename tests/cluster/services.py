@@ -64,6 +64,7 @@ class Services:
             "[mlflow]\ndefault_permission = READ\n"
             f"database_uri = {self.database}\nadmin_username = {USER}\n"
             "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+            "auth_cache_ttl_seconds = 60\n"
         )
         environment = {
             **os.environ,
@@ -72,6 +73,7 @@ class Services:
             "MLFLOW_AUTH_ADMIN_PASSWORD": self.password,
             "MLFLOW_FLASK_SERVER_SECRET_KEY": self._secret_key,
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
         command = [BIN / "mlflow", "server", "--host", self.lab.address, "--port", self._port]
         command += ["--workers", 1, "--app-name", "basic-auth", "--allowed-hosts", address]

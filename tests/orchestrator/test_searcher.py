@@ -60,6 +60,7 @@ search:
 resources: {executor: inline}
 """
 
+RESURGE = str(Path(sys.executable).parent / "resurge")
 RATES = "search.space.finetune.learning_rate=[1e-2, 3e-2]"
 
 
@@ -525,13 +526,16 @@ def test_nothing_is_amiss_where_nothing_was_to_be_confirmed(hunt: Hunt) -> None:
     shown = table_of(hunt, sweep)
     assert "hunt: nothing is confirmed: search.confirm.top is 0" in shown
     assert "kept every bound" not in shown
+    command = [RESURGE, "search", "hunt", "--home", str(hunt.root)]
+    hunt.store.put_sweep("hunt", {"sweep": sweep.canonical(), "source": sweep.source})
+    assert subprocess.run(command, capture_output=True).returncode == 0
 
 
 def test_the_command_says_that_no_setting_kept_a_bound(hunt: Hunt) -> None:
     path = hunt.root / "hunt.yaml"
     path.write_text(HUNT)
     override = "search.subject_to.glow='>= 2'"
-    command = [str(Path(sys.executable).parent / "resurge"), "search", str(path), override]
+    command = [RESURGE, "search", str(path), override]
     done = subprocess.run(
         [*command, "search.confirm.top=3", "--home", str(hunt.root)], capture_output=True, text=True
     )

@@ -306,7 +306,7 @@ def test_the_ui_is_on_loopback(place):
     command, settings = ui_command(place.uri, place.artifacts, 5001)
     assert command[:2] == ["mlflow", "server"]
     assert command[command.index("--host") + 1] == "127.0.0.1"
-    assert settings == {"MLFLOW_BACKEND_STORE_URI": place.uri}
+    assert settings["MLFLOW_BACKEND_STORE_URI"] == place.uri
     assert place.uri not in " ".join(command), "any user can read a command"
     with pytest.raises(ResurgeError, match="open https://mlflow"):
         ui_command("https://mlflow.example.org", place.artifacts, 5001)
