@@ -113,8 +113,9 @@ def run_job(job: Job, console: Console) -> Outcome:
     outcome = Outcome()
     if tasks:
         with (
-            new_executor(job.sweep, console) as executor,
+            # First in, last out: no worker waits for MLflow.
             live_tracking(job, console) as notify,
+            new_executor(job.sweep, console) as executor,
             Progress(job.plan, done, executor.capacity(), console) as progress,
             new_leases(job) as leases,
         ):

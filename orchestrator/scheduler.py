@@ -238,8 +238,7 @@ class Scheduler:
             wishes = {head.process.id: Wish(head.wants, head.priority) for head in others}
             me = self.leases.process.id
             wishes[me] = Wish(self.leases.wants, self.leases.priority)
-            # One more than there is room for: an autoscaler sees what waits, and nothing else.
-            self._may_have = shares(wishes, self.executor.room() + 1)[me]
+            self._may_have = shares(wishes, self.executor.room())[me]
 
     def _take_records(self) -> None:
         recorded = self.store.keys()

@@ -113,8 +113,9 @@ def _search(points: Points, job: Job, console: Console) -> None:
     say = functools.partial(console.print, style="dim", soft_wrap=True)
     with (
         owned(StudyLock(storage, names), say) as check,
-        new_executor(job.sweep, console) as executor,
+        # First in, last out: no worker waits for MLflow.
         live_tracking(job, console) as notify,
+        new_executor(job.sweep, console) as executor,
         SearchProgress(points.search.goals, settings.trials, console) as progress,
         new_leases(job) as leases,
     ):

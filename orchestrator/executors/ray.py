@@ -116,11 +116,21 @@ class RayExecutor(Executor):
         """Bring workers up while tasks wait for them; let idle ones go."""
         for need, pool in self._pools.items():
             limit = may_have if need.pool == "model" else math.inf
-            target = int(max(pool.min, min(wanted.get(need, 0), pool.max, limit)))
             mine = [seat for seat in self.seats.values() if seat.has == need]
+            is_over = sum(seat.starting is None for seat in mine) > limit
+            if math.isfinite(limit) and not is_over and not self._has_room(pool):
+                limit += (
+                    1  # it waits for a machine: an autoscaler sees what waits, and nothing else
+                )
+            target = int(max(pool.min, min(wanted.get(need, 0), pool.max, limit)))
             for _ in range(target - len(mine)):
                 self._seat(need)
-            self._let_go(mine, target, is_over=len(mine) > limit)
+            self._let_go(mine, target, is_over)
+
+    def _has_room(self, pool: Pool) -> bool:
+        """Whether another worker would come up at once."""
+        free = self.ray.available_resources()
+        return bool(free.get("GPU", 0) >= pool.gpus and free.get("CPU", 0) >= pool.threads)
 
     def free_workers(self) -> Sequence[FreeWorker]:
         """The workers that are up and have no task."""

@@ -24,17 +24,22 @@ START_TIMEOUT_S, STOP_TIMEOUT_S, POLL_S = 300.0, 15.0, 0.2
 
 @dataclass(frozen=True)
 class RayHead:
-    """`address` is the dashboard's; `home` the folder that its jobs take for the user's."""
+    """`address` is the dashboard's, `gcs` the cluster's; `home` the folder that its jobs take for
+    the user's.
+    """
 
     address: str
+    gcs: str
     token: str
     home: Path
     process: subprocess.Popen[bytes]
 
 
 @contextmanager
-def ray_head(folder: Path, **environment: str) -> Iterator[RayHead]:
-    """A head with two CPUs; `environment` is its jobs' as well. All of it is stopped at the end."""
+def ray_head(folder: Path, gpus: int = 0, **environment: str) -> Iterator[RayHead]:
+    """A head with two CPUs, or one for each of the GPUs that it claims to have; `environment` is
+    its jobs' as well. All of it is stopped at the end.
+    """
     home = folder / "head-home"
     home.mkdir()
     token = secrets.token_hex(32)
@@ -56,7 +61,8 @@ def ray_head(folder: Path, **environment: str) -> Iterator[RayHead]:
     dashboard, *others = free_ports(5)
     command = [
         *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats"),
-        *("--node-ip-address", "127.0.0.1", "--num-cpus", "2", "--num-gpus", "0"),
+        *("--node-ip-address", "127.0.0.1", "--num-cpus", str(gpus or 2)),
+        *("--num-gpus", str(gpus)),
         *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)),
         *("--port", str(others[0]), "--ray-client-server-port", str(others[1])),
         *("--dashboard-agent-listen-port", str(others[2])),
@@ -71,7 +77,7 @@ def ray_head(folder: Path, **environment: str) -> Iterator[RayHead]:
     address = f"http://127.0.0.1:{dashboard}"
     try:
         _wait_for(address, token, process, folder / "ray.log")
-        yield RayHead(address, token, home, process)
+        yield RayHead(address, f"127.0.0.1:{others[0]}", token, home, process)
     finally:
         _stop(process)
         shutil.rmtree(sockets, ignore_errors=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from orchestrator.executors.base import ExecutorSettings
+from orchestrator.executors.base import ExecutorSettings, Need
 from orchestrator.executors.inline import Inline
+from orchestrator.executors.simulated import Simulated
 from orchestrator.leases import HEADS, LEASES, Head, Leases, read_heads, units
 from orchestrator.liveness import SILENT_S, Watch
 from orchestrator.plan import Plan, make_plan
@@ -177,3 +179,38 @@ def test_two_heads_do_every_stage_once(small: str, store: Store, tmp_path: Path)
     assert not ran[0] & ran[1]
     assert ran[0] | ran[1] == {stage.key for stage in plan.stages}
     assert all(head.scheduler.done >= (ran[0] | ran[1]) for head in heads)
+
+
+class Elastic(Simulated):
+    """Remembers how many workers it may have, of four that there is room for."""
+
+    may_have = math.inf
+
+    def room(self) -> float:
+        return 4
+
+    def adapt(self, wanted: Mapping[Need, int], may_have: float) -> None:
+        self.may_have = may_have
+
+
+def test_heads_share_the_room_by_priority(
+    store: Store, tasks: Sequence[Task], tmp_path: Path
+) -> None:
+    executors = [Elastic(ExecutorSettings(workers=4)) for _ in range(2)]
+    with Leases(store, "a", priority=3) as one, Leases(store, "b", priority=1) as other:
+        clock = Clock()
+        heads = []
+        for executor, leases in zip(executors, (one, other), strict=True):
+            executor.start()
+            heads.append(
+                Scheduler(tasks, (), executor, store, tmp_path, leases=leases, clock_s=clock)
+            )
+        heads[0].advance(0)
+        assert executors[0].may_have == math.inf, "nobody else wants any"
+        for leases in (one, other):
+            leases.wants = 4
+            leases.beat()
+        clock.s += LOOK_EVERY_S
+        for head in heads:
+            head.advance(0)
+        assert [executor.may_have for executor in executors] == [3, 1]

@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from orchestrator.executors.inline import Inline
 from orchestrator.plugin import Settings
 from workers.bases.base import Base
 from workers.datasets.base import Dataset, Examples
@@ -26,6 +27,17 @@ def note(what: str) -> None:
     if path := os.environ.get("RESURGE_TEST_CALLS"):
         with Path(path).open("a") as stream:
             stream.write(what + "\n")
+
+
+class Noting(Inline):
+    """Notes whether a sweep's results were written before its worker ended."""
+
+    name = "noting"
+
+    def shutdown(self) -> None:
+        results = Path(os.environ["RESURGE_HOME"], "results")
+        note(f"the worker ends, results written: {results.exists()}")
+        super().shutdown()
 
 
 class Tiny(Base):
