@@ -25,12 +25,14 @@ from orchestrator.stage import sha256
 from orchestrator.store import Store
 from orchestrator.sweep import Sweep, load, parse
 from orchestrator.tasks import make_tasks
-from orchestrator.work import Event, StageCommitted, StageFailed
+from orchestrator.work import Event, StageCommitted, StageFailed, Task
 
 if TYPE_CHECKING:
     from orchestrator.runs import View
 
 CLOSE_TIMEOUT_S = 120.0
+MAX_REPAIRS = 3
+"""How often, at a sweep's end, what was found damaged after it was made is made again."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def run_job(job: Job, console: Console) -> Outcome:
     values = {"sweep": job.sweep.canonical(), "source": job.sweep.source}
     job.store.put_sweep(job.sweep.name, values)
     done = job.done()
-    tasks = make_tasks(job.plan, done, job.sweep.keep, job.sweep.resources.has_score_workers)
+    tasks = _tasks(job, done)
     outcome = Outcome()
     if tasks:
         with (
@@ -126,11 +128,19 @@ def run_job(job: Job, console: Console) -> Outcome:
                     notify()
 
             scheduler = new_scheduler(job, executor, listener, leases)
-            scheduler.add(tasks)
-            outcome = scheduler.run()
+            for _ in range(1 + MAX_REPAIRS):
+                scheduler.add(tasks)
+                outcome = scheduler.run()
+                tasks = _tasks(job, {stage.key for stage in job.plan.stages} - scheduler.lost())
+                if not tasks:
+                    break
     elif not is_synced(job):
         console.print(sync_job(job))
     return outcome
+
+
+def _tasks(job: Job, done: set[str]) -> tuple[Task, ...]:
+    return make_tasks(job.plan, done, job.sweep.keep, job.sweep.resources.has_score_workers)
 
 
 def sync_job(job: Job) -> str:

@@ -134,6 +134,15 @@ class Scheduler:
         tasks = (*self.waiting, *self.running.values())
         return {stage.key for task in tasks for stage in task.stages} - self.done
 
+    def lost(self) -> set[str]:
+        """Keys that had a record and have none any more: whoever read it found damage and set it
+        aside. They are not done from now on.
+        """
+        gone = self.done - self.store.keys()
+        self.done -= gone
+        self.outcome.ran -= gone
+        return gone
+
     def add(self, tasks: Iterable[Task]) -> None:
         """More tasks; none of their stages may be under way already."""
         self.waiting.extend(tasks)

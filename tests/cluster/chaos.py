@@ -22,7 +22,9 @@ from tests.cluster.events import ON_A_DISK, ON_S3, Event, Scene, title
 from tests.cluster.lab import Lab, can_have_hosts, lab, wait_until
 from tests.cluster.services import Services, services
 
-DISK = "96m"
+DISK = "192m"
+AMOUNTS = {"bucket": 3, "disk": 8}
+"""Unlearnings for each event, so that the sweep is not over before all have happened."""
 END_TIMEOUT_S = 900.0
 
 
@@ -76,7 +78,7 @@ def round_on(
     disk: Path | None = None,
 ) -> tuple[int, Verdict]:
     """One sweep with its events."""
-    text = tiny(name, amounts=max(6, 3 * len(events)))
+    text = tiny(name, amounts=max(6, AMOUNTS[name] * len(events)))
     truth = undisturbed(text, _made(place.root / name))
     campaign = Campaign(place, text, store)
     print(f"{name}: {len(campaign.plan.stages)} stages in {store}", flush=True)

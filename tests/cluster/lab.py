@@ -72,8 +72,15 @@ class Host:
         return f"{self.lab.id}{self.name}"
 
     def command(self, *words: str | Path) -> list[str]:
-        """The command, to be run on this host."""
-        return ["ip", "netns", "exec", self.namespace, *map(str, words)]
+        """The command, to be run on this host, which has Ray's folder for itself: its hosts would
+        delete each other's files.
+        """
+        ray = self.lab.ray_folder
+        own = Path(f"{ray}-{self.name}")
+        for folder in (ray, own):
+            folder.mkdir(exist_ok=True)
+        mount = f'mount --bind {own} {ray} && exec "$@"'
+        return ["ip", "netns", "exec", self.namespace, "sh", "-c", mount, "sh", *map(str, words)]
 
     def environment(self, **more: str) -> dict[str, str]:
         """What its user has set."""
@@ -259,7 +266,8 @@ class Lab:
             host.stop()
             _ip("netns", "del", host.namespace)
         _ip("link", "del", self.id)
-        shutil.rmtree(self.ray_folder, ignore_errors=True)
+        for folder in self.ray_folder.parent.glob(f"{self.id}*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ def test_whatever_happens_the_records_are_right(
 ) -> None:
     """One sweep, every kind of event in its middle, each once."""
     hosts, shared = place
-    text = tiny("trouble", amounts=30)
+    text = tiny("trouble", amounts=24)
     truth = undisturbed(text, tmp_path)
     campaign = Campaign(hosts, text, "s3://resurge/trouble")
     happened = disturb(Scene(hosts, shared, campaign, Random(0)), ON_S3)

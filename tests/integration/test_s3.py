@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from orchestrator.errors import CorruptObject, StoreError, StoreUnavailable
+from orchestrator.files import Files
 from orchestrator.patience import Patience
 from orchestrator.stage import Stage
 from orchestrator.store import Record, Store
@@ -64,6 +66,18 @@ def test_errors_in_the_midst_of_a_commit_pass(s3: str, proxy: Proxy, status: int
         with store.object(record, "note") as path:
             assert path.read_bytes() == large
     assert store.files.list("quarantine") == []
+
+
+@pytest.mark.parametrize("failures", range(1, 8))
+def test_what_was_put_is_there(s3: str, proxy: Proxy, tmp_path: Path, failures: int) -> None:
+    """A small file is one request, whose error comes when the upload is closed."""
+    files = Files(s3, Waits().patience())
+    assert files.list("objects") == []
+    source = tmp_path / "note"
+    source.write_bytes(b"a few bytes")
+    proxy.failures = failures
+    files.put(source, "objects/note")
+    assert files.read_bytes("objects/note") == b"a few bytes"
 
 
 def test_errors_that_last_end_in_one_error(s3: str, proxy: Proxy) -> None:

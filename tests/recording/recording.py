@@ -9,13 +9,17 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from orchestrator.errors import CorruptObject
 from orchestrator.executors.inline import Inline
 from orchestrator.plugin import Settings
+from orchestrator.store import Store
+from orchestrator.work import StageCommitted, WorkOrder
 from workers.bases.base import Base
 from workers.datasets.base import Dataset, Examples
 from workers.metrics.base import Metric, Picture, Score, Subject, means
@@ -38,6 +42,26 @@ class Noting(Inline):
         results = Path(os.environ["RESURGE_HOME"], "results")
         note(f"the worker ends, results written: {results.exists()}")
         super().shutdown()
+
+
+class Finding(Inline):
+    """Loses the file of the first score, and then reads it, as MLflow's writer may."""
+
+    name = "finding"
+    has_lost = False
+
+    def submit(self, order: WorkOrder, worker: str) -> None:
+        super().submit(order, worker)
+        done = [event for event in self.events if isinstance(event, StageCommitted)]
+        for record in (event.record for event in done if event.record.kind == "score"):
+            if not self.has_lost:
+                self.has_lost = True
+                store = Store(order.store)
+                [(name, blob)] = record.objects.items()
+                store.files.delete(blob.path)
+                with suppress(CorruptObject), store.object(record, name):
+                    pass
+                note(f"lost {record.key}: {store.record(record.key)}")
 
 
 class Tiny(Base):
