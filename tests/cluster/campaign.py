@@ -49,16 +49,16 @@ def tiny(name: str, amounts: int, resources: Mapping[str, Any] | None = None) ->
 
 @dataclass
 class Campaign:
-    """A sweep's file with the store that it goes to."""
+    """A sweep's file, with changes to it and the store that it goes to."""
 
     lab: Lab
     text: str
     store: str
-    plugins: str = PLUGINS
+    changes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         os.environ.setdefault("RESURGE_PLUGINS", PLUGINS)
-        self.sweep: Sweep = parse(self.text)
+        self.sweep: Sweep = parse(self.text, None, self.changes)
         self.plan: Plan = make_plan(self.sweep)
         self.path = self.lab.root / f"{self.sweep.name}.yaml"
         self.path.write_text(self.text)
@@ -82,7 +82,7 @@ class Campaign:
         Raises:
             RuntimeError: it was refused.
         """
-        code, said = self.resurge("submit", str(self.path), "--cluster", self.lab.dashboard)
+        code, said = self.resurge(*self._submit)
         if code:
             raise RuntimeError(said)
         return said
@@ -90,9 +90,8 @@ class Campaign:
     def follow(self) -> subprocess.Popen[str]:
         """Send it and go on watching."""
         user = self.lab.hosts["user"]
-        words = ("submit", str(self.path), "--cluster", self.lab.dashboard, "--follow")
         return subprocess.Popen(
-            user.command(BIN / "resurge", *words),
+            user.command(BIN / "resurge", *self._submit, "--follow"),
             env=self._environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -113,8 +112,12 @@ class Campaign:
         keys = self.opened().keys()
         return sum(stage.key in keys for stage in self.plan.stages)
 
+    @property
+    def _submit(self) -> tuple[str, ...]:
+        return ("submit", str(self.path), *self.changes, "--cluster", self.lab.dashboard)
+
     def _environment(self, **more: str) -> dict[str, str]:
-        own = {"RESURGE_PLUGINS": self.plugins, "RESURGE_STORE": self.store, **more}
+        own = {"RESURGE_PLUGINS": PLUGINS, "RESURGE_STORE": self.store, **more}
         return self.lab.hosts["user"].environment(**own)
 
 

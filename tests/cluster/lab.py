@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 RAY_PORT, DASHBOARD_PORT = 6379, 8265
 TIMEOUT_S = 120.0
-POLL_S = 0.2
+POLL_S = 0.5
 
 
 def can_have_hosts() -> bool:
