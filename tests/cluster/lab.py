@@ -257,7 +257,8 @@ class Lab:
                 found = json.load(answer)["data"]["summary"]
         except (OSError, urllib.error.URLError, ValueError, KeyError):
             return set()
-        nodes = [(node["ip"], node["raylet"]) for node in found]
+        # One that has just joined has no address yet.
+        nodes = [(node["ip"], node["raylet"]) for node in found if "ip" in node]
         return {(ip, raylet["nodeId"]) for ip, raylet in nodes if raylet.get("state") == "ALIVE"}
 
     def tear_down(self) -> None:
