@@ -3,10 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# A file's tests stay together: they share servers. In the files' own order, in which the longest,
-# that of the cluster, comes first; it waits a lot, so there is one process more than cores.
-PROCESSES := $(shell expr 1 + $$(getconf _NPROCESSORS_ONLN))
-PARALLEL ?= -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
+# A file's tests stay together: they share servers. In the files' own order: the cluster's, which
+# takes longest, is the first.
+PARALLEL ?= -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-fast test-slow test-docker cluster-secrets check format test-cluster bench chaos coverage bench-search evidence methods tuning worst-case clean

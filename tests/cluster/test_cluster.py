@@ -69,6 +69,7 @@ def test_the_quickstart_runs_on_a_cluster(
     assert "quickstart" in campaign.resurge("list", "sweeps", "--cluster", hosts.dashboard)[1]
 
 
+@pytest.mark.long
 def test_whatever_happens_the_records_are_right(
     place: tuple[Lab, Services], tmp_path: Path
 ) -> None:
@@ -83,6 +84,7 @@ def test_whatever_happens_the_records_are_right(
     assert (verdict.lost, verdict.wrong, verdict.twice) == (0, 0, 0)
 
 
+@pytest.mark.long
 def test_a_full_disk_is_waited_for(place: tuple[Lab, Services], tmp_path: Path) -> None:
     hosts, shared = place
     text = tiny("full", amounts=6)
@@ -95,6 +97,7 @@ def test_a_full_disk_is_waited_for(place: tuple[Lab, Services], tmp_path: Path) 
     assert (verdict.lost, verdict.wrong, verdict.twice) == (0, 0, 0)
 
 
+@pytest.mark.long
 def test_two_sweeps_at_once_run_what_they_share_once(
     place: tuple[Lab, Services], tmp_path: Path
 ) -> None:
