@@ -498,13 +498,13 @@ def test_bounds_that_break_on_fresh_seeds_are_named(hunt: Hunt) -> None:
     [found] = case.confirmed
     searched, fresh = found.tried.numbers["glow"], found.numbers["glow"]
     assert searched != fresh
-    sign, middle = (">=", searched) if searched > fresh else ("<=", searched)
+    sign, middle = ">=" if searched > fresh else "<=", (searched + fresh) / 2
     bounded = sweep_of(
         "name=bounded",
         "search.confirm={top: 1, seeds: 1}",
         "search.maximize=erased_accuracy",
         f"search.space.finetune.steps=[{found.tried.point['finetune.steps']}]",
-        f"search.subject_to.glow='{sign} {middle:.12f}'",
+        f"search.subject_to.glow='{sign} {middle!r}'",
     )
     hunt.run(bounded)
     shown = table_of(hunt, bounded)
