@@ -16,6 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,12 +59,16 @@ class Head:
 
 
 def read_heads(store: Store) -> list[Head]:
-    """Every head that has not said goodbye; dead ones too."""
+    """Every head that has not said goodbye; dead ones too.
+
+    What cannot be read is nobody: a head that lives writes its file again with the next beat.
+    """
     found = []
     for name in store.files.list(HEADS):
-        text = store.files.read(f"{HEADS}/{name}")
-        if text is not None:
-            found.append(Head.from_json(json.loads(text)))
+        with suppress(ValueError, KeyError, TypeError):
+            text = store.files.read(f"{HEADS}/{name}")
+            if text is not None:
+                found.append(Head.from_json(json.loads(text)))
     return found
 
 

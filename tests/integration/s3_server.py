@@ -125,6 +125,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         body = self.body()
+        if body is None:
+            self.close_connection = True
+            return
         if self.server.fails_now():
             self.send(self.server.status, {}, b"")
             return
@@ -140,12 +143,16 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             connection.close()
 
-    def body(self) -> bytes:
-        """Whole, also where it comes in chunks."""
+    def body(self) -> bytes | None:
+        """Whole, also where it comes in chunks; None if its sender died on the way."""
         if self.headers.get("transfer-encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("content-length") or 0))
+            size_bytes = int(self.headers.get("content-length") or 0)
+            content = self.rfile.read(size_bytes)
+            return content if len(content) == size_bytes else None
         parts = []
-        while size_bytes := int(self.rfile.readline(), 16):
+        while size_bytes := int(self.rfile.readline() or b"-1", 16):
+            if size_bytes < 0:
+                return None
             parts.append(self.rfile.read(size_bytes))
             self.rfile.readline()
         self.rfile.readline()

@@ -146,6 +146,19 @@ def test_what_a_head_says_of_itself_can_be_read(store: Store) -> None:
     assert head.process == leases.process
 
 
+@pytest.mark.parametrize("text", ["", '{"sweep": "ha', "[]", "{}", "7"])
+def test_a_head_that_cannot_be_read_is_nobody(
+    store: Store, tasks: Sequence[Task], text: str
+) -> None:
+    broken = elsewhere(store)
+    broken.beat()
+    assert broken.claim(tasks[0])
+    store.files.write(f"{HEADS}/{broken.process.id}.json", text)
+    with Leases(store, "b") as other:
+        assert other.others() == []
+        assert other.claim(tasks[0]), "what it had is free"
+
+
 class Turns:
     """A head with an inline worker, advanced by hand."""
 
