@@ -119,9 +119,7 @@ class RayExecutor(Executor):
             mine = [seat for seat in self.seats.values() if seat.has == need]
             is_over = sum(seat.starting is None for seat in mine) > limit
             if math.isfinite(limit) and not is_over and not self._has_room(pool):
-                limit += (
-                    1  # it waits for a machine: an autoscaler sees what waits, and nothing else
-                )
+                limit += 1  # waits for a machine: an autoscaler sees what waits, and nothing else
             target = int(max(pool.min, min(wanted.get(need, 0), pool.max, limit)))
             for _ in range(target - len(mine)):
                 self._seat(need)
