@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ import typer
 from orchestrator.cli_common import HomeOption, SweepFile, become, out
 from orchestrator.errors import ResurgeError
 from orchestrator.home import Home
+from orchestrator.redact import redact
 
 
 def ui(
@@ -18,8 +20,6 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
     """Open the MLflow UI on the right store, on loopback. Ctrl-C ends it."""
-    from orchestrator.tracking import ui_command
-
     place = Home.find(home)
     command, settings = ui_command(place.mlflow_uri(), place.artifacts, port)
     page = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
@@ -43,6 +43,22 @@ def dashboard(
     config = dashboard_config(place.studies_uri(found), port)
     out.print(f"Studies: http://127.0.0.1:{port} (Ctrl-C ends it)", style="bold", soft_wrap=True)
     become(["optuna-dashboard", "--from-config", _inherited(config)])
+
+
+def ui_command(uri: str, artifact_root: Path, port: int) -> tuple[list[str], dict[str, str]]:
+    """The command that serves the MLflow UI of a database, on loopback only, and its settings.
+
+    Any user of the machine can read a command; only its own user can read what is set for it.
+
+    Raises:
+        ResurgeError: `uri` is a server, which has its own UI.
+    """
+    if uri.startswith(("http://", "https://")):
+        raise ResurgeError(f"MLflow is a server with its own UI: open {redact(uri)}")
+    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--artifacts-destination", str(artifact_root)]
+    # Jobs evaluate language models; their processes are most of what a server takes of a machine.
+    return command, {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def _inherited(text: str) -> str:

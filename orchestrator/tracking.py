@@ -328,22 +328,6 @@ class BackgroundTracker:
         return True
 
 
-def ui_command(uri: str, artifact_root: Path, port: int) -> tuple[list[str], dict[str, str]]:
-    """The command that serves the MLflow UI of a database, on loopback only, and its settings.
-
-    Any user of the machine can read a command; only its own user can read what is set for it.
-
-    Raises:
-        ResurgeError: `uri` is a server, which has its own UI.
-    """
-    if uri.startswith(("http://", "https://")):
-        raise ResurgeError(f"MLflow is a server with its own UI: open {redact(uri)}")
-    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--artifacts-destination", str(artifact_root)]
-    # Jobs evaluate language models; their processes are most of what a server takes of a machine.
-    return command, {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-
-
 def tags_of(run_id: str, uri: str) -> dict[str, str] | None:
     """A run's tags, or None if MLflow knows no such run."""
     from mlflow.exceptions import MlflowException

@@ -16,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
+from orchestrator.cli_servers import ui_command
 from orchestrator.errors import ResurgeError
 from orchestrator.runs import SweepView
 from orchestrator.store import Store
@@ -26,7 +27,6 @@ from orchestrator.tracking import (
     Tracker,
     _cut_value,
     sync,
-    ui_command,
 )
 from tests.orchestrator import synthetic
 
