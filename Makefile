@@ -63,10 +63,10 @@ worst-case: install ## Search for the worst case of three methods and write docs
 	$(BIN)/python -m benchmarks.worst_case docs
 
 test-cluster: install ## Run the quickstart and every kind of event on a cluster of network namespaces: as root, half an hour
-	$(BIN)/python -m pytest -m cluster tests/cluster -s
+	$(BIN)/python -m pytest -m cluster tests/integration/cluster -s
 
 chaos: install ## Disturb a cluster of network namespaces thirty times and compare: root
-	$(BIN)/python -m tests.cluster.chaos
+	$(BIN)/python -m tests.integration.cluster.chaos
 
 coverage: install ## How often the intervals hold the truth, on simulated sweeps: two minutes
 	$(BIN)/python -m benchmarks.coverage

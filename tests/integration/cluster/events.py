@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from tests.cluster.campaign import Campaign
-from tests.cluster.lab import Host, Lab, wait_until
-from tests.cluster.services import Services
+from tests.integration.cluster.campaign import Campaign
+from tests.integration.cluster.lab import Host, Lab, wait_until
+from tests.integration.cluster.services import Services
 
 OUTAGE_S = 15.0
 

@@ -11,17 +11,19 @@ from random import Random
 
 import pytest
 
-from tests.cluster.campaign import Campaign, compare, tiny, undisturbed
-from tests.cluster.chaos import disturb, is_over, small_disk
-from tests.cluster.events import ON_S3, Scene, disk_is_full
-from tests.cluster.lab import ROOT, Lab, can_have_hosts, lab, wait_until
-from tests.cluster.services import Services, services
+from orchestrator.store import Store
+from tests.integration.cluster.campaign import Campaign, compare, tiny, undisturbed
+from tests.integration.cluster.chaos import disturb, is_over, small_disk
+from tests.integration.cluster.events import ON_S3, Event, Scene, disk_is_full, title
+from tests.integration.cluster.lab import ROOT, Lab, can_have_hosts, lab, wait_until
+from tests.integration.cluster.services import Services, services
 
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(not can_have_hosts(), reason="needs root and iproute2"),
 ]
 
+AMOUNTS = 8
 QUICKSTART_TIMEOUT_S = 1200.0
 END_TIMEOUT_S = 600.0
 
@@ -69,32 +71,25 @@ def test_the_quickstart_runs_on_a_cluster(
     assert "quickstart" in campaign.resurge("list", "sweeps", "--cluster", hosts.dashboard)[1]
 
 
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The results of the sweep that the events happen to, when nothing does."""
+    return undisturbed(tiny("truth", AMOUNTS), tmp_path_factory.mktemp("truth"))
+
+
 @pytest.mark.long
-def test_whatever_happens_the_records_are_right(
-    place: tuple[Lab, Services], tmp_path: Path
+@pytest.mark.parametrize("event", [*ON_S3, disk_is_full], ids=title)
+def test_whatever_happens_in_mid_sweep_the_results_are_the_undisturbed_ones(
+    event: Event, place: tuple[Lab, Services], truth: Store
 ) -> None:
-    """One sweep, every kind of event in its middle, each once."""
     hosts, shared = place
-    text = tiny("trouble", amounts=24)
-    truth = undisturbed(text, tmp_path)
-    campaign = Campaign(hosts, text, "s3://resurge/trouble")
-    happened = disturb(Scene(hosts, shared, campaign, Random(0)), ON_S3)
-    assert happened == len(ON_S3), "the sweep ended before all had happened"
+    name = event.__name__.replace("_", "-")
+    disk = hosts.root / "disk" if event is disk_is_full else None
+    store = f"s3://resurge/{name}" if disk is None else str(disk / "store")
+    campaign = Campaign(hosts, tiny(name, AMOUNTS), store)
+    assert disturb(Scene(hosts, shared, campaign, Random(0), disk), [event]) == 1
     verdict = compare(campaign, truth)
-    assert (verdict.lost, verdict.wrong, verdict.twice) == (0, 0, 0)
-
-
-@pytest.mark.long
-def test_a_full_disk_is_waited_for(place: tuple[Lab, Services], tmp_path: Path) -> None:
-    hosts, shared = place
-    text = tiny("full", amounts=6)
-    truth = undisturbed(text, tmp_path)
-    disk = hosts.root / "disk"
-    campaign = Campaign(hosts, text, str(disk / "store"))
-    scene = Scene(hosts, shared, campaign, Random(0), disk)
-    assert disturb(scene, [disk_is_full]) == 1
-    verdict = compare(campaign, truth)
-    assert (verdict.lost, verdict.wrong, verdict.twice) == (0, 0, 0)
+    assert (verdict.lost, verdict.wrong, verdict.rows, verdict.twice) == (0, 0, 0, 0)
 
 
 @pytest.mark.long
@@ -119,7 +114,7 @@ def test_without_the_token_nothing_answers(place: tuple[Lab, Services]) -> None:
     campaign = Campaign(hosts, tiny("refused", amounts=1), "s3://resurge/refused")
     wrong = hosts.root / "wrong"
     wrong.write_text("0" * 64)
-    for word in ("submit", "logs", "cancel"):
+    for word in ("submit", "status", "logs", "cancel"):
         what = str(campaign.path) if word == "submit" else "refused"
         code, said = campaign.resurge(
             word, what, "--cluster", hosts.dashboard, RAY_AUTH_TOKEN_PATH=str(wrong)

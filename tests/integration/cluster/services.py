@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.lab import BIN, Lab, wait_until
+from tests.integration.cluster.lab import BIN, Lab, wait_until
 from tests.integration.s3_server import VARIABLES, Proxy, moto, request
 
 USER = "resurge"

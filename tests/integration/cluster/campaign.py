@@ -7,23 +7,27 @@ import os
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from orchestrator.plan import Plan, make_plan
+from orchestrator.results import table
 from orchestrator.store import Store
 from orchestrator.sweep import Sweep, parse
-from tests.cluster.lab import BIN, ROOT, Lab
+from tests.integration.cluster.lab import BIN, ROOT, Lab
 
 PLUGINS = str(ROOT / "tests" / "recording")
 LOG_LINE = re.compile(r"^\S+ \S+ (?P<stage>.*) (?P<what>begins|done|was there)$")
 
 
-def tiny(name: str, amounts: int, resources: Mapping[str, Any] | None = None) -> str:
-    """A sweep of tiny stages: so many unlearnings, four fine-tuned models each."""
-    strengths = [round(0.001 * k, 3) for k in range(1, amounts + 1)]
+def tiny(name: str, amounts: int, first: int = 1) -> str:
+    """A sweep of tiny stages: so many unlearnings, four fine-tuned models each.
+
+    Those of another `first` are others.
+    """
+    strengths = [round(0.001 * k, 3) for k in range(first, first + amounts)]
     return json.dumps(
         {
             "name": name,
@@ -42,7 +46,7 @@ def tiny(name: str, amounts: int, resources: Mapping[str, Any] | None = None) ->
             ],
             "evaluate": {"metrics": ["glow", "brightness"], "images_per_prompt": 1, "retain": []},
             # One thread everywhere, so that sums are added in one order.
-            "resources": {"threads": 1, "gpus": 1, **(resources or {})},
+            "resources": {"threads": 1, "gpus": 1},
         }
     )
 
@@ -139,19 +143,21 @@ def undisturbed(text: str, folder: Path) -> Store:
 class Verdict:
     """How a disturbed sweep compares with the undisturbed one, by stage.
 
-    `again` are stages that were begun more than once, because they were in flight when something
-    happened; `twice` those that were finished more than once.
+    `rows` of the results table are others; `again` are stages that were begun more than once,
+    because they were in flight when something happened; `twice` those that were finished more than
+    once.
     """
 
     stages: int
     lost: int
     wrong: int
+    rows: int
     again: int
     twice: int
 
 
 def compare(campaign: Campaign, truth: Store) -> Verdict:
-    """Every record of the plan, number by number and file by file."""
+    """Every record of the plan, number by number and file by file; then the results table."""
     store = campaign.opened()
     lost = wrong = 0
     for stage in campaign.plan.stages:
@@ -166,9 +172,21 @@ def compare(campaign: Campaign, truth: Store) -> Verdict:
         stages=len(campaign.plan.stages),
         lost=lost,
         wrong=wrong,
+        rows=_other_rows(_table(campaign, store), _table(campaign, truth)),
         again=sum(count > 1 for count in begun.values()),
         twice=sum(count > 1 for count in finished.values()),
     )
+
+
+def _table(campaign: Campaign, store: Store) -> list[dict[str, Any]]:
+    """The results table, but for how long it took."""
+    return table(campaign.plan, store).drop_columns(["seconds"]).to_pylist()
+
+
+def _other_rows(mine: list[Any], theirs: list[Any]) -> int:
+    assert mine, "a table without rows compares with everything"
+    pairs = zip_longest(mine, theirs)
+    return sum(repr(one) != repr(other) for one, other in pairs)  # NaN is equal to itself
 
 
 def _content(record: Any) -> Any:
