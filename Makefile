@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# A file's tests stay together: they share servers. In the files' own order: the cluster's, which
-# takes longest, is the first.
+# A file's tests stay together: they share servers. In the files' own order, which begins with what
+# takes longest (tests/conftest.py).
 PARALLEL ?= -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help

@@ -45,3 +45,8 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[
 def small() -> str:
     """A sweep of the recording plug-ins that takes seconds."""
     return SMALL
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The cluster's tests first: they take longest, and the others run beside them."""
+    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)

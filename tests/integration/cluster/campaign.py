@@ -53,16 +53,15 @@ def tiny(name: str, amounts: int, first: int = 1) -> str:
 
 @dataclass
 class Campaign:
-    """A sweep's file, with changes to it and the store that it goes to."""
+    """A sweep's file, and the store that it goes to."""
 
     lab: Lab
     text: str
     store: str
-    changes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         os.environ.setdefault("RESURGE_PLUGINS", PLUGINS)
-        self.sweep: Sweep = parse(self.text, None, self.changes)
+        self.sweep: Sweep = parse(self.text)
         self.plan: Plan = make_plan(self.sweep)
         self.path = self.lab.root / f"{self.sweep.name}.yaml"
         self.path.write_text(self.text)
@@ -118,7 +117,7 @@ class Campaign:
 
     @property
     def _submit(self) -> tuple[str, ...]:
-        return ("submit", str(self.path), *self.changes, "--cluster", self.lab.dashboard)
+        return ("submit", str(self.path), "--cluster", self.lab.dashboard)
 
     def _environment(self, **more: str) -> dict[str, str]:
         own = {"RESURGE_PLUGINS": PLUGINS, "RESURGE_STORE": self.store, **more}

@@ -47,19 +47,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, Servi
     os.environ.update(before)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        pytest.param(("seeds=1",), id="one seed"),
-        pytest.param((), id="all of it", marks=pytest.mark.long),
-    ],
-)
-def test_the_quickstart_runs_on_a_cluster(
-    place: tuple[Lab, Services], changes: tuple[str, ...]
-) -> None:
+def test_the_quickstart_runs_on_a_cluster(place: tuple[Lab, Services]) -> None:
     hosts, _ = place
     text = (ROOT / "sweeps" / "quickstart.yaml").read_text()
-    campaign = Campaign(hosts, text, "s3://resurge/quickstart", changes)
+    campaign = Campaign(hosts, text, "s3://resurge/quickstart")
     with campaign.follow() as following:
         said, _ = following.communicate(timeout=QUICKSTART_TIMEOUT_S)
     assert following.returncode == 0, said
