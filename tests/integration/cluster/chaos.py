@@ -26,6 +26,8 @@ from tests.integration.cluster.services import Services, services
 DISK = "192m"
 AMOUNTS = 16
 """Unlearnings of one sweep. Should it end before all has happened, another one follows."""
+GOES_ON = 20
+"""Stages between two events, and before the first."""
 END_TIMEOUT_S = 900.0
 
 
@@ -47,9 +49,9 @@ def disturb(scene: Scene, events: Sequence[Event], number: int = 1) -> int:
     campaign, done = scene.campaign, 0
     campaign.submit()
     for event in events:
-        before = campaign.recorded()
+        enough = campaign.recorded() + GOES_ON
         wait_until(
-            lambda: campaign.recorded() > before or is_over(campaign),  # noqa: B023
+            lambda: campaign.recorded() >= enough or is_over(campaign),  # noqa: B023
             "the sweep to go on",
             END_TIMEOUT_S,
         )
