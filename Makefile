@@ -62,10 +62,10 @@ worst-case: install ## Search for the worst case of three methods and write docs
 	$(BIN)/resurge search sweeps/worst_case.yaml
 	$(BIN)/python -m benchmarks.worst_case docs
 
-test-cluster: install ## Run the quickstart and every kind of event on a cluster of network namespaces: as root, half an hour
+test-cluster: install ## Run the quickstart and every kind of event on a cluster of network namespaces: as root, a quarter of an hour
 	$(BIN)/python -m pytest -m cluster tests/integration/cluster -s
 
-chaos: install ## Disturb a cluster of network namespaces thirty times and compare: root
+chaos: install ## Disturb a cluster of network namespaces thirty times and compare: as root, half an hour
 	$(BIN)/python -m tests.integration.cluster.chaos
 
 coverage: install ## How often the intervals hold the truth, on simulated sweeps: two minutes
