@@ -42,6 +42,28 @@ def small_disk(folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@contextlib.contextmanager
+def cluster(folder: Path) -> Iterator[tuple[Lab, Services, Path]]:
+    """Three hosts with Ray, a fourth to submit from, S3 and MLflow, and a small disk; inside, this
+    process reaches the bucket too.
+    """
+    before = dict(os.environ)
+    # The disk is there before Ray is: a host does not see what is mounted later.
+    with (
+        small_disk(folder / "disk") as disk,
+        lab(folder, {"OMP_NUM_THREADS": "1"}) as place,
+        services(place) as shared,
+    ):
+        os.environ |= {k: v for k, v in place.settings.items() if k.startswith("AWS_")}
+        os.environ["AWS_ENDPOINT_URL_S3"] = shared.s3
+        try:
+            place.start()
+            yield place, shared, disk
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
 def disturb(scene: Scene, events: Sequence[Event], number: int = 1) -> int:
     """Submit the campaign's sweep and have the events happen to it, each when it has gone on since
     the one before; how many did before it was over. `number` is what the first is called by.
@@ -132,13 +154,8 @@ def main() -> None:
     on_disk = chance.choices(ON_A_DISK, k=asked.events // 3)
     with (
         tempfile.TemporaryDirectory(prefix="resurge-chaos-") as folder,
-        lab(Path(folder), {"OMP_NUM_THREADS": "1"}) as place,
-        services(place) as shared,
-        small_disk(Path(folder) / "disk") as disk,
+        cluster(Path(folder)) as (place, shared, disk),
     ):
-        os.environ |= {k: v for k, v in place.settings.items() if k.startswith("AWS_")}
-        os.environ["AWS_ENDPOINT_URL_S3"] = shared.s3
-        place.start()
         chaos = Chaos(place, shared, chance)
         chaos.on("s3://resurge/store", on_s3)
         chaos.on(str(disk / "store"), on_disk, disk)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,10 +12,10 @@ import pytest
 
 from orchestrator.store import Store
 from tests.integration.cluster.campaign import Campaign, compare, tiny, undisturbed
-from tests.integration.cluster.chaos import disturb, is_over, small_disk
+from tests.integration.cluster.chaos import cluster, disturb, is_over
 from tests.integration.cluster.events import ON_S3, Event, Scene, disk_is_full, title
-from tests.integration.cluster.lab import ROOT, Lab, can_have_hosts, lab, wait_until
-from tests.integration.cluster.services import Services, services
+from tests.integration.cluster.lab import ROOT, Lab, can_have_hosts, wait_until
+from tests.integration.cluster.services import Services
 
 pytestmark = [
     pytest.mark.cluster,
@@ -31,20 +30,8 @@ END_TIMEOUT_S = 600.0
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, Services]]:
     """Three hosts with Ray, a fourth to submit from, S3 and MLflow."""
-    before = dict(os.environ)
-    root = tmp_path_factory.mktemp("lab")
-    # The disk is there before the hosts are: a namespace does not see what is mounted later.
-    with (
-        small_disk(root / "disk"),
-        lab(root, {"OMP_NUM_THREADS": "1"}) as hosts,
-        services(hosts) as shared,
-    ):
-        os.environ |= {k: v for k, v in hosts.settings.items() if k.startswith("AWS_")}
-        os.environ["AWS_ENDPOINT_URL_S3"] = shared.s3
-        hosts.start()
+    with cluster(tmp_path_factory.mktemp("lab")) as (hosts, shared, _):
         yield hosts, shared
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def test_the_quickstart_runs_on_a_cluster(place: tuple[Lab, Services]) -> None:
