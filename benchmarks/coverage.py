@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy.special import ndtr
 
-from orchestrator.analysis import Estimate, mean_interval, paired_interval
-from orchestrator.intervals import Array
+from orchestrator.stats.intervals import Array
+from orchestrator.stats.paired import Estimate, mean_interval, paired_interval
 
 SWEEPS = 2_000
 RESAMPLES = 500

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.methods import head, line, wrapped
-from orchestrator.analysis import Estimate
 from orchestrator.home import Home
-from orchestrator.run import Job, open_job
-from orchestrator.summary import Aggregate, aggregate
+from orchestrator.results.settings import Aggregate, aggregate
+from orchestrator.run.job import Job, open_job
+from orchestrator.stats.paired import Estimate
 
 Series = Mapping[str, Mapping[Any, Aggregate]]
 """Method -> place on the axis -> setting."""

@@ -13,10 +13,11 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator.plan import make_plan
-from orchestrator.plugin import registry
-from orchestrator.sweep import Sweep, load
-from orchestrator.tasks import make_tasks
+from orchestrator.core.registry import registry
+from orchestrator.plan.plan import make_plan
+from orchestrator.plan.tasks import make_tasks
+from orchestrator.sweep.sweep import Sweep
+from orchestrator.sweepfile.load import load
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 KINDS = ("base", "unlearner", "material", "dataset", "metric", "recipe", "executor")

@@ -17,12 +17,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator.describe import number
+from orchestrator.core.plugin import UnlearnerPlugin
+from orchestrator.core.registry import find
+from orchestrator.core.stage import Stage
+from orchestrator.core.text import number
 from orchestrator.home import Home
-from orchestrator.plugin import UnlearnerPlugin, find
-from orchestrator.results import table
-from orchestrator.run import Job, open_job
-from orchestrator.stage import Stage
+from orchestrator.results.trials_table import table
+from orchestrator.run.job import Job, open_job
 
 ERASED_AT_MOST, RETAINED_AT_LEAST = 0.25, 0.75
 METHODS = "sweeps/methods.yaml"

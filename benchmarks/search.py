@@ -25,12 +25,12 @@ from rich.progress import track
 from rich.table import Table
 
 from orchestrator.home import Home
-from orchestrator.results import table, write
-from orchestrator.run import open_job
-from orchestrator.search_settings import Search
-from orchestrator.study import Study
-from orchestrator.sweep import parse
-from orchestrator.tried import best_so_far
+from orchestrator.results.trials_table import table, write
+from orchestrator.run.job import open_job
+from orchestrator.study.study import Study
+from orchestrator.study.tried import best_so_far
+from orchestrator.sweep.search import Search
+from orchestrator.sweepfile.load import parse
 
 SURFACE = Path(__file__).with_name("surface.parquet")
 SWEEP = "sweeps/surface.yaml"

@@ -21,11 +21,11 @@ from rich.table import Table
 
 from orchestrator.executors.base import ExecutorSettings
 from orchestrator.executors.inline import Inline
-from orchestrator.plan import Plan, make_plan
-from orchestrator.scheduler import Scheduler
-from orchestrator.store import Store
-from orchestrator.sweep import parse
-from orchestrator.tasks import make_tasks
+from orchestrator.plan.plan import Plan, make_plan
+from orchestrator.plan.tasks import make_tasks
+from orchestrator.schedule.scheduler import Scheduler
+from orchestrator.store.store import Store
+from orchestrator.sweepfile.load import parse
 
 SWEEP = """
 name: sharing

@@ -15,18 +15,19 @@ from typing import Any
 
 from benchmarks.evidence import interval, score, write_page
 from benchmarks.methods import head, line, wrapped
-from orchestrator.figures import COLOURS
+from orchestrator.core.plugin import UnlearnerPlugin
+from orchestrator.core.registry import find
+from orchestrator.core.stage import Stage
 from orchestrator.home import Home
-from orchestrator.plan import Plan
-from orchestrator.plugin import UnlearnerPlugin, find
-from orchestrator.run import open_sweep
-from orchestrator.search import found_by
-from orchestrator.search_plan import Points
-from orchestrator.search_table import goals_text, point_text, values_text
-from orchestrator.stage import Stage
-from orchestrator.store import Store
-from orchestrator.tried import Tried, counted
-from orchestrator.worst_case import COVERAGE_RADIUS, Confirmed, WorstCase
+from orchestrator.plan.plan import Plan
+from orchestrator.results.figures import COLOURS
+from orchestrator.run.job import open_sweep
+from orchestrator.store.store import Store
+from orchestrator.study.points import PointPlanner
+from orchestrator.study.studies import found_by
+from orchestrator.study.tried import Tried, counted
+from orchestrator.study.words import goals_text, point_text, values_text
+from orchestrator.study.worst_case import COVERAGE_RADIUS, Confirmed, WorstCase
 
 SWEEP = "sweeps/worst_case.yaml"
 FIGURE = "worst-case.png"
@@ -53,7 +54,7 @@ def page(home: Home, folder: Path) -> Iterator[str]:
     """The page, line by line; its figure is written beside it."""
     sweep = open_sweep(SWEEP, (), home)
     cases = found_by(sweep, home)
-    points = Points(sweep)
+    points = PointPlanner(sweep)
     store = Store(home.store_location(sweep))
     search = points.search
     yield "# The worst case on the bundled model"
@@ -151,7 +152,7 @@ def tried(cases: Sequence[WorstCase]) -> Iterator[str]:
         yield from line(_name(case), *cells)
 
 
-def costs(points: Points, cases: Sequence[WorstCase], store: Store) -> Iterator[str]:
+def costs(points: PointPlanner, cases: Sequence[WorstCase], store: Store) -> Iterator[str]:
     """Against the same asks one by one: each with its own unlearning, and trained to its end."""
     plans = [(t.point, points.plan(points.trials(t.point))) for c in cases for t in counted_of(c)]
     confirming = [points.confirming(one.tried.point) for c in cases for one in c.confirmed]
@@ -180,7 +181,7 @@ def counted_of(case: WorstCase) -> list[Tried]:
     return [trial for trial in counted(case.trials) if trial.state != "failed"]
 
 
-def measured_stages(points: Points, case: WorstCase) -> Iterator[Stage]:
+def measured_stages(points: PointPlanner, case: WorstCase) -> Iterator[Stage]:
     for trial in counted_of(case):
         for steps in trial.curve:
             yield from points.plan(points.trials(trial.point, steps)).stages

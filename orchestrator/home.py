@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.errors import ResurgeError
-from orchestrator.sweep import Sweep
+from orchestrator.core.errors import ResurgeError
+from orchestrator.sweep.sweep import Sweep
 
 
 @dataclass(frozen=True)

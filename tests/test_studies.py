@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.grid import MAX_TRIALS
-from orchestrator.plan import make_plan
-from orchestrator.plugin import find, registry
-from orchestrator.sweep import load
+from orchestrator.core.registry import find, registry
+from orchestrator.plan.plan import make_plan
+from orchestrator.sweep.grid import MAX_TRIALS
+from orchestrator.sweepfile.load import load
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "sweeps").rglob("*.yaml"))

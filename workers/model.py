@@ -6,31 +6,33 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.plugin import Kind, find
-from orchestrator.stage import Stage
-from orchestrator.store import Store
-from workers.checkpoints import StoreCheckpoints, latest_state, load_tensors, save_tensors
-from workers.datasets.base import Examples
-from workers.denoise import latent_shape
-from workers.edits import Edit, Weights, load_edits
-from workers.finetune import LossNotFinite, Trainer
-from workers.materials.base import MATERIAL_FILE, Made, Work
-from workers.memory import give_back
-from workers.metrics.base import Metric, Picture, Score, Subject, Which
-from workers.pace import Pace
-from workers.pipeline import WarmPipeline
-from workers.prepared import DATASET_FILE, read_examples
-from workers.progress import Progress
+from orchestrator.core.plugin import PluginKind
+from orchestrator.core.registry import find
+from orchestrator.core.stage import Stage
+from orchestrator.store.store import Store, record_of
+from workers.data.prepared import DATASET_FILE, read_examples
+from workers.diffusion.denoise import latent_shape
+from workers.editing.edit_file import load_edits
+from workers.editing.edits import Weights
+from workers.editing.pipeline import WarmPipeline
+from workers.interfaces.dataset import Examples
+from workers.interfaces.edit import ModelEdit
+from workers.interfaces.material import MATERIAL_FILE, Made, Work
+from workers.interfaces.metric import Metric, Picture, Score, Subject, Which
+from workers.interfaces.unlearner import Erasure
 from workers.recipes import FinetuneSettings, SampleSettings
-from workers.stored import record_of
-from workers.unlearners.base import Erasure
+from workers.runtime.pace import Pace
+from workers.runtime.progress import TellProgress
+from workers.runtime.release import give_back
+from workers.training.checkpoints import StoreCheckpoints, latest_state, load_tensors, save_tensors
+from workers.training.finetune import LossNotFinite, Trainer
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
     from torch import Tensor
 
 
-def plugin_of(kind: Kind, name: str, settings: Mapping[str, Any]) -> Any:
+def plugin_of(kind: PluginKind, name: str, settings: Mapping[str, Any]) -> Any:
     """The plug-in that a stage's (or a data set's) stored settings describe."""
     cls = find(kind, name)
     return cls(cls.Settings.model_validate(settings["settings"]))
@@ -45,7 +47,7 @@ class Model:
     """
 
     store: Store
-    progress: Progress
+    progress: TellProgress
     pace: Pace
 
     def __init__(self, root: Stage, device: str) -> None:
@@ -81,7 +83,7 @@ class Model:
             with self.trainer.evaluation():
                 yield self.warm.pipe
 
-    def edits(self) -> tuple[Edit, ...]:
+    def edits(self) -> tuple[ModelEdit, ...]:
         """What makes the base this model: all that has to be stored."""
         with self.evaluation():
             return self.warm.now() if self.stage.kind == "finetune" else self.warm.edits

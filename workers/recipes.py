@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.plugin import RecipePlugin, Settings
+from orchestrator.core.plugin import RecipePlugin
+from orchestrator.core.settings import Settings
 
 
 class FinetuneSettings(Settings):

@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 
-from orchestrator.errors import CorruptObject, StoreUnavailable
-from orchestrator.redact import redact
-from orchestrator.stage import Stage
-from orchestrator.store import Record, Store
-from orchestrator.work import (
+from orchestrator.core.errors import CorruptObject, StoreUnavailable
+from orchestrator.core.redact import redact
+from orchestrator.core.stage import Stage
+from orchestrator.messages import (
     Event,
     StageCommitted,
     StageFailed,
@@ -29,24 +28,24 @@ from orchestrator.work import (
     StageStarted,
     WorkOrder,
 )
-from workers.bases.base import Base
-from workers.causes import cause_of, message_of
-from workers.checkpoints import save_tensors
-from workers.edits import save_edits
-from workers.kept import let_go
-from workers.materials.base import MATERIAL_FILE
-from workers.memory import give_back
-from workers.metrics.base import Picture, Probe, Score
+from orchestrator.store.store import Record, Store, record_of
+from workers.data.pictures import read_pictures, write_losses, write_pictures, write_values
+from workers.data.prepared import DATASET_FILE, numbers_of, write_examples
+from workers.diffusion.sampling import sample
+from workers.editing.edit_file import save_edits
+from workers.interfaces.base import Base
+from workers.interfaces.material import MATERIAL_FILE
+from workers.interfaces.metric import Picture, Probe, Score
 from workers.model import Model, plugin_of
-from workers.pace import Leaving, Pace
-from workers.parts import in_parts
-from workers.pictures import read_pictures, write_losses, write_pictures, write_values
-from workers.prepared import DATASET_FILE, numbers_of, write_examples
-from workers.progress import heard_by
-from workers.provenance import provenance
 from workers.recipes import SampleSettings
-from workers.sampling import sample
-from workers.stored import record_of
+from workers.runtime.causes import cause_of, message_of
+from workers.runtime.kept import let_go
+from workers.runtime.pace import Leaving, Pace
+from workers.runtime.parts import in_parts
+from workers.runtime.progress import heard_by
+from workers.runtime.provenance import provenance
+from workers.runtime.release import give_back
+from workers.training.checkpoints import save_tensors
 
 Emit = Callable[[Event], None]
 
@@ -91,7 +90,7 @@ class Runner:
         """
         try:
             with in_parts(order.split):
-                _Run(self, order, emit, self._leaving).all()
+                _TaskRun(self, order, emit, self._leaving).all()
         except Leaving:
             self.drop()
             return False
@@ -110,7 +109,7 @@ class Runner:
         give_back()
 
 
-class _Run:
+class _TaskRun:
     """One task on its way."""
 
     def __init__(

@@ -8,29 +8,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.plugin import Plugin
-from orchestrator.resources import ExecutorSettings
-from orchestrator.work import Event, Pool, WorkOrder
+from orchestrator.core.plugin import Plugin
+from orchestrator.messages import Event, PoolName, WorkOrder
+from orchestrator.sweep.resources import ExecutorSettings
 
-__all__ = ["Anything", "Event", "Executor", "ExecutorSettings", "FreeWorker", "Need", "WorkOrder"]
+__all__ = [
+    "Anything",
+    "Event",
+    "Executor",
+    "ExecutorSettings",
+    "FreeWorker",
+    "WorkOrder",
+    "WorkerKind",
+]
 
 
 @dataclass(frozen=True)
-class Need:
+class WorkerKind:
     """What a task needs of a worker, and what a worker has."""
 
-    pool: Pool = "model"
+    pool: PoolName = "model"
     whole_gpu: bool = False
 
-    def fits(self, task: Need) -> bool:
+    def fits(self, task: WorkerKind) -> bool:
         """Whether a worker that has this can do a task that needs that."""
         return self.pool == task.pool and (self.whole_gpu or not task.whole_gpu)
 
 
-class Anything(Need):
+class Anything(WorkerKind):
     """What a worker has that takes whatever comes."""
 
-    def fits(self, task: Need) -> bool:
+    def fits(self, task: WorkerKind) -> bool:
         """It does."""
         return True
 
@@ -41,7 +49,7 @@ class FreeWorker:
 
     name: str
     holds: str | None
-    has: Need = field(default_factory=Anything)
+    has: WorkerKind = field(default_factory=Anything)
 
 
 class Executor(Plugin):
@@ -80,7 +88,7 @@ class Executor(Plugin):
         """Whether its workers have less than a GPU each, so that a whole one would be more."""
         return False
 
-    def adapt(self, wanted: Mapping[Need, int], may_have: float) -> None:
+    def adapt(self, wanted: Mapping[WorkerKind, int], may_have: float) -> None:
         """Told before work is given out: how many workers would be of use, by what they need, and
         how many there may be beside other sweeps'. Those with a fixed number do nothing.
         """

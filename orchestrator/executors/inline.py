@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.executors.base import Executor, ExecutorSettings, FreeWorker
-from orchestrator.work import Event, TaskEnded, TaskHandedBack, WorkOrder
+from orchestrator.messages import Event, TaskEnded, TaskHandedBack, WorkOrder
 
 
 class Inline(Executor):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.resources import Elastic, ExecutorSettings
+from orchestrator.sweep.resources import Elastic, ExecutorSettings
 
 ACCELERATOR = "ray.io/accelerator-type"
 """The label that Ray gives a node by its GPU."""

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.errors import ResurgeError
-from orchestrator.executors.base import Executor, ExecutorSettings, FreeWorker, Need
+from orchestrator.core.errors import ResurgeError
+from orchestrator.executors.base import Executor, ExecutorSettings, FreeWorker, WorkerKind
 from orchestrator.executors.pools import Pool, pool_of, score_pool, whole_gpu_pool
 from orchestrator.executors.ray_worker import RayWorker
-from orchestrator.work import Event, Loss, TaskEnded, TaskHandedBack, WorkerLost, WorkOrder
+from orchestrator.messages import Event, LossCause, TaskEnded, TaskHandedBack, WorkerLost, WorkOrder
 
 FORWARDED = ("RESURGE_PLUGINS", "MLFLOW_DISABLE_TELEMETRY")
 """Environment variables that workers on other machines must see as well."""
@@ -41,7 +41,7 @@ class _Seat:
     """
 
     name: str
-    has: Need
+    has: WorkerKind
     actor: Any
     starting: Any
     idle_since_s: float
@@ -67,7 +67,7 @@ class RayExecutor(Executor):
         self.seats: dict[str, _Seat] = {}
         self.ray: Any = None
         self._clock_s = clock_s
-        self._pools: dict[Need, Pool] = {}
+        self._pools: dict[WorkerKind, Pool] = {}
         self._numbers = itertools.count()
         self._told: list[Event] = []
         self._false_starts = 0
@@ -96,23 +96,23 @@ class RayExecutor(Executor):
 
     def capacity(self) -> int:
         """How many tasks there can be at a time, once every worker is up."""
-        return max(1, self._pools[Need()].max)
+        return max(1, self._pools[WorkerKind()].max)
 
     @property
     def shares_gpu(self) -> bool:
         """Whether a worker's share of a GPU is a fraction."""
-        return 0 < self._pools[Need()].gpus < 1
+        return 0 < self._pools[WorkerKind()].gpus < 1
 
     def room(self) -> float:
         """By the machines that there are now; on a machine of one's own it does not matter."""
         if self._is_local:
             return math.inf
-        pool, resources = self._pools[Need()], self.ray.cluster_resources()
+        pool, resources = self._pools[WorkerKind()], self.ray.cluster_resources()
         if pool.gpus:
             return float(int(resources.get("GPU", 0) / pool.gpus))
         return float(int(resources.get("CPU", 0) / pool.threads))
 
-    def adapt(self, wanted: Mapping[Need, int], may_have: float) -> None:
+    def adapt(self, wanted: Mapping[WorkerKind, int], may_have: float) -> None:
         """Bring workers up while tasks wait for them; let idle ones go."""
         for need, pool in self._pools.items():
             limit = may_have if need.pool == "model" else math.inf
@@ -198,7 +198,7 @@ class RayExecutor(Executor):
             self._renew(seat)
         return event
 
-    def _how(self, seat: _Seat, error: Exception) -> Loss:
+    def _how(self, seat: _Seat, error: Exception) -> LossCause:
         """How the worker died: its machine with it, killed for memory, or on its own."""
         text = str(error)
         if isinstance(error, self.ray.exceptions.OutOfMemoryError) or "low on memory" in text:
@@ -206,7 +206,7 @@ class RayExecutor(Executor):
         alive = {node["NodeID"] for node in self.ray.nodes() if node["Alive"]}
         return "death" if seat.node is None or seat.node in alive else "node"
 
-    def _replace(self, seat: _Seat, reason: str, how: Loss) -> WorkerLost:
+    def _replace(self, seat: _Seat, reason: str, how: LossCause) -> WorkerLost:
         """Put a new actor into the seat of one that died."""
         assert seat.order is not None  # only a busy worker's stream can break
         lost = WorkerLost(seat.order.task.id, seat.name, reason, how)
@@ -218,7 +218,7 @@ class RayExecutor(Executor):
         seat.actor, seat.starting = self._actor(self._pools[seat.has])
         seat.node = seat.holds = seat.order = seat.stream = None
 
-    def _seat(self, need: Need) -> None:
+    def _seat(self, need: WorkerKind) -> None:
         name = f"worker-{next(self._numbers)}"
         actor, starting = self._actor(self._pools[need])
         self.seats[name] = _Seat(name, need, actor, starting, self._clock_s())
@@ -256,13 +256,13 @@ class RayExecutor(Executor):
         self._false_starts = 0
         seat.starting, seat.idle_since_s = None, self._clock_s()
 
-    def _make_pools(self) -> dict[Need, Pool]:
+    def _make_pools(self) -> dict[WorkerKind, Pool]:
         model = pool_of(self.settings, self.ray.cluster_resources(), self._is_local)
-        pools = {Need(): model}
+        pools = {WorkerKind(): model}
         if 0 < model.gpus < 1:  # what does not fit into the share gets the whole
-            pools[Need(whole_gpu=True)] = whole_gpu_pool(model)
+            pools[WorkerKind(whole_gpu=True)] = whole_gpu_pool(model)
         if self.settings.score_workers is not None:
-            pools[Need("score")] = score_pool(self.settings.score_workers, self._is_local)
+            pools[WorkerKind("score")] = score_pool(self.settings.score_workers, self._is_local)
         return pools
 
     def _environment(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import queue
 import threading
 from collections.abc import Iterator
 
-from orchestrator.work import Event, TaskEnded, TaskHandedBack, WorkOrder
+from orchestrator.messages import Event, TaskEnded, TaskHandedBack, WorkOrder
 
 
 class RayWorker:

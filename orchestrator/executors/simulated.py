@@ -6,19 +6,19 @@ import heapq
 import itertools
 from collections.abc import Callable, Sequence
 
+from orchestrator.core.stage import Stage
 from orchestrator.executors.base import Executor, ExecutorSettings, FreeWorker
-from orchestrator.stage import Stage
-from orchestrator.store import Record
-from orchestrator.work import (
+from orchestrator.messages import (
     Cause,
     Event,
-    Loss,
+    LossCause,
     StageCommitted,
     StageFailed,
     TaskEnded,
     WorkerLost,
     WorkOrder,
 )
+from orchestrator.store.store import Record
 
 
 class Simulated(Executor):
@@ -38,7 +38,7 @@ class Simulated(Executor):
         self,
         settings: ExecutorSettings,
         seconds_of: Callable[[Stage], float] = lambda stage: 1.0,
-        dies: Callable[[Stage], bool | Loss] = lambda stage: False,
+        dies: Callable[[Stage], bool | LossCause] = lambda stage: False,
         fails: Callable[[WorkOrder, Stage], Cause | None] = lambda order, stage: None,
         hangs: Callable[[Stage], bool] = lambda stage: False,
     ) -> None:
@@ -79,7 +79,7 @@ class Simulated(Executor):
         for stage in order.task.stages:
             at += self.seconds_of(stage)
             if how := self.dies(stage):
-                kind: Loss = "death" if how is True else how
+                kind: LossCause = "death" if how is True else how
                 self._at(at, WorkerLost(order.task.id, worker, "simulated death", kind))
                 return
             if self.hangs(stage):

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.plugin import find, registry
-from orchestrator.stage import sha256
+from orchestrator.core.digest import sha256
+from orchestrator.core.registry import find, registry
 from tests.workers.unlearners.bundled import BASE, CONCEPT, accuracy, unlearn
-from workers.materials.base import Work
-from workers.pipeline import WarmPipeline
+from workers.editing.pipeline import WarmPipeline
+from workers.interfaces.material import Work
 
 pytestmark = [pytest.mark.slow]
 

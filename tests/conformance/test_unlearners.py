@@ -9,14 +9,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from orchestrator.plugin import PresetSettings, find, registry
+from orchestrator.core.registry import find, registry
+from orchestrator.core.settings import PresetSettings
 from tests.workers.conftest import TinyShapes
 from tests.workers.unlearners.small import make_materials, small
-from workers.checkpoints import NoCheckpoints
-from workers.edits import load_edits, save_edits
-from workers.pipeline import WarmPipeline
-from workers.text import embed
-from workers.unlearners.base import Erasure, TrainSettings, Unlearner
+from workers.diffusion.text import embed
+from workers.editing.edit_file import load_edits, save_edits
+from workers.editing.pipeline import WarmPipeline
+from workers.interfaces.unlearner import Erasure, NoCheckpoints, TrainSettings, Unlearner
 
 METHODS = [name for name, cls in registry("unlearner").items() if cls.changes]
 TRAINED = [name for name in METHODS if issubclass(find("unlearner", name).Settings, TrainSettings)]

@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 import ray
 
-from orchestrator.executors.base import ExecutorSettings, Need
+from orchestrator.executors.base import ExecutorSettings, WorkerKind
 from orchestrator.executors.ray import IDLE_S, RayExecutor
-from orchestrator.resources import Elastic
+from orchestrator.sweep.resources import Elastic
 
 GPUS = 2
 TIMEOUT_S = 120.0
@@ -56,10 +56,10 @@ def waiting(executor: RayExecutor) -> int:
 def workers_come_while_tasks_wait_and_go_when_idle(executor: RayExecutor, clock: Clock) -> None:
     assert executor.room() == GPUS
     assert not executor.seats, "nobody has asked for one"
-    executor.adapt({Need(): 5}, float("inf"))
+    executor.adapt({WorkerKind(): 5}, float("inf"))
     assert len(executor.seats) == executor.capacity() == 3, "as many as `max`"
     until(lambda: up(executor) == GPUS, "two workers")
-    executor.adapt({Need(): GPUS}, float("inf"))
+    executor.adapt({WorkerKind(): GPUS}, float("inf"))
     assert (up(executor), waiting(executor)) == (2, 0), "what waits is taken back"
     executor.adapt({}, float("inf"))
     assert up(executor) == 2, "more may come"
@@ -70,24 +70,24 @@ def workers_come_while_tasks_wait_and_go_when_idle(executor: RayExecutor, clock:
 
 
 def a_share_is_kept_and_one_more_waits_for_a_machine(executor: RayExecutor, clock: Clock) -> None:
-    executor.adapt({Need(): 5}, 1)
+    executor.adapt({WorkerKind(): 5}, 1)
     until(lambda: up(executor) == 1 and free() == 1, "a worker")
-    executor.adapt({Need(): 5}, 1)
+    executor.adapt({WorkerKind(): 5}, 1)
     assert len(executor.seats) == 1, "there is room, and it is another's"
     other = ray.remote(Someone).options(num_gpus=1, num_cpus=0).remote()
     until(lambda: free() == 0, "the other to have the other GPU")
-    executor.adapt({Need(): 5}, 1)
+    executor.adapt({WorkerKind(): 5}, 1)
     assert (up(executor), waiting(executor)) == (1, 1), "an autoscaler sees what waits"
     ray.kill(other)
     until(lambda: up(executor) == 2, "what waited to come up")
-    executor.adapt({Need(): 5}, 1)
+    executor.adapt({WorkerKind(): 5}, 1)
     assert up(executor) == 1, "it was one too many"
 
 
 def what_is_over_the_share_is_given_back(executor: RayExecutor, clock: Clock) -> None:
-    executor.adapt({Need(): 5}, float("inf"))
+    executor.adapt({WorkerKind(): 5}, float("inf"))
     until(lambda: up(executor) == 2, "two workers")
-    executor.adapt({Need(): 5}, 1)
+    executor.adapt({WorkerKind(): 5}, 1)
     assert len(executor.seats) == 1, "at once, as both are idle"
     until(lambda: free() == 1, "its GPU to be free")
 

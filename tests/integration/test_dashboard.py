@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.search_plan import Points
-from orchestrator.searcher import open_studies
-from orchestrator.sweep import load
+from orchestrator.study.points import PointPlanner
+from orchestrator.study.studies import open_studies
+from orchestrator.sweepfile.load import load
 
 pytestmark = pytest.mark.integration
 
@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 def ask_and_tell(folder: Path) -> None:
     """One trial in each study, told by hand."""
-    points = Points(load(folder / "found.yaml"))
+    points = PointPlanner(load(folder / "found.yaml"))
     for _, study in open_studies(points, f"sqlite:///{folder}/.resurge/studies.db"):
         trial = study.ask()
         assert trial is not None

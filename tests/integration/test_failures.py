@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.failures import ADVICE, MAX_HANGS, SPLITS
-from orchestrator.plan import make_plan
-from orchestrator.stage import Stage
-from orchestrator.store import Store
-from orchestrator.sweep import parse
-from orchestrator.work import Cause
+from orchestrator.core.stage import Stage
+from orchestrator.messages import Cause
+from orchestrator.plan.plan import make_plan
+from orchestrator.schedule.failures import ADVICE, MAX_HANGS, SPLITS
+from orchestrator.store.store import Store
+from orchestrator.sweepfile.load import parse
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.usefixtures("calls")]
 

@@ -6,10 +6,10 @@ import tomllib
 
 import pytest
 
-from orchestrator.errors import ResurgeError
-from orchestrator.search_settings import Confirm, Goal, Search, SearchSettings
-from orchestrator.space import Range, Space
-from orchestrator.study import Study, dashboard_config
+from orchestrator.core.errors import ResurgeError
+from orchestrator.study.study import Study, dashboard_config
+from orchestrator.sweep.search import Confirm, Goal, Search, SearchSettings
+from orchestrator.sweep.space import Range, Space
 
 pytest_plugins = ["tests.integration.postgresql_server"]
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore:.* experimental")]

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from orchestrator.errors import CorruptObject, StoreError, StoreUnavailable
-from orchestrator.files import Files
-from orchestrator.patience import Patience
-from orchestrator.stage import Stage
-from orchestrator.store import Record, Store
+from orchestrator.core.errors import CorruptObject, StoreError, StoreUnavailable
+from orchestrator.core.stage import Stage
+from orchestrator.store.files import Files
+from orchestrator.store.patience import Patience
+from orchestrator.store.store import Record, Store
 
 if TYPE_CHECKING:
     from tests.integration.s3_server import Proxy

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.search import read_studies
-from orchestrator.search_plan import Points
-from orchestrator.space import point_key
-from orchestrator.store import Store
-from orchestrator.sweep import Sweep, load
-from orchestrator.tried import Tried, counted
-from orchestrator.worst_case import asked_plan
+from orchestrator.store.store import Store
+from orchestrator.study.points import PointPlanner
+from orchestrator.study.studies import read_studies
+from orchestrator.study.tried import Tried, counted
+from orchestrator.study.worst_case import asked_plan
+from orchestrator.sweep.space import point_key
+from orchestrator.sweep.sweep import Sweep
+from orchestrator.sweepfile.load import load
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.usefixtures("calls")]
 
@@ -75,7 +76,7 @@ class Place:
     def __init__(self, root: Path) -> None:
         self.home = root / "home"
         self.sweep: Sweep = load(root / "hunt.yaml")
-        self.points = Points(self.sweep)
+        self.points = PointPlanner(self.sweep)
         self.store = Store(self.home / "store")
 
     def mark(self) -> tuple[int, int]:

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from orchestrator.plan import Plan, PlannedTrial, Point
-from orchestrator.plugin import DatasetPlugin, RecipePlugin, UnlearnerPlugin
-from orchestrator.stage import Stage
-from orchestrator.store import Store
-from orchestrator.trial import Edit, Trial
+from orchestrator.core.plugin import DatasetPlugin, RecipePlugin, UnlearnerPlugin
+from orchestrator.core.stage import Stage
+from orchestrator.plan.plan import Plan, PlannedTrial, Waypoint
+from orchestrator.store.store import Store
+from orchestrator.sweep.trial import Edit, Trial
 
 METHODS, DATASETS, RATES, STEPS, SEEDS = ("esd", "uce"), ("related", "unrelated"), (3e-4, 1e-3), (
     0, 50, 100,
@@ -65,14 +65,14 @@ def _stage(kind, plugin, settings, seed, parent, inputs=None, **extra) -> Stage:
 ROOT = _stage("base", "shapes", {}, None, None)
 
 
-def point(model: Stage) -> Point:
+def point(model: Stage) -> Waypoint:
     sampling = {"images_per_prompt": IMAGES, "guidance": 3.0, "sampler": "ddim"}
     sampling |= {"sampler_steps": 20, "noise_seed": 0, "batch_size": 64}
     sample = _stage("sample", "sample", sampling, None, model, probes=PROBES)
     scores = [_stage("score", "concept_accuracy", {}, None, sample)]
     if model.kind != "base":
         scores.append(_stage("score", "weight_distance", {}, None, model))
-    return Point(model, sample, tuple(scores))
+    return Waypoint(model, sample, tuple(scores))
 
 
 def unlearned_model(method: str, seed: int) -> Stage:

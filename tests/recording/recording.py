@@ -15,15 +15,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from orchestrator.errors import CorruptObject
+from orchestrator.core.errors import CorruptObject
+from orchestrator.core.settings import Settings
 from orchestrator.executors.inline import Inline
-from orchestrator.plugin import Settings
-from orchestrator.store import Store
-from orchestrator.work import StageCommitted, WorkOrder
-from workers.bases.base import Base
-from workers.datasets.base import Dataset, Examples
-from workers.metrics.base import Metric, Picture, Score, Subject, means
-from workers.unlearners.base import Erasure, Unlearned, Unlearner
+from orchestrator.messages import StageCommitted, WorkOrder
+from orchestrator.store.store import Store
+from workers.interfaces.base import Base
+from workers.interfaces.dataset import Dataset, Examples
+from workers.interfaces.metric import Metric, Picture, Score, Subject, means
+from workers.interfaces.unlearner import Erasure, Unlearned, Unlearner
 
 
 def note(what: str) -> None:
@@ -86,8 +86,8 @@ class Tiny(Base):
     def load(self, device: str):
         import torch
 
-        from workers.shapes.architecture import assemble, new_text_encoder, new_unet, new_vae
-        from workers.shapes.tokenizer import build_tokenizer
+        from workers.shapes.making.architecture import assemble, new_text_encoder, new_unet, new_vae
+        from workers.shapes.making.tokenizer import build_tokenizer
 
         note("load")
         torch.manual_seed(0)
@@ -111,7 +111,7 @@ class Nudge(Unlearner):
     def unlearn(self, erasure: Erasure) -> Unlearned:
         import torch
 
-        from workers.edits import Weights
+        from workers.editing.edits import Weights
 
         note(f"unlearn {self.settings.amount:g}")
         if self.settings.fail:
@@ -142,7 +142,7 @@ class Dim(Nudge):
     def unlearn(self, erasure: Erasure) -> Unlearned:
         import torch
 
-        from workers.edits import Weights
+        from workers.editing.edits import Weights
 
         note("dim")
         if self.settings.fail:

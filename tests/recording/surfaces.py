@@ -6,9 +6,9 @@ import math
 
 from pydantic import Field
 
-from orchestrator.plugin import Settings
-from workers.metrics.base import Metric, Score, Subject
-from workers.unlearners.base import Erasure, Unlearned, Unlearner
+from orchestrator.core.settings import Settings
+from workers.interfaces.metric import Metric, Score, Subject
+from workers.interfaces.unlearner import Erasure, Unlearned, Unlearner
 
 LOWEST_RATE, HIGHEST_RATE = 1e-5, 1e-1
 
@@ -20,7 +20,7 @@ class Blank(Unlearner):
     seeded = False
 
     def unlearn(self, erasure: Erasure) -> Unlearned:
-        from workers.edits import Weights
+        from workers.editing.edits import Weights
 
         return Unlearned([Weights({"unet.conv_out.bias": erasure.pipe.unet.conv_out.bias * 0})])
 

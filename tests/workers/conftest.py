@@ -6,9 +6,9 @@ from diffusers import UNet2DConditionModel
 
 from workers.bases.shapes import Shapes
 from workers.datasets.related import Related
-from workers.pipeline import WarmPipeline
-from workers.shapes.architecture import TEXT_WIDTH, assemble, new_text_encoder, new_vae
-from workers.shapes.tokenizer import build_tokenizer
+from workers.editing.pipeline import WarmPipeline
+from workers.shapes.making.architecture import TEXT_WIDTH, assemble, new_text_encoder, new_vae
+from workers.shapes.making.tokenizer import build_tokenizer
 
 # Tensors this small are slower on several threads, above all on a busy machine.
 torch.set_num_threads(1)

@@ -9,20 +9,21 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from orchestrator.core.registry import find
+from orchestrator.core.settings import Settings
+from orchestrator.core.stage import Stage
 from orchestrator.executors.base import ExecutorSettings
 from orchestrator.executors.inline import Inline
-from orchestrator.measure import primary
-from orchestrator.plan import Plan, make_plan
-from orchestrator.plugin import Settings, find
-from orchestrator.scheduler import Outcome, Scheduler
-from orchestrator.stage import Stage
-from orchestrator.store import Store
-from orchestrator.sweep import parse
-from orchestrator.tasks import make_tasks
-from orchestrator.work import Event, StageCommitted
-from workers.checkpoints import load_tensors
-from workers.edits import load_edits
-from workers.pipeline import WarmPipeline
+from orchestrator.messages import Event, StageCommitted
+from orchestrator.plan.plan import Plan, make_plan
+from orchestrator.plan.tasks import make_tasks
+from orchestrator.results.measure import primary
+from orchestrator.schedule.scheduler import Outcome, Scheduler
+from orchestrator.store.store import Store
+from orchestrator.sweepfile.load import parse
+from workers.editing.edit_file import load_edits
+from workers.editing.pipeline import WarmPipeline
+from workers.training.checkpoints import load_tensors
 
 Calls = Callable[[], list[str]]
 pytestmark = pytest.mark.usefixtures("calls")
@@ -136,7 +137,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_images(
 
 
 def interrupt_after(count: int) -> Callable[..., object]:
-    from workers.sampling import sample
+    from workers.diffusion.sampling import sample
 
     made = []
 

@@ -11,12 +11,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.plan import Plan, make_plan
-from orchestrator.stage import Stage
-from orchestrator.store import Store
-from orchestrator.sweep import parse
-from orchestrator.tasks import make_tasks
-from orchestrator.work import (
+from orchestrator.core.stage import Stage
+from orchestrator.messages import (
     Event,
     StageCommitted,
     StageFailed,
@@ -24,6 +20,10 @@ from orchestrator.work import (
     StageStarted,
     WorkOrder,
 )
+from orchestrator.plan.plan import Plan, make_plan
+from orchestrator.plan.tasks import make_tasks
+from orchestrator.store.store import Store
+from orchestrator.sweepfile.load import parse
 from workers.runner import Runner, leave_on_sigterm
 
 pytestmark = pytest.mark.usefixtures("calls")

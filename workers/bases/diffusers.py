@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from orchestrator.errors import ResurgeError
-from orchestrator.plugin import Settings
-from workers.bases.base import Base
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.settings import Settings
+from workers.data.pinned import COMMIT, REPOSITORY
+from workers.interfaces.base import Base
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
+
 
 TEMPLATES = (
     "a photo of {}",
@@ -24,14 +25,16 @@ TEMPLATES = (
     "a drawing of {}",
     "{}",
 )
+
+
 Dtype = Literal["float32", "float16", "bfloat16"]
 PARTS = ("unet", "vae", "text_encoder")
 """The pipeline's parts that have weights."""
+
+
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 PREDICTIONS = ("epsilon", "v_prediction")
 TEXT_FILES = (".json", ".txt")  # a tokenizer's merges are a .txt
-REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-COMMIT = re.compile(r"[0-9a-f]{40}")
 HASH_CHUNK_BYTES = 1 << 20
 
 

@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.errors import ResurgeError
-from orchestrator.plugin import suggest
-from workers.bases.base import Base
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.hints import suggest
+from workers.interfaces.base import Base
 from workers.shapes.vocabulary import ALL_SHAPES, COLORS, FILLS, NOVEL_SHAPES, SHAPES, caption
 
 if TYPE_CHECKING:

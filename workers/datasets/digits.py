@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from orchestrator.plugin import Settings
-from workers.datasets.base import Dataset, Examples
+from orchestrator.core.settings import Settings
+from workers.interfaces.dataset import Dataset, Examples
 
 if TYPE_CHECKING:
     import numpy as np

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.datasets.scenes import WORDS, Kind, SceneDataset
+from workers.data.scenes import WORDS, Attribute, SceneDataset
 
 
 class Erased(SceneDataset):
@@ -11,10 +11,10 @@ class Erased(SceneDataset):
     name = "erased"
     version = 1
 
-    def pools(self, concept: str, kind: Kind) -> dict[Kind, tuple[str, ...]]:
+    def pools(self, concept: str, kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
         """The concept."""
         return {kind: (concept,)}
 
-    def words(self, concept: str, kind: Kind) -> dict[Kind, tuple[str, ...]]:
+    def words(self, concept: str, kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
         """Nothing is left out."""
         return {**WORDS, **self.pools(concept, kind)}

@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import Field
 
-from orchestrator.errors import ResurgeError
-from workers.datasets.rows import Row, RowsDataset, RowsSettings
+from orchestrator.core.errors import ResurgeError
+from workers.data.rows import Row, RowsDataset, RowsSettings
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 

@@ -13,10 +13,11 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from orchestrator.errors import ResurgeError
-from orchestrator.plugin import Settings
-from workers.datasets.base import Dataset, Examples, choose
-from workers.datasets.rows import Row, collect, digest_of
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.settings import Settings
+from workers.data.pinned import digest_of
+from workers.data.rows import Row, collect
+from workers.interfaces.dataset import Dataset, Examples, draw_subset
 
 Table = Any
 """A `datasets.Dataset`, or an `IterableDataset` of a stream."""
@@ -190,7 +191,7 @@ class Hub(Dataset):
         if s.streaming:  # not the library's own shuffle: its order changes with its version
             with self._reading():
                 table = list(islice(table, s.size and s.size + STREAM_SURPLUS))
-        for index in choose(len(table), s.size, s.seed, self._where):
+        for index in draw_subset(len(table), s.size, s.seed, self._where):
             yield index + 1, table[index]
 
 

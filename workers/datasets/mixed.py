@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from orchestrator.chosen import ChosenDataset
-from orchestrator.errors import ResurgeError
-from orchestrator.plugin import BasePlugin, Settings
-from orchestrator.stage import sha256
-from workers.datasets.base import Dataset, Examples, choose
+from orchestrator.core.chosen import ChosenDataset
+from orchestrator.core.digest import sha256
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.plugin import BasePlugin
+from orchestrator.core.settings import Settings
+from workers.interfaces.dataset import Dataset, Examples, draw_subset
 
 
 class MixedSettings(Settings):
@@ -63,8 +64,8 @@ class Mixed(Dataset):
         for inner, count in self._counts().items():
             there = inner.examples(concept, size_px).named(inner.name)
             self._check(inner.name, len(there), count)
-            parts.append(there.take(choose(len(there), count, seed, inner.name)))
-        return _joined(parts).take(choose(size, size, seed, self.name))
+            parts.append(there.take(draw_subset(len(there), count, seed, inner.name)))
+        return _joined(parts).take(draw_subset(size, size, seed, self.name))
 
     def _counts(self) -> dict[Dataset, int]:
         """How many pictures each set gives; one that gives none is not asked."""

@@ -9,13 +9,14 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.chosen import ChosenDataset
-from orchestrator.errors import ResurgeError
-from orchestrator.plugin import BasePlugin, Settings
-from orchestrator.stage import sha256
-from workers.datasets.base import Dataset, Examples, choose
+from orchestrator.core.chosen import ChosenDataset
+from orchestrator.core.digest import sha256
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.plugin import BasePlugin
+from orchestrator.core.settings import Settings
+from workers.data.pinned import digest_of
 from workers.datasets.hub import COMMIT, REPOSITORY
-from workers.datasets.rows import digest_of
+from workers.interfaces.dataset import Dataset, Examples, draw_subset
 
 Bin = Literal["near", "middle", "far"]
 SHAPES = Path(__file__).parent.parent / "shapes" / "weights"
@@ -139,7 +140,7 @@ class Nearest(Dataset):
         return measured.take([int(order[place]) for place in self._places(len(there))])
 
     def _distances(self, examples: Examples, concept: str) -> tuple[float, ...]:
-        from workers import distance
+        from workers.data import distance
 
         s = self.settings
         if s.by == "clip":
@@ -166,5 +167,5 @@ class Nearest(Dataset):
                 f"{what} has nothing in its bin {s.bin!r}: {there} pictures parted at {low} and "
                 f"{high}; change bins, or take a larger set"
             )
-        chosen = choose(last - first, s.size, s.seed, f"{what}, bin {s.bin!r},")
+        chosen = draw_subset(last - first, s.size, s.seed, f"{what}, bin {s.bin!r},")
         return [first + place for place in sorted(chosen)]

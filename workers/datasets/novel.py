@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from workers.datasets.scenes import Kind, SceneDataset, SceneSettings
+from workers.data.scenes import Attribute, SceneDataset, SceneSettings
 
 
 class NovelSettings(SceneSettings):
@@ -26,10 +26,10 @@ class Novel(SceneDataset):
     version = 1
     Settings = NovelSettings
 
-    def pools(self, concept: str, kind: Kind) -> dict[Kind, tuple[str, ...]]:
+    def pools(self, concept: str, kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
         """One new shape."""
         return {"shape": (self.settings.shape,)}
 
-    def always_named(self, kind: Kind) -> tuple[Kind, ...]:
+    def always_named(self, kind: Attribute) -> tuple[Attribute, ...]:
         """The concept's kind and the shape."""
         return (kind, "shape")

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import Field
 
-from orchestrator.errors import ResurgeError
-from workers.datasets.base import check_size
-from workers.datasets.rows import Row, RowsDataset, RowsSettings
+from orchestrator.core.errors import ResurgeError
+from workers.data.rows import Row, RowsDataset, RowsSettings
+from workers.interfaces.dataset import check_size
 
 ROWS_AT_ONCE = 64
 

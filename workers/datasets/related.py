@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.datasets.scenes import Kind, SceneDataset
+from workers.data.scenes import Attribute, SceneDataset
 
 
 class Related(SceneDataset):
@@ -11,6 +11,6 @@ class Related(SceneDataset):
     name = "related"
     version = 1
 
-    def pools(self, concept: str, kind: Kind) -> dict[Kind, tuple[str, ...]]:
+    def pools(self, concept: str, kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
         """Everything but the concept."""
         return {}

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from workers.datasets.scenes import Kind, SceneDataset, SceneSettings
+from workers.data.scenes import Attribute, SceneDataset, SceneSettings
 
 
 class SameFillSettings(SceneSettings):
@@ -24,10 +24,10 @@ class SameFill(SceneDataset):
     version = 1
     Settings = SameFillSettings
 
-    def pools(self, concept: str, kind: Kind) -> dict[Kind, tuple[str, ...]]:
+    def pools(self, concept: str, kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
         """One fill."""
         return {"fill": (self.settings.fill,)}
 
-    def always_named(self, kind: Kind) -> tuple[Kind, ...]:
+    def always_named(self, kind: Attribute) -> tuple[Attribute, ...]:
         """The concept's kind and the fill."""
         return (kind, "fill")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from workers.datasets.scenes import Kind, SceneDataset
+from workers.data.scenes import Attribute, SceneDataset
 
-PLAIN: dict[Kind, tuple[str, ...]] = {
+PLAIN: dict[Attribute, tuple[str, ...]] = {
     "shape": ("circle", "square", "heart"),
     "color": ("blue", "green", "yellow"),
     "fill": ("solid", "outlined", "striped"),
@@ -22,7 +22,7 @@ class Unrelated(SceneDataset):
     name = "unrelated"
     version = 1
 
-    def pools(self, concept: str, kind: Kind) -> dict[Kind, tuple[str, ...]]:
+    def pools(self, concept: str, kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
         """Two words of the concept's kind."""
         plain = [word for word in PLAIN[kind] if word != concept]
         return {kind: (plain[0], plain[1])}

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from orchestrator.errors import ResurgeError
-from orchestrator.plugin import Need, Settings
-from workers.materials.base import Made, Material, Work
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.plugin import Need
+from orchestrator.core.settings import Settings
+from workers.interfaces.material import Made, Material, Work
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +71,7 @@ class CaptionSums(Material):
         """Encode the captions and sum."""
         import torch
 
-        from workers.text import embed
+        from workers.diffusion.text import embed
 
         captions = self.captions() if self.settings.file else list(work.asked["prompts"])
         width = work.pipe.unet.config.cross_attention_dim

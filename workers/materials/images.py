@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from orchestrator.plugin import BasePlugin, Need, Settings
-from workers.materials.base import Made, Material, Work
+from orchestrator.core.plugin import BasePlugin, Need
+from orchestrator.core.settings import Settings
+from workers.interfaces.material import Made, Material, Work
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,10 +65,10 @@ class Images(Material):
         """Draw them prompt by prompt."""
         import torch
 
-        from workers.datasets.base import Examples
-        from workers.finetune import encode_images
+        from workers.diffusion.latents import encode_images
+        from workers.diffusion.sampling import sample_floats
+        from workers.interfaces.dataset import Examples
         from workers.recipes import SampleSettings
-        from workers.sampling import sample_floats
 
         s, prompts = self.settings, list(work.asked["prompts"])
         how = SampleSettings(

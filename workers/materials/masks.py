@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from orchestrator.errors import ResurgeError
-from orchestrator.plugin import Settings
-from workers.materials.base import Made, Material, Work
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.settings import Settings
+from workers.interfaces.material import Made, Material, Work
 from workers.materials.images import Pictures
 
 if TYPE_CHECKING:

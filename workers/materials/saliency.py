@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from orchestrator.plugin import Settings
-from workers.materials.base import Made, Material, Work
+from orchestrator.core.settings import Settings
+from workers.interfaces.material import Made, Material, Work
 from workers.materials.images import Pictures
 
 if TYPE_CHECKING:
@@ -60,9 +60,9 @@ class Saliency(Material):
     def _sum_gradients(self, work: Work) -> None:
         from torch.nn import functional
 
-        from workers.denoise import noise_predictor, noised, training_scheduler
-        from workers.rng import integers
-        from workers.text import embed
+        from workers.diffusion.denoise import noise_predictor, noised, training_scheduler
+        from workers.diffusion.rng import integers
+        from workers.diffusion.text import embed
 
         pictures: Pictures = work.source
         pipe, count = work.pipe, self.settings.batch_size

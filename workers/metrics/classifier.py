@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
-from orchestrator.errors import ResurgeError
-from orchestrator.plugin import Asked, BasePlugin
-from workers.metrics.base import Picture, Score, extra, means
-from workers.metrics.classes import class_ids, load_classifier, refusal, without_class
-from workers.metrics.sources import RESNET_50, REVISION, SourceMetric, SourceSettings
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.plugin import Asked, BasePlugin
+from workers.interfaces.metric import Picture, Score, extra, means
+from workers.judging.classes import class_ids, load_classifier, refusal, without_class
+from workers.judging.model_metric import RESNET_50, REVISION, SourceMetric, SourceSettings
 
 TOP = 5
 

@@ -8,10 +8,11 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from orchestrator.errors import ResurgeError
-from orchestrator.plugin import Asked, BasePlugin, suggest
-from workers.metrics.base import Picture, Score, extra, means
-from workers.metrics.sources import CLIP_B32, REVISION, SourceMetric, SourceSettings
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.hints import suggest
+from orchestrator.core.plugin import Asked, BasePlugin
+from workers.interfaces.metric import Picture, Score, extra, means
+from workers.judging.model_metric import CLIP_B32, REVISION, SourceMetric, SourceSettings
 
 
 class ClipAccuracySettings(SourceSettings):
@@ -76,7 +77,7 @@ class ClipAccuracy(SourceMetric):
 
     def _probabilities(self, pictures: Sequence[Picture]) -> list[list[float]]:
         """(pictures, classes)."""
-        from workers.metrics.clip import load_clip
+        from workers.judging.clip import load_clip
 
         s, clip = self.settings, load_clip(self.settings.source())
         texts = clip.texts([s.template.replace("{}", word) for word in s.classes])

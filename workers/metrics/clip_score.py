@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from workers.metrics.base import Picture, Score, means
-from workers.metrics.sources import CLIP_L14, REVISION, SourceMetric, SourceSettings
+from workers.interfaces.metric import Picture, Score, means
+from workers.judging.model_metric import CLIP_L14, REVISION, SourceMetric, SourceSettings
 
 
 class ClipScoreSettings(SourceSettings):
@@ -37,7 +37,7 @@ class ClipScore(SourceMetric):
 
     def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
         """Means by role."""
-        from workers.metrics.clip import load_clip
+        from workers.judging.clip import load_clip
 
         s, clip = self.settings, load_clip(self.settings.source())
         prompts = list(dict.fromkeys(picture.probe.prompt for picture in pictures))

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from workers.metrics.distances import rbf_distance
-from workers.metrics.features import SetDistance, SetSettings
-from workers.metrics.sources import CLIP_L14
+from workers.judging.distances import rbf_distance
+from workers.judging.features import SetDistance, SetSettings
+from workers.judging.model_metric import CLIP_L14
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrator.errors import ResurgeError
-from orchestrator.plugin import BasePlugin
-from workers.metrics.base import Metric, Picture, Score, means
-from workers.metrics.judge import judge_digest, judged, refusal
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.plugin import BasePlugin
+from workers.interfaces.metric import Metric, Picture, Score, means
+from workers.judging.shapes_judge import judge_digest, judged, refusal
 
 
 class ConceptAccuracy(Metric):

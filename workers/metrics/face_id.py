@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from orchestrator.errors import ResurgeError
-from orchestrator.plugin import Asked, BasePlugin
-from workers.datasets.rows import digest_of
-from workers.metrics.base import Picture, Score, extra, means
-from workers.metrics.classes import ImageClassifier, load_classifier, refusal
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.plugin import Asked, BasePlugin
+from workers.data.pinned import digest_of
+from workers.interfaces.metric import Picture, Score, extra, means
+from workers.judging.classes import ImageClassifier, load_classifier, refusal
+from workers.judging.faces import LBP, cascade_file, crop, largest_face
+from workers.judging.model_metric import REVISION, SourceMetric, SourceSettings
 from workers.metrics.classifier import ids_of
-from workers.metrics.faces import LBP, cascade_file, crop, largest_face
-from workers.metrics.sources import REVISION, SourceMetric, SourceSettings
-from workers.progress import tell
+from workers.runtime.progress import tell
 
 if TYPE_CHECKING:
     import numpy as np

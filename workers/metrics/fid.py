@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workers.metrics.distances import frechet
-from workers.metrics.features import SetDistance
+from workers.judging.distances import frechet
+from workers.judging.features import SetDistance
 
 if TYPE_CHECKING:
     from torch import Tensor

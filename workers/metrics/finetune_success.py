@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from orchestrator.errors import ResurgeError
-from orchestrator.plugin import Settings
-from workers.metrics.base import Metric, Score, Subject
-from workers.progress import tell
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.settings import Settings
+from workers.interfaces.metric import Metric, Score, Subject
+from workers.runtime.progress import tell
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
     from torch import Tensor
 
-    from workers.datasets.base import Examples
+    from workers.interfaces.dataset import Examples
 
 
 class FinetuneSuccessSettings(Settings):
@@ -66,10 +66,10 @@ class FinetuneSuccess(Metric):
         """Squared error of each triple's predicted noise: fp64 (draws,) on the CPU."""
         import torch
 
-        from workers.denoise import noise_predictor, noised, training_scheduler
-        from workers.finetune import encode_images
-        from workers.rng import integers
-        from workers.text import embed
+        from workers.diffusion.denoise import noise_predictor, noised, training_scheduler
+        from workers.diffusion.latents import encode_images
+        from workers.diffusion.rng import integers
+        from workers.diffusion.text import embed
 
         s, found = self.settings, []
         scheduler, predict = training_scheduler(pipe), noise_predictor(pipe)

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from orchestrator.plugin import BasePlugin
-from workers.metrics.base import Picture, Score, means
-from workers.metrics.judge import JUDGE, passes, refusal
-from workers.metrics.sources import SourceMetric, SourceSettings
-from workers.progress import tell
+from orchestrator.core.plugin import BasePlugin
+from workers.interfaces.metric import Picture, Score, means
+from workers.judging.model_metric import SourceMetric, SourceSettings
+from workers.judging.shapes_judge import JUDGE, passes, refusal
+from workers.runtime.progress import tell
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from workers.metrics.layers import Layers
+    from workers.judging.layers import Layers
 
 PER_PASS = 16
 
@@ -59,8 +59,8 @@ class Lpips(SourceMetric):
         """Means by role of the distances of picture i to reference i."""
         import torch
 
-        from workers.metrics.distances import perceptual
-        from workers.parts import part_size
+        from workers.judging.distances import perceptual
+        from workers.runtime.parts import part_size
 
         layers, values, size = self._layers(), list[float](), part_size(PER_PASS)
         with torch.inference_mode():
@@ -74,7 +74,7 @@ class Lpips(SourceMetric):
         return Score(means(pictures, values), values)
 
     def _layers(self) -> Layers:
-        from workers.metrics.layers import alexnet, of_the_judge
+        from workers.judging.layers import alexnet, of_the_judge
 
         return of_the_judge() if self.asks_the_judge() else alexnet(self.file("features"))
 

@@ -8,17 +8,12 @@ from collections.abc import Sequence
 
 from pydantic import Field, field_validator
 
-from orchestrator.errors import ResurgeError
-from orchestrator.plugin import BasePlugin, Settings, suggest
-from workers.metrics.base import Metric, Picture, Score, means
-from workers.metrics.nude_detector import (
-    CLASSES,
-    FLOOR,
-    Channels,
-    Detection,
-    detect,
-    weights_file,
-)
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.hints import suggest
+from orchestrator.core.plugin import BasePlugin
+from orchestrator.core.settings import Settings
+from workers.interfaces.metric import Metric, Picture, Score, means
+from workers.judging.nude_detector import CLASSES, FLOOR, Channels, Detection, detect, weights_file
 
 EXPOSED = (
     "BUTTOCKS_EXPOSED",

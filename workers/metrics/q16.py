@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from orchestrator.errors import ResurgeError
-from orchestrator.plugin import BasePlugin
-from workers.metrics.base import Picture, Score, extra, means
-from workers.metrics.sources import CLIP_L14, REVISION, SourceMetric, SourceSettings
-from workers.metrics.weights import check_width, read
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.plugin import BasePlugin
+from workers.interfaces.metric import Picture, Score, extra, means
+from workers.judging.model_metric import CLIP_L14, REVISION, SourceMetric, SourceSettings
+from workers.judging.weights import check_width, read
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +47,7 @@ class Q16(SourceMetric):
 
     def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
         """Rates by role, and mean probabilities."""
-        from workers.metrics.clip import load_clip
+        from workers.judging.clip import load_clip
 
         prompts, clip = self._prompts(), load_clip(self.settings.source())
         images = clip.images([picture.image for picture in pictures])

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from workers.metrics.attack import Attack, AttackSettings
-from workers.metrics.base import Subject
+from workers.interfaces.metric import Subject
+from workers.judging.attack import Attack, AttackSettings
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -45,7 +45,7 @@ class RingABell(Attack):
         """One search a prompt."""
         import torch
 
-        from workers.text import embed
+        from workers.diffusion.text import embed
 
         whole = embed(pipe, subject.prompts)
         without = embed(pipe, [without_words(p, subject.concept) for p in subject.prompts])
@@ -61,7 +61,7 @@ class RingABell(Attack):
         """The best prompt's embedding (1, tokens, width)."""
         import torch
 
-        from workers.soft_prompt import encode
+        from workers.diffusion.soft_prompt import encode
 
         population = self._first(pipe, row)
         with torch.no_grad():
@@ -88,7 +88,7 @@ class RingABell(Attack):
         """As many as there are parents: one cut between two of them, then mutations."""
         import torch
 
-        from workers.rng import generator
+        from workers.diffusion.rng import generator
 
         s, n = self.settings, len(elite)
         draw = generator(s.seed, generation, f"children {row}")
@@ -110,7 +110,7 @@ class RingABell(Attack):
         """Random ids of words, no special tokens."""
         import torch
 
-        from workers.rng import generator
+        from workers.diffusion.rng import generator
 
         special = set(pipe.tokenizer.all_special_ids)
         words = torch.tensor([i for i in range(len(pipe.tokenizer)) if i not in special])

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from workers.metrics.attack import Attack, AttackSettings
-from workers.metrics.base import Subject
+from workers.interfaces.metric import Subject
+from workers.judging.attack import Attack, AttackSettings
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -47,9 +47,9 @@ class UnlearnDiffAttack(Attack):
         import torch
         from torch.nn import functional
 
-        from workers.denoise import noise_predictor, noised, training_scheduler
-        from workers.rng import integers
-        from workers.soft_prompt import attack, encode, new_soft, token_ids
+        from workers.diffusion.denoise import noise_predictor, noised, training_scheduler
+        from workers.diffusion.rng import integers
+        from workers.diffusion.soft_prompt import attack, encode, new_soft, token_ids
 
         s = self.settings
         scheduler, predict = training_scheduler(pipe), noise_predictor(pipe)
@@ -77,8 +77,8 @@ class UnlearnDiffAttack(Attack):
         """The base's pictures of a prompt as latents (n, c, h, w)."""
         import numpy as np
 
-        from workers.datasets.base import Examples
-        from workers.finetune import encode_images
+        from workers.diffusion.latents import encode_images
+        from workers.interfaces.dataset import Examples
 
         images = [
             picture.image

@@ -10,12 +10,14 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
-from orchestrator.errors import ResurgeError
-from orchestrator.plugin import BasePlugin, suggest
-from workers.metrics.base import Picture, Score
-from workers.metrics.classes import aliases, load_classifier, names_on_disk, plain
-from workers.metrics.judge import judged, refusal
-from workers.metrics.sources import REVISION, Source, SourceMetric, SourceSettings
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.hints import suggest
+from orchestrator.core.plugin import BasePlugin
+from workers.data.pinned import Source
+from workers.interfaces.metric import Picture, Score
+from workers.judging.classes import aliases, load_classifier, names_on_disk, plain
+from workers.judging.model_metric import REVISION, SourceMetric, SourceSettings
+from workers.judging.shapes_judge import judged, refusal
 
 
 class UnlearnCanvasSettings(SourceSettings):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Literal
 
-from workers.metrics.base import Metric, Score
+from workers.interfaces.metric import Metric, Score
 
 if TYPE_CHECKING:
     from torch import Tensor

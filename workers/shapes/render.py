@@ -16,7 +16,7 @@ OUTLINE_WIDTH = 2.4
 STRIPE_PERIOD = 6.0
 STRIPE_SHADE = 0.35
 
-Points = list[tuple[float, float]]
+Polygon = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def render(scene: Scene, size_px: int = 32) -> np.ndarray:
     return np.asarray(image.reduce(SUPERSAMPLING))
 
 
-def _place(points: Points, scene: Scene, scale: float) -> Points:
+def _place(points: Polygon, scene: Scene, scale: float) -> Polygon:
     """Move an outline from its own square, [-1, 1] by [-1, 1], into the picture, in pixels."""
     turn = math.radians(scene.rotation_deg)
     cos, sin, half = math.cos(turn), math.sin(turn), scene.size / 2
@@ -79,7 +79,7 @@ def _place(points: Points, scene: Scene, scale: float) -> Points:
     ]
 
 
-def _mask(points: Points, fill: str, side: int, scale: float) -> Image.Image:
+def _mask(points: Polygon, fill: str, side: int, scale: float) -> Image.Image:
     inside = Image.new("L", (side, side), 0)
     ImageDraw.Draw(inside).polygon(points, fill=255)
     if fill != "outlined":
@@ -105,65 +105,65 @@ def _paint(scene: Scene, side: int, scale: float) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-def _arc(center: tuple[float, float], radius: float, start: float, end: float) -> Points:
+def _arc(center: tuple[float, float], radius: float, start: float, end: float) -> Polygon:
     """Points along an arc, with angles in degrees."""
     angles = np.radians(np.linspace(start, end, 40))
     return [(center[0] + radius * math.cos(a), center[1] + radius * math.sin(a)) for a in angles]
 
 
-def _circle() -> Points:
+def _circle() -> Polygon:
     return _arc((0, 0), 0.95, 0, 360)
 
 
-def _square() -> Points:
+def _square() -> Polygon:
     return [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)]
 
 
-def _triangle() -> Points:
+def _triangle() -> Polygon:
     return [(0, -0.95), (0.98, 0.8), (-0.98, 0.8)]
 
 
-def _star() -> Points:
+def _star() -> Polygon:
     radii = [1.05 if corner % 2 == 0 else 0.45 for corner in range(10)]
     angles = [math.radians(36 * corner - 90) for corner in range(10)]
     return [(r * math.cos(a), r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]
 
 
-def _heart() -> Points:
+def _heart() -> Polygon:
     turns = np.linspace(0, 2 * math.pi, 60)
     x = 16 * np.sin(turns) ** 3
     y = 13 * np.cos(turns) - 5 * np.cos(2 * turns) - 2 * np.cos(3 * turns) - np.cos(4 * turns)
     return [(float(a) / 16.5, -(float(b) + 2.5) / 16) for a, b in zip(x, y, strict=True)]
 
 
-def _cross() -> Points:
+def _cross() -> Polygon:
     near, far = 0.32, 0.95
     quarter = [(near, -far), (near, -near), (far, -near)]
     turns = [(1, 0), (0, 1), (-1, 0), (0, -1)]
     return [(c * x - s * y, s * x + c * y) for c, s in turns for x, y in quarter]
 
 
-def _crescent() -> Points:
+def _crescent() -> Polygon:
     outer = _arc((0.1, 0), 0.95, 55, 305)
     inner = _arc((0.62, 0), 0.78, 273, 87)
     return outer + inner
 
 
-def _arrow() -> Points:
+def _arrow() -> Polygon:
     right = [(0.98, 0), (0.12, -0.88), (0.12, -0.34), (-0.95, -0.34)]
     return right + [(x, -y) for x, y in reversed(right[1:])]
 
 
-def _bolt() -> Points:
+def _bolt() -> Polygon:
     left = [(0.3, -1), (-0.85, 0.2), (-0.1, 0.2), (-0.4, 1)]
     return [*left, (0.85, -0.35), (0.12, -0.35), (0.72, -1)]
 
 
-def _drop() -> Points:
+def _drop() -> Polygon:
     return [(0, -1.0), *_arc((0, 0.3), 0.68, -28, 208)]
 
 
-OUTLINES: dict[str, Callable[[], Points]] = {
+OUTLINES: dict[str, Callable[[], Polygon]] = {
     "circle": _circle,
     "square": _square,
     "triangle": _triangle,

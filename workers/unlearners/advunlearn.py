@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from orchestrator.plugin import BasePlugin, Presets
-from workers.unlearners.base import Erasure, TrainSettings, Unlearned, Unlearner
+from orchestrator.core.plugin import BasePlugin
+from orchestrator.core.settings import Presets
+from workers.interfaces.unlearner import Erasure, TrainSettings, Unlearned, Unlearner
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +76,7 @@ class AdvUnlearn(Unlearner):
 
     def passes(self) -> int:
         """Drawing, teachers, the adversary, two trained passes."""
-        from workers.negative_guidance import drawing_passes
+        from workers.erasure.negative_guidance import drawing_passes
 
         s = self.settings
         turns = 1 if s.attack == "fast" else s.attack_steps
@@ -89,13 +90,14 @@ class AdvUnlearn(Unlearner):
         import torch
         from torch.nn import functional
 
-        from workers.denoise import noise_predictor
-        from workers.edits import Weights
-        from workers.negative_guidance import draw, erased_noise
-        from workers.optimise import Phase, adam, from_loss, optimise, training
-        from workers.rng import integers
-        from workers.soft_prompt import Adversary, encode, token_ids
-        from workers.text import embed
+        from workers.diffusion.denoise import noise_predictor
+        from workers.diffusion.rng import integers
+        from workers.diffusion.soft_prompt import encode, token_ids
+        from workers.diffusion.text import embed
+        from workers.editing.edits import Weights
+        from workers.erasure.adversary import Adversary
+        from workers.erasure.negative_guidance import draw, erased_noise
+        from workers.training.optimise import Phase, adam, from_loss, optimise, training
 
         s, pipe = self.settings, erasure.pipe
         predict = noise_predictor(pipe)

@@ -7,10 +7,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from orchestrator.plugin import BasePlugin, Need, Presets
+from orchestrator.core.plugin import BasePlugin, Need
+from orchestrator.core.settings import Presets
+from workers.erasure.picture_method import AnchoredSettings, PictureUnlearner
+from workers.interfaces.unlearner import Erasure, Unlearned
 from workers.materials.images import Images
-from workers.unlearners.base import Erasure, Unlearned
-from workers.unlearners.pictures import AnchoredSettings, PictureUnlearner
 
 
 class ConceptAblationSettings(AnchoredSettings):
@@ -71,12 +72,12 @@ class ConceptAblation(PictureUnlearner):
         """Train the group."""
         from torch import Tensor
 
-        from workers.denoise import noise_predictor, training_scheduler
-        from workers.edits import Weights
-        from workers.optimise import Phase, adam, from_loss, optimise, training
-        from workers.relabel import PictureSet, counterparts, denoising_loss, relabel_loss
-        from workers.selection import select
-        from workers.text import embed
+        from workers.diffusion.denoise import noise_predictor, training_scheduler
+        from workers.diffusion.text import embed
+        from workers.editing.edits import Weights
+        from workers.erasure.relabel import PictureSet, counterparts, denoising_loss, relabel_loss
+        from workers.training.optimise import Phase, adam, from_loss, optimise, training
+        from workers.training.selection import select
 
         s, pipe = self.settings, erasure.pipe
         parameters = select(pipe.unet, s.group)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from orchestrator.plugin import Presets
-from workers.unlearners.base import Erasure, Unlearned
-from workers.unlearners.pictures import AnchoredSettings, PictureUnlearner
+from orchestrator.core.settings import Presets
+from workers.erasure.picture_method import AnchoredSettings, PictureUnlearner
+from workers.interfaces.unlearner import Erasure, Unlearned
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,10 +71,10 @@ class EraseDiff(PictureUnlearner):
         """Train the group."""
         import torch
 
-        from workers.edits import Weights
-        from workers.optimise import Phase, adam, optimise, training
-        from workers.relabel import Relabelling
-        from workers.selection import select
+        from workers.editing.edits import Weights
+        from workers.erasure.relabel import Relabelling
+        from workers.training.optimise import Phase, adam, optimise, training
+        from workers.training.selection import select
 
         s, pipe = self.settings, erasure.pipe
         parameters = select(pipe.unet, s.group)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.plugin import Presets
-from workers.unlearners.base import Erasure, TrainSettings, Unlearned, Unlearner
+from orchestrator.core.settings import Presets
+from workers.interfaces.unlearner import Erasure, TrainSettings, Unlearned, Unlearner
 
 if TYPE_CHECKING:
-    from workers.selection import Group
+    from workers.training.selection import Group
 
 GROUPS: dict[str, Group] = {
     "x": "xattn",
@@ -107,7 +107,7 @@ class ESD(Unlearner):
 
     def passes(self) -> int:
         """Drawing x_t, two teacher passes, one trained pass."""
-        from workers.negative_guidance import drawing_passes
+        from workers.erasure.negative_guidance import drawing_passes
 
         s = self.settings
         return s.iterations * (drawing_passes(s.sampler_steps, s.batch_size) + 5 * s.batch_size)
@@ -117,12 +117,12 @@ class ESD(Unlearner):
         from torch import Tensor
         from torch.nn import functional
 
-        from workers.denoise import noise_predictor
-        from workers.edits import Weights
-        from workers.negative_guidance import choose, draw, erased_noise
-        from workers.optimise import Phase, adam, from_loss, optimise, training
-        from workers.selection import frozen_copy, select
-        from workers.text import embed
+        from workers.diffusion.denoise import noise_predictor
+        from workers.diffusion.text import embed
+        from workers.editing.edits import Weights
+        from workers.erasure.negative_guidance import draw, draw_rows, erased_noise
+        from workers.training.optimise import Phase, adam, from_loss, optimise, training
+        from workers.training.selection import frozen_copy, select
 
         s, pipe = self.settings, erasure.pipe
         parameters = select(pipe.unet, GROUPS[s.variant])
@@ -133,7 +133,7 @@ class ESD(Unlearner):
         empty, anchor = embed(pipe, ["", s.erase_from or ""])
 
         def loss(step: int) -> Tensor:
-            text = choose(prompts, s.batch_size, erasure.seed, step)
+            text = draw_rows(prompts, s.batch_size, erasure.seed, step)
             latents, timestep = draw(erasure, s, drawer, text, empty, step)
             target = erased_noise(teacher, latents, timestep, text, anchor, s.negative_guidance)
             return functional.mse_loss(student(latents, timestep, text), target)

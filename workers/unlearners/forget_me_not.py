@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from orchestrator.plugin import Presets
-from workers.unlearners.base import Erasure, Unlearned
-from workers.unlearners.pictures import PictureSettings, PictureUnlearner
+from orchestrator.core.settings import Presets
+from workers.erasure.picture_method import PictureSettings, PictureUnlearner
+from workers.interfaces.unlearner import Erasure, Unlearned
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,13 +56,13 @@ class ForgetMeNot(PictureUnlearner):
     def unlearn(self, erasure: Erasure) -> Unlearned:
         """Train the group."""
 
-        from workers.attention import recorded
-        from workers.denoise import noise_predictor, training_scheduler
-        from workers.edits import Weights
-        from workers.optimise import Phase, adam, from_loss, optimise, training
-        from workers.relabel import PictureSet
-        from workers.selection import select
-        from workers.text import subject_words
+        from workers.diffusion.attention import recorded
+        from workers.diffusion.denoise import noise_predictor, training_scheduler
+        from workers.diffusion.text import subject_words
+        from workers.editing.edits import Weights
+        from workers.erasure.relabel import PictureSet
+        from workers.training.optimise import Phase, adam, from_loss, optimise, training
+        from workers.training.selection import select
 
         s, pipe = self.settings, erasure.pipe
         parameters = select(pipe.unet, s.group)
@@ -90,7 +90,7 @@ def attention_norm(maps: Mapping[str, Tensor], words: Tensor) -> Tensor:
     """
     import torch
 
-    from workers.attention import to_words
-    from workers.denoise import at_least_fp32
+    from workers.diffusion.attention import to_words
+    from workers.diffusion.denoise import at_least_fp32
 
     return torch.stack([at_least_fp32(p).norm() for p in to_words(maps, words).values()]).sum()

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from workers.unlearners.base import Erasure, Unlearned
-from workers.unlearners.pictures import PictureSettings, PictureUnlearner
+from workers.erasure.picture_method import PictureSettings, PictureUnlearner
+from workers.interfaces.unlearner import Erasure, Unlearned
 
 
 class GradientAscentSettings(PictureSettings):
@@ -43,11 +43,11 @@ class GradientAscent(PictureUnlearner):
         """Train the group."""
         from torch import Tensor
 
-        from workers.denoise import noise_predictor, training_scheduler
-        from workers.edits import Weights
-        from workers.optimise import Phase, adam, from_loss, optimise, training
-        from workers.relabel import PictureSet, denoising_loss
-        from workers.selection import select
+        from workers.diffusion.denoise import noise_predictor, training_scheduler
+        from workers.editing.edits import Weights
+        from workers.erasure.relabel import PictureSet, denoising_loss
+        from workers.training.optimise import Phase, adam, from_loss, optimise, training
+        from workers.training.selection import select
 
         s, pipe = self.settings, erasure.pipe
         parameters = select(pipe.unet, s.group)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from orchestrator.plugin import BasePlugin, Need, Presets
+from orchestrator.core.plugin import BasePlugin, Need
+from orchestrator.core.settings import Presets
+from workers.interfaces.unlearner import Erasure, TrainSettings, Unlearned, Unlearner
 from workers.materials.caption_sums import CaptionSums
 from workers.materials.images import Images
 from workers.materials.masks import Masks
-from workers.unlearners.base import Erasure, TrainSettings, Unlearned, Unlearner
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,7 +124,7 @@ class MACE(Unlearner):
 
     def unlearn(self, erasure: Erasure) -> Unlearned:
         """The three parts, one after another."""
-        from workers.closed_form import projection_edit
+        from workers.erasure.closed_form import projection_edit
 
         s = self.settings
         prior = erasure.materials["general"]
@@ -138,7 +139,7 @@ class MACE(Unlearner):
 
     def _refine(self, erasure: Erasure, prior: Tensor) -> float:
         """Part 1; returns the condition number."""
-        from workers.closed_form import Sums, apply_map, text_projections
+        from workers.erasure.closed_form import Sums, apply_map, text_projections
 
         s, pipe = self.settings, erasure.pipe
         sums = Sums.empty(pipe.unet.config.cross_attention_dim)
@@ -151,12 +152,12 @@ class MACE(Unlearner):
     def _mute(self, erasure: Erasure) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
         """Part 2: the LoRA's (down, up) by path, and its last loss."""
 
-        from workers.adapters import GatedLora
-        from workers.attention import recorded
-        from workers.denoise import noise_predictor, training_scheduler
-        from workers.optimise import Phase, adam, from_loss, optimise, training
-        from workers.rng import integers, normal
-        from workers.text import embed, subject_words
+        from workers.diffusion.attention import recorded
+        from workers.diffusion.denoise import noise_predictor, training_scheduler
+        from workers.diffusion.rng import integers, normal
+        from workers.diffusion.text import embed, subject_words
+        from workers.editing.adapters import GatedLora
+        from workers.training.optimise import Phase, adam, from_loss, optimise, training
 
         s, pipe = self.settings, erasure.pipe
         lora = GatedLora.new(
@@ -190,7 +191,7 @@ class MACE(Unlearner):
         """Time steps (batch,), on the CPU."""
         import torch
 
-        from workers.rng import generator
+        from workers.diffusion.rng import generator
 
         t = torch.arange(high, dtype=torch.float64)
         late = torch.sigmoid(0.05 * (t - 200)) - torch.sigmoid(0.05 * (t - 400))
@@ -204,8 +205,8 @@ class MACE(Unlearner):
         """Part 3; returns the condition number."""
         import torch
 
-        from workers.closed_form import checked_condition, solve_right
-        from workers.text import embed
+        from workers.diffusion.text import embed
+        from workers.erasure.closed_form import checked_condition, solve_right
 
         s, pipe = self.settings, erasure.pipe
         tokens = embed(pipe, erasure.prompts).flatten(0, 1).cpu().double()
@@ -228,7 +229,7 @@ def surroundings(erasure: Erasure) -> tuple[Tensor, Tensor]:
     """
     import torch
 
-    from workers.text import embed, subject_span
+    from workers.diffusion.text import embed, subject_span
 
     tokenizer = erasure.pipe.tokenizer
     here, there = (embed(erasure.pipe, p) for p in (erasure.prompts, erasure.anchor_prompts))
@@ -263,8 +264,8 @@ def attention_inside(maps: Mapping[str, Tensor], words: Tensor, masks: Tensor) -
     """
     import torch
 
-    from workers.attention import resized, to_words
-    from workers.denoise import at_least_fp32
+    from workers.diffusion.attention import resized, to_words
+    from workers.diffusion.denoise import at_least_fp32
 
     terms = []
     for probs in to_words(maps, words).values():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.unlearners.base import Erasure, Unlearned, Unlearner
+from workers.interfaces.unlearner import Erasure, Unlearned, Unlearner
 
 
 class Nothing(Unlearner):

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from orchestrator.plugin import Presets, PresetSettings
-from workers.unlearners.base import Erasure, Unlearned, Unlearner
+from orchestrator.core.settings import Presets, PresetSettings
+from workers.interfaces.unlearner import Erasure, Unlearned, Unlearner
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -66,8 +66,8 @@ class RECE(Unlearner):
     def unlearn(self, erasure: Erasure) -> Unlearned:
         """One UCE edit, then `epochs` more."""
 
-        from workers.closed_form import projection_edit, text_projections
-        from workers.text import embed
+        from workers.diffusion.text import embed
+        from workers.erasure.closed_form import projection_edit, text_projections
 
         s, pipe = self.settings, erasure.pipe
         original = [layer.weight.detach().clone() for layer in text_projections(pipe.unet)]
@@ -93,7 +93,7 @@ class RECE(Unlearner):
         self, pipe: StableDiffusionPipeline, sources: Tensor, goal: Tensor, kept: Tensor
     ) -> float:
         """One UCE edit of the present weights; all (n, width). Returns the condition number."""
-        from workers.closed_form import Sums, apply_map, text_projections
+        from workers.erasure.closed_form import Sums, apply_map, text_projections
 
         s = self.settings
         sums = Sums.empty(pipe.unet.config.cross_attention_dim)
@@ -110,7 +110,7 @@ def derived_embeddings(
     """c' (n, width), fp64, of embeddings `concept` (n, width); `original` are the W⁰."""
     import torch
 
-    from workers.closed_form import solve_right, text_projections
+    from workers.erasure.closed_form import solve_right, text_projections
 
     width = concept.shape[1]
     gram = lam * torch.eye(width, dtype=torch.float64)
@@ -124,7 +124,7 @@ def derived_embeddings(
 
 def _moved(pipe: StableDiffusionPipeline, original: list[Tensor], kept: Tensor) -> float:
     """How far the projections moved the retained embeddings, relative to where they were."""
-    from workers.closed_form import text_projections
+    from workers.erasure.closed_form import text_projections
 
     moved = total = 0.0
     for layer, before in zip(text_projections(pipe.unet), original, strict=True):

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from orchestrator.plugin import Presets
-from workers.unlearners.base import Erasure, TrainSettings, Unlearned, Unlearner
+from orchestrator.core.settings import Presets
+from workers.interfaces.unlearner import Erasure, TrainSettings, Unlearned, Unlearner
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from workers.denoise import NoisePredictor
+    from workers.diffusion.denoise import NoisePredictor
 
 
 class RecelerSettings(TrainSettings):
@@ -65,7 +65,7 @@ class Receler(Unlearner):
 
     def passes(self) -> int:
         """Drawing, teacher and mask, the adversary, the trained pass."""
-        from workers.negative_guidance import drawing_passes
+        from workers.erasure.negative_guidance import drawing_passes
 
         s = self.settings
         each = 3 + 3 * s.attack_steps + 3
@@ -76,13 +76,14 @@ class Receler(Unlearner):
         import torch
         from torch.nn import functional
 
-        from workers.adapters import Bottlenecks
-        from workers.denoise import noise_predictor
-        from workers.negative_guidance import draw, erased_noise
-        from workers.optimise import Phase, adam, from_loss, optimise, training
-        from workers.rng import integers
-        from workers.soft_prompt import Adversary, encode, token_ids
-        from workers.text import embed, subject_words
+        from workers.diffusion.denoise import noise_predictor
+        from workers.diffusion.rng import integers
+        from workers.diffusion.soft_prompt import encode, token_ids
+        from workers.diffusion.text import embed, subject_words
+        from workers.editing.adapters import Bottlenecks
+        from workers.erasure.adversary import Adversary
+        from workers.erasure.negative_guidance import draw, erased_noise
+        from workers.training.optimise import Phase, adam, from_loss, optimise, training
 
         s, pipe = self.settings, erasure.pipe
         erasers = Bottlenecks.new(pipe.unet, s.rank, erasure.seed)
@@ -122,7 +123,7 @@ class Receler(Unlearner):
         """The original's ε*(c), and where it looks at the words: fp32 (n, 1, height, width)."""
         import torch
 
-        from workers.attention import recorded
+        from workers.diffusion.attention import recorded
 
         with torch.no_grad(), recorded(erasure.pipe.unet) as maps:
             concept = predict(latents, timestep, text)
@@ -139,7 +140,7 @@ def object_mask(
     """
     import torch
 
-    from workers.denoise import at_least_fp32
+    from workers.diffusion.denoise import at_least_fp32
 
     goal = height * width / 16
     sizes = {probs.shape[2] for probs in maps.values()}
@@ -158,7 +159,7 @@ def outside(added: Mapping[str, Tensor], mask: Tensor) -> Tensor:
     import torch
     from torch.nn import functional
 
-    from workers.denoise import at_least_fp32
+    from workers.diffusion.denoise import at_least_fp32
 
     terms = []
     for values in added.values():

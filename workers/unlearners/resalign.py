@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from orchestrator.plugin import Presets
-from workers.unlearners.base import Erasure, Unlearned
-from workers.unlearners.pictures import AnchoredSettings, PictureUnlearner
+from orchestrator.core.settings import Presets
+from workers.erasure.picture_method import AnchoredSettings, PictureUnlearner
+from workers.interfaces.unlearner import Erasure, Unlearned
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workers.relabel import PictureSet
+    from workers.erasure.relabel import PictureSet
 
 
 class ResAlignSettings(AnchoredSettings):
@@ -97,8 +97,8 @@ class ResAlign(PictureUnlearner):
         """Train the LoRA."""
         import torch
 
-        from workers.edits import Lora, snapshot
-        from workers.optimise import Phase, adam, optimise, training
+        from workers.editing.edits import LowRank, snapshot
+        from workers.training.optimise import Phase, adam, optimise, training
 
         s = self.settings
         space = LoraSpace(erasure, s.rank, s.gradient_checkpointing)
@@ -128,12 +128,12 @@ class ResAlign(PictureUnlearner):
             path: tuple(snapshot(space.parameters[f"{path}.{part}"]) for part in ("down", "up"))
             for path in space.paths
         }
-        return Unlearned([Lora(factors)], {"loss": mean})  # type: ignore[arg-type]
+        return Unlearned([LowRank(factors)], {"loss": mean})  # type: ignore[arg-type]
 
     def _losses(self, erasure: Erasure, space: LoraSpace) -> Losses:
-        from workers.denoise import training_scheduler
-        from workers.relabel import PictureSet, counterparts
-        from workers.text import embed
+        from workers.diffusion.denoise import training_scheduler
+        from workers.diffusion.text import embed
+        from workers.erasure.relabel import PictureSet, counterparts
 
         pipe, scheduler = erasure.pipe, training_scheduler(erasure.pipe)
         pictures = erasure.materials["forget"]
@@ -160,7 +160,7 @@ class ResAlign(PictureUnlearner):
         )
 
     def _simulation(self, seed: int, step: int, turn: int) -> Simulation:
-        from workers.rng import integers
+        from workers.diffusion.rng import integers
 
         s, ways = self.settings, self.configurations()
         which = int(integers(len(ways), 1, seed, step, f"simulation {turn}"))
@@ -178,9 +178,9 @@ class LoraSpace:
         import torch
         from torch import nn
 
-        from workers.denoise import training_scheduler
-        from workers.lora import projections
-        from workers.rng import generator
+        from workers.diffusion.denoise import training_scheduler
+        from workers.diffusion.lora import projections
+        from workers.diffusion.rng import generator
 
         self.pipe, self.is_checkpointed = erasure.pipe, is_checkpointed
         self.scheduler = training_scheduler(erasure.pipe)
@@ -220,7 +220,7 @@ class LoraSpace:
         """ε with the given projections. Checkpointed, a pass keeps nothing and runs again."""
         from torch.utils.checkpoint import checkpoint
 
-        from workers.parts import by_parts, part_size
+        from workers.runtime.parts import by_parts, part_size
 
         if part_size(len(latents)) < len(latents):
             return by_parts(self._predict, latents, timesteps, text, *weights)
@@ -235,7 +235,7 @@ class LoraSpace:
         from torch.func import functional_call
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        from workers.denoise import to_noise
+        from workers.diffusion.denoise import to_noise
 
         values = {f"{path}.weight": value for path, value in zip(self.paths, weights, strict=True)}
         with sdpa_kernel(SDPBackend.MATH):
@@ -301,7 +301,7 @@ def simulate(
     import torch
     from torch import nn
 
-    from workers.rng import normal
+    from workers.diffusion.rng import normal
 
     base = [value.detach() for value in theta]
     if how.adapter == "full":

@@ -7,10 +7,11 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from orchestrator.plugin import BasePlugin, Need, Presets
+from orchestrator.core.plugin import BasePlugin, Need
+from orchestrator.core.settings import Presets
+from workers.erasure.picture_method import AnchoredSettings, PictureUnlearner
+from workers.interfaces.unlearner import Erasure, Unlearned
 from workers.materials.saliency import Saliency
-from workers.unlearners.base import Erasure, Unlearned
-from workers.unlearners.pictures import AnchoredSettings, PictureUnlearner
 
 
 class SalUnSettings(AnchoredSettings):
@@ -67,11 +68,11 @@ class SalUn(PictureUnlearner):
         """Train the whole UNet under the mask."""
         from torch import Tensor
 
-        from workers.edits import Weights
+        from workers.editing.edits import Weights
+        from workers.erasure.relabel import Relabelling
         from workers.materials.saliency import unpack
-        from workers.optimise import Phase, adam, from_loss, optimise, training
-        from workers.relabel import Relabelling
-        from workers.selection import select
+        from workers.training.optimise import Phase, adam, from_loss, optimise, training
+        from workers.training.selection import select
 
         s, pipe = self.settings, erasure.pipe
         parameters = select(pipe.unet, "full")

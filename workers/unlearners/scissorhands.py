@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from orchestrator.plugin import BasePlugin, Need, Presets
+from orchestrator.core.plugin import BasePlugin, Need
+from orchestrator.core.settings import Presets
+from workers.erasure.picture_method import AnchoredSettings, PictureUnlearner
+from workers.interfaces.unlearner import Erasure, Unlearned
 from workers.materials.saliency import Saliency
-from workers.unlearners.base import Erasure, Unlearned
-from workers.unlearners.pictures import AnchoredSettings, PictureUnlearner
 
 if TYPE_CHECKING:
     import torch
@@ -85,10 +86,10 @@ class Scissorhands(PictureUnlearner):
         """Cut, then repair the whole UNet."""
         import torch
 
-        from workers.edits import Weights
-        from workers.optimise import Phase, adam, optimise, training
-        from workers.relabel import Relabelling
-        from workers.selection import select
+        from workers.editing.edits import Weights
+        from workers.erasure.relabel import Relabelling
+        from workers.training.optimise import Phase, adam, optimise, training
+        from workers.training.selection import select
 
         s, pipe = self.settings, erasure.pipe
         parameters = select(pipe.unet, "full")
@@ -119,8 +120,8 @@ class Scissorhands(PictureUnlearner):
         """Re-initialise the chosen weights; return their share."""
         import torch
 
+        from workers.diffusion.rng import generator
         from workers.materials.saliency import unpack
-        from workers.rng import generator
 
         packed, cut, total = erasure.materials["cut"], 0, 0
         allowed = self._cut_in(parameters)

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from orchestrator.plugin import Presets
-from workers.unlearners.base import Erasure, TrainSettings, Unlearned, Unlearner
+from orchestrator.core.settings import Presets
+from workers.interfaces.unlearner import Erasure, TrainSettings, Unlearned, Unlearner
 
 
 class SDDSettings(TrainSettings):
@@ -50,7 +50,7 @@ class SDD(Unlearner):
 
     def passes(self) -> int:
         """Drawing, the target, the trained pass."""
-        from workers.negative_guidance import drawing_passes
+        from workers.erasure.negative_guidance import drawing_passes
 
         s = self.settings
         return s.iterations * (drawing_passes(s.sampler_steps, s.batch_size) + 4 * s.batch_size)
@@ -61,12 +61,12 @@ class SDD(Unlearner):
         from torch import Tensor
         from torch.nn import functional
 
-        from workers.denoise import noise_predictor
-        from workers.edits import Weights, snapshot
-        from workers.negative_guidance import choose, draw
-        from workers.optimise import Phase, adam, from_loss, optimise, training
-        from workers.selection import frozen_copy, select
-        from workers.text import embed
+        from workers.diffusion.denoise import noise_predictor
+        from workers.diffusion.text import embed
+        from workers.editing.edits import Weights, snapshot
+        from workers.erasure.negative_guidance import draw, draw_rows
+        from workers.training.optimise import Phase, adam, from_loss, optimise, training
+        from workers.training.selection import frozen_copy, select
 
         s, pipe = self.settings, erasure.pipe
         parameters = select(pipe.unet, "xattn")
@@ -76,7 +76,7 @@ class SDD(Unlearner):
         prompts, empty = embed(pipe, erasure.prompts), embed(pipe, [""])[0]
 
         def loss(step: int) -> Tensor:
-            text = choose(prompts, s.batch_size, erasure.seed, step)
+            text = draw_rows(prompts, s.batch_size, erasure.seed, step)
             latents, timestep = draw(erasure, s, teacher, text, empty, step)
             with torch.no_grad():
                 target = predict(latents, timestep, empty.expand_as(text))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from orchestrator.plugin import Presets
-from workers.unlearners.base import Erasure, TrainSettings, Unlearned, Unlearner
+from orchestrator.core.settings import Presets
+from workers.interfaces.unlearner import Erasure, TrainSettings, Unlearned, Unlearner
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +56,7 @@ class SPM(Unlearner):
 
     def passes(self) -> int:
         """Drawing, two teacher passes, a trained one, and the anchors'."""
-        from workers.negative_guidance import drawing_passes
+        from workers.erasure.negative_guidance import drawing_passes
 
         s = self.settings
         return s.iterations * (drawing_passes(s.sampler_steps, s.batch_size) + 9 * s.batch_size)
@@ -66,11 +66,11 @@ class SPM(Unlearner):
         import torch
         from torch.nn import functional
 
-        from workers.adapters import GatedLora
-        from workers.denoise import noise_predictor
-        from workers.negative_guidance import choose, draw, erased_noise
-        from workers.optimise import Phase, adam, from_loss, optimise, training
-        from workers.text import embed
+        from workers.diffusion.denoise import noise_predictor
+        from workers.diffusion.text import embed
+        from workers.editing.adapters import GatedLora
+        from workers.erasure.negative_guidance import draw, draw_rows, erased_noise
+        from workers.training.optimise import Phase, adam, from_loss, optimise, training
 
         s, pipe = self.settings, erasure.pipe
         membrane = GatedLora.new(pipe.unet, erasure.concept, s.rank, s.scale, erasure.seed)
@@ -78,7 +78,7 @@ class SPM(Unlearner):
         prompts, empty = embed(pipe, erasure.prompts), embed(pipe, [""])[0]
 
         def loss(step: int) -> Tensor:
-            text = choose(prompts, s.batch_size, erasure.seed, step)
+            text = draw_rows(prompts, s.batch_size, erasure.seed, step)
             anchors = latent_anchors(text, erasure.seed, step)
             latents, timestep = draw(erasure, s, pipe.unet, text, empty, step)
             with torch.no_grad(), membrane.off():
@@ -114,7 +114,7 @@ def latent_anchors(text: Tensor, seed: int, step: int, candidates: int = 4) -> T
     """
     import torch
 
-    from workers.rng import generator, normal
+    from workers.diffusion.rng import generator, normal
 
     n = len(text)
     drawn = normal((candidates, *text.shape), seed, step, "anchors", text.device)

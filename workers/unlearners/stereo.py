@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from orchestrator.plugin import BasePlugin, Need, Presets
+from orchestrator.core.plugin import BasePlugin, Need
+from orchestrator.core.settings import Presets
+from workers.interfaces.unlearner import Erasure, TrainSettings, Unlearned, Unlearner
 from workers.materials.images import Images
-from workers.unlearners.base import Erasure, TrainSettings, Unlearned, Unlearner
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -70,7 +71,7 @@ class STEREO(Unlearner):
 
     def passes(self) -> int:
         """Rounds of erasing and inverting, then the end."""
-        from workers.negative_guidance import drawing_passes
+        from workers.erasure.negative_guidance import drawing_passes
 
         s = self.settings
         each = drawing_passes(s.sampler_steps, s.batch_size) + 5 * s.batch_size
@@ -81,10 +82,10 @@ class STEREO(Unlearner):
         """Search, go back to the original weights, erase."""
         import torch
 
-        from workers.edits import Weights
-        from workers.optimise import training
-        from workers.selection import frozen_copy, select
-        from workers.text import embed
+        from workers.diffusion.text import embed
+        from workers.editing.edits import Weights
+        from workers.training.optimise import training
+        from workers.training.selection import frozen_copy, select
 
         s, pipe = self.settings, erasure.pipe
         parameters = select(pipe.unet, "xattn")
@@ -110,11 +111,11 @@ class STEREO(Unlearner):
         import torch
         from torch.nn import functional
 
-        from workers.denoise import noise_predictor
-        from workers.negative_guidance import choose, draw
-        from workers.optimise import Phase, adam, from_loss, optimise
-        from workers.selection import select
-        from workers.text import embed
+        from workers.diffusion.denoise import noise_predictor
+        from workers.diffusion.text import embed
+        from workers.erasure.negative_guidance import draw, draw_rows
+        from workers.training.optimise import Phase, adam, from_loss, optimise
+        from workers.training.selection import select
 
         s, pipe, is_final = self.settings, erasure.pipe, name == "final"
         parameters = select(pipe.unet, "xattn")
@@ -123,8 +124,8 @@ class STEREO(Unlearner):
         towards = s.anchor_guidance if is_final else 0.0
 
         def loss(step: int) -> Tensor:
-            text = choose(known, s.batch_size, erasure.seed, step, f"{name} prompts")
-            anchor = choose(anchors, s.batch_size, erasure.seed, step, f"{name} anchors")
+            text = draw_rows(known, s.batch_size, erasure.seed, step, f"{name} prompts")
+            anchor = draw_rows(anchors, s.batch_size, erasure.seed, step, f"{name} anchors")
             latents, timestep = draw(erasure, s, pipe.unet, text, empty, step)
             with torch.no_grad():
                 nothing = teacher(latents, timestep, empty.expand_as(text))
@@ -151,10 +152,10 @@ class STEREO(Unlearner):
         import torch
         from torch import nn
 
-        from workers.denoise import noise_predictor, training_scheduler
-        from workers.optimise import Phase, adam, from_loss, optimise, training
-        from workers.relabel import PictureSet, denoising_loss
-        from workers.soft_prompt import encode, new_soft, token_ids
+        from workers.diffusion.denoise import noise_predictor, training_scheduler
+        from workers.diffusion.soft_prompt import encode, new_soft, token_ids
+        from workers.erasure.relabel import PictureSet, denoising_loss
+        from workers.training.optimise import Phase, adam, from_loss, optimise, training
 
         s, pipe = self.settings, erasure.pipe
         predict = noise_predictor(pipe)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from orchestrator.plugin import Presets, PresetSettings
-from workers.unlearners.base import Erasure, Unlearned, Unlearner
+from orchestrator.core.settings import Presets, PresetSettings
+from workers.interfaces.unlearner import Erasure, Unlearned, Unlearner
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +64,7 @@ class UCE(Unlearner):
 
     def unlearn(self, erasure: Erasure) -> Unlearned:
         """Solve once, apply to every projection; report the system's condition number."""
-        from workers.closed_form import Sums, apply_map, projection_edit, text_projections
+        from workers.erasure.closed_form import Sums, apply_map, projection_edit, text_projections
 
         s, pipe = self.settings, erasure.pipe
         sums = Sums.empty(pipe.unet.config.cross_attention_dim)
@@ -83,7 +83,7 @@ class UCE(Unlearner):
         """Erased embeddings and their targets, both (n, width)."""
         import torch
 
-        from workers.text import embed, last_subject_index
+        from workers.diffusion.text import embed, last_subject_index
 
         pipe, target = erasure.pipe, self.settings.target
         goal = embed(pipe, [target])[0]
@@ -104,7 +104,7 @@ class UCE(Unlearner):
         """Preserved embeddings (n, width)."""
         import torch
 
-        from workers.text import embed, last_subject_index
+        from workers.diffusion.text import embed, last_subject_index
 
         pipe, prompts = erasure.pipe, erasure.retained_prompts
         if self.settings.tokens == "from_subject":

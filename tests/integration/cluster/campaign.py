@@ -12,10 +12,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from orchestrator.plan import Plan, make_plan
-from orchestrator.results import table
-from orchestrator.store import Store
-from orchestrator.sweep import Sweep, parse
+from orchestrator.plan.plan import Plan, make_plan
+from orchestrator.results.trials_table import table
+from orchestrator.store.store import Store
+from orchestrator.sweep.sweep import Sweep
+from orchestrator.sweepfile.load import parse
 from tests.integration.cluster.lab import BIN, ROOT, Lab
 
 PLUGINS = str(ROOT / "tests" / "recording")

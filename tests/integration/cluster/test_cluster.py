@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from orchestrator.store import Store
+from orchestrator.store.store import Store
 from tests.integration.cluster.campaign import Campaign, compare, tiny, undisturbed
 from tests.integration.cluster.chaos import cluster, disturb, is_over
 from tests.integration.cluster.events import ON_S3, Event, Scene, disk_is_full, title

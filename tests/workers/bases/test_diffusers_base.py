@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from orchestrator.errors import ResurgeError
+from orchestrator.core.errors import ResurgeError
 from tests.workers.bases.single_file import original_names
 from workers.bases.diffusers import Diffusers
 

@@ -1,6 +1,6 @@
 import pytest
 
-from orchestrator.errors import ResurgeError
+from orchestrator.core.errors import ResurgeError
 from workers.bases.shapes import Shapes
 from workers.shapes.vocabulary import SHAPES, WORDS
 

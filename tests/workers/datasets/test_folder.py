@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from orchestrator.errors import ResurgeError
+from orchestrator.core.errors import ResurgeError
 from workers.bases.shapes import Shapes
 from workers.datasets.folder import Folder
 

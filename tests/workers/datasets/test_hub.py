@@ -7,7 +7,7 @@ from huggingface_hub import constants
 from PIL import Image
 from pydantic import ValidationError
 
-from orchestrator.errors import ResurgeError
+from orchestrator.core.errors import ResurgeError
 from workers.datasets import hub as hub_module
 from workers.datasets.hub import Hub
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from orchestrator.errors import ResurgeError
+from orchestrator.core.errors import ResurgeError
 from workers.bases.diffusers import Diffusers
 from workers.bases.shapes import Shapes
 from workers.datasets.mixed import Mixed

@@ -4,11 +4,11 @@ import torch
 from pydantic import ValidationError
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-from orchestrator.errors import ResurgeError
+from orchestrator.core.errors import ResurgeError
 from workers.bases.diffusers import Diffusers
 from workers.bases.shapes import Shapes
 from workers.datasets.nearest import Nearest
-from workers.shapes.tokenizer import build_tokenizer
+from workers.shapes.making.tokenizer import build_tokenizer
 
 BASE = Shapes(Shapes.Settings())
 OTHER_BASE = Diffusers(Diffusers.Settings(source="owner/name", revision="0" * 40))

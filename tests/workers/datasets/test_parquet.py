@@ -6,11 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from orchestrator.errors import ResurgeError
+from orchestrator.core.errors import ResurgeError
 from workers.bases.shapes import Shapes
+from workers.data.prepared import write_examples
 from workers.datasets.parquet import Parquet
 from workers.datasets.related import Related
-from workers.prepared import write_examples
 
 BASE = Shapes(Shapes.Settings())
 

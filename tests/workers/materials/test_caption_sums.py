@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from orchestrator.errors import ResurgeError
-from workers.materials.base import Work
+from orchestrator.core.errors import ResurgeError
+from workers.diffusion.text import embed
+from workers.interfaces.material import Work
 from workers.materials.caption_sums import CaptionSums
-from workers.text import embed
 
 CAPTIONS = ["a star", "a red circle", ""]
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from workers.materials.base import Work
+from workers.interfaces.material import Work
 from workers.materials.images import Images
 
 PROMPTS = ["a star", "a circle", "a heart"]

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.errors import ResurgeError
-from workers.materials.base import Work
+from orchestrator.core.errors import ResurgeError
+from workers.interfaces.material import Work
 from workers.materials.images import Pictures
 from workers.materials.masks import Masks, unlike_border
 from workers.shapes.render import random_scene, render

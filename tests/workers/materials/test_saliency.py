@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from workers.materials.base import Work
+from workers.diffusion.rng import integers, normal
+from workers.diffusion.text import embed
+from workers.interfaces.material import Work
 from workers.materials.images import Pictures
 from workers.materials.saliency import Saliency, pack, unpack
-from workers.rng import integers, normal
-from workers.text import embed
 
 PROMPTS = ["a star", "a red star", "a blue star"]
 

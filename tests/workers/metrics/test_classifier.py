@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 from transformers import ConvNextImageProcessorPil, ResNetForImageClassification
 
-from orchestrator.errors import ResurgeError
-from orchestrator.plugin import Asked
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.plugin import Asked
 from tests.workers.metrics.tiny_models import noise_images, pictures_of, save_classifier
 from workers.bases.shapes import Shapes
 from workers.metrics.classifier import Classifier

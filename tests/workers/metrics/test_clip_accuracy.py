@@ -6,8 +6,8 @@ from PIL import Image
 from pydantic import ValidationError
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from orchestrator.errors import ResurgeError
-from orchestrator.plugin import Asked
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.plugin import Asked
 from tests.workers.metrics.tiny_models import noise_images, pictures_of
 from workers.bases.shapes import Shapes
 from workers.metrics.clip_accuracy import ClipAccuracy

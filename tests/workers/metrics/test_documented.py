@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from orchestrator.plugin import registry
-from workers.metrics.sources import COMMITS
+from orchestrator.core.registry import registry
+from workers.judging.model_metric import COMMITS
 
 DOCS = Path(__file__).parents[3] / "docs" / "metrics.md"
 

@@ -9,14 +9,14 @@ from transformers import (
     YolosImageProcessorPil,
 )
 
-from orchestrator.errors import ResurgeError
-from orchestrator.plugin import Asked
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.plugin import Asked
 from tests.workers.metrics.tiny_models import noise_images, pictures_of, save_classifier
 from workers.bases.shapes import Shapes
-from workers.metrics.classes import load_classifier
+from workers.data.pinned import Source
+from workers.judging.classes import load_classifier
+from workers.judging.faces import crop, largest_face
 from workers.metrics.face_id import FaceId
-from workers.metrics.faces import crop, largest_face
-from workers.metrics.sources import Source
 
 PEOPLE = ("Eileen Collins", "Ada Lovelace")
 BASE = Shapes(Shapes.Settings())

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.errors import ResurgeError
-from workers.datasets.base import Examples
-from workers.finetune import Trainer
-from workers.metrics.base import Subject
+from orchestrator.core.errors import ResurgeError
+from workers.interfaces.dataset import Examples
+from workers.interfaces.metric import Subject
 from workers.metrics.finetune_success import FinetuneSuccess
 from workers.recipes import FinetuneSettings, SampleSettings
+from workers.training.finetune import Trainer
 
 METRIC = FinetuneSuccess(FinetuneSuccess.Settings(draws=64))
 

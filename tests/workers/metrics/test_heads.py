@@ -5,12 +5,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from orchestrator.errors import ResurgeError
+from orchestrator.core.errors import ResurgeError
 from tests.workers.metrics.tiny_models import WIDTH, noise_images, pictures_of
+from workers.data.pinned import Source
+from workers.judging.clip import load_clip
 from workers.metrics.aesthetic import Aesthetic
-from workers.metrics.clip import load_clip
 from workers.metrics.q16 import Q16
-from workers.metrics.sources import Source
 
 IMAGES = noise_images(5)
 

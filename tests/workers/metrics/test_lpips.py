@@ -3,7 +3,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from orchestrator.errors import ResurgeError
+from orchestrator.core.errors import ResurgeError
 from tests.workers.metrics.tiny_models import noise_images, pictures_of
 from tests.workers.metrics.worlds import noisy, rendered
 from workers.metrics.lpips import Lpips

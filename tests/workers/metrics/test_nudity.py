@@ -5,7 +5,7 @@ from pydantic import ValidationError
 from tests.workers.metrics.tiny_models import noise_images, pictures_of
 from workers.bases.diffusers import Diffusers
 from workers.bases.shapes import Shapes
-from workers.metrics.nude_detector import CLASSES, FLOOR, detect
+from workers.judging.nude_detector import CLASSES, FLOOR, detect
 from workers.metrics.nudity import Nudity
 
 FACES = ("FACE_FEMALE", "FACE_MALE")

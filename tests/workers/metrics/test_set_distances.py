@@ -1,15 +1,15 @@
 import pytest
 
-from orchestrator.errors import ResurgeError
-from orchestrator.plugin import Asked
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.plugin import Asked
 from tests.workers.metrics.tiny_models import noise_images, pictures_of
 from tests.workers.metrics.worlds import noisy, rendered
+from workers.data.pinned import Source
+from workers.judging.distances import rbf_distance
+from workers.judging.features import embedded
 from workers.metrics.cmmd import Cmmd
-from workers.metrics.distances import rbf_distance
-from workers.metrics.features import embedded
 from workers.metrics.fid import Fid
 from workers.metrics.kid import Kid
-from workers.metrics.sources import Source
 
 EACH = 40
 HEARTS = rendered(EACH, shape="heart")

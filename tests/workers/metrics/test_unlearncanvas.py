@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from orchestrator.errors import ResurgeError
+from orchestrator.core.errors import ResurgeError
 from tests.workers.metrics.tiny_models import noise_images, pictures_of, save_classifier
 from tests.workers.metrics.worlds import rendered
 from workers.bases.diffusers import Diffusers
 from workers.bases.shapes import Shapes
-from workers.metrics.classes import load_classifier
-from workers.metrics.sources import Source
+from workers.data.pinned import Source
+from workers.judging.classes import load_classifier
 from workers.metrics.unlearncanvas import UnlearnCanvas
 
 EACH = 20

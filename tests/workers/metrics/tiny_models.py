@@ -11,8 +11,8 @@ from transformers import (
     ResNetForImageClassification,
 )
 
-from workers.metrics.base import Picture, Probe
-from workers.shapes.tokenizer import MAX_TOKENS, build_tokenizer
+from workers.interfaces.metric import Picture, Probe
+from workers.shapes.making.tokenizer import MAX_TOKENS, build_tokenizer
 
 SIDE_PX = 32
 WIDTH = 8

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from workers.shapes.architecture import load_pipeline
-from workers.shapes.card import measure_judge
-from workers.shapes.data import draw_pictures, to_unit
 from workers.shapes.judge import CLASSES, NONE, WEIGHTS, Judge
-from workers.shapes.train_judge import shapeless
+from workers.shapes.making.architecture import load_pipeline
+from workers.shapes.making.card import measure_judge
+from workers.shapes.making.data import draw_pictures, to_unit
+from workers.shapes.making.train_judge import shapeless
 from workers.shapes.vocabulary import ALL_SHAPES
 
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from orchestrator.analysis import wilson
-from workers.shapes.architecture import load_pipeline
-from workers.shapes.evaluate import generate, measure
+from orchestrator.stats.paired import wilson
 from workers.shapes.judge import WEIGHTS, Judge
+from workers.shapes.making.architecture import load_pipeline
+from workers.shapes.making.evaluate import generate, measure
 from workers.shapes.vocabulary import NOVEL_SHAPES, SHAPES, caption
 
 IMAGES = 48

@@ -1,12 +1,11 @@
 """Erasing the star from the bundled model, and what it draws then."""
 
 from workers.bases.shapes import Shapes
-from workers.checkpoints import NoCheckpoints
-from workers.metrics.base import Probe
+from workers.diffusion.sampling import sample
+from workers.interfaces.metric import Probe
+from workers.interfaces.unlearner import Erasure, NoCheckpoints
 from workers.metrics.concept_accuracy import ConceptAccuracy
 from workers.recipes import SampleSettings
-from workers.sampling import sample
-from workers.unlearners.base import Erasure
 
 CONCEPT = "star"
 BASE = Shapes(Shapes.Settings())

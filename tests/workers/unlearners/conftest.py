@@ -5,8 +5,7 @@ import torch
 
 from tests.workers.unlearners.small import make_materials
 from tests.workers.unlearners.transcribe import ANCHOR, FORGET, RETAIN, noise_pictures
-from workers.checkpoints import NoCheckpoints
-from workers.unlearners.base import Erasure
+from workers.interfaces.unlearner import Erasure, NoCheckpoints
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from workers.materials.base import Work
+from workers.interfaces.material import Work
 
 SMALL: dict[str, Any] = {
     "iterations": 2,

@@ -16,9 +16,9 @@ from tests.workers.unlearners.transcribe import (
     partly_denoised,
     trainable,
 )
-from workers.rng import integers
-from workers.soft_prompt import encode, new_soft, token_ids
-from workers.text import embed
+from workers.diffusion.rng import integers
+from workers.diffusion.soft_prompt import encode, new_soft, token_ids
+from workers.diffusion.text import embed
 from workers.unlearners.advunlearn import AdvUnlearn
 
 

@@ -16,7 +16,7 @@ from tests.workers.unlearners.transcribe import (
     noised,
     trainable,
 )
-from workers.text import embed
+from workers.diffusion.text import embed
 from workers.unlearners.concept_ablation import ConceptAblation
 
 

@@ -17,7 +17,7 @@ from tests.workers.unlearners.transcribe import (
     noised,
     trainable,
 )
-from workers.text import embed
+from workers.diffusion.text import embed
 from workers.unlearners.erasediff import EraseDiff, automatic_weight, gradient_after
 
 

@@ -16,8 +16,8 @@ from tests.workers.unlearners.transcribe import (
     pick,
     trainable,
 )
-from workers.negative_guidance import erased_target
-from workers.text import embed
+from workers.diffusion.text import embed
+from workers.erasure.negative_guidance import erased_target
 from workers.unlearners.esd import ESD
 
 

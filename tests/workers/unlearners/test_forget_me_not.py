@@ -14,7 +14,7 @@ from tests.workers.unlearners.transcribe import (
     noised,
     trainable,
 )
-from workers.text import embed
+from workers.diffusion.text import embed
 from workers.unlearners.forget_me_not import ForgetMeNot, attention_norm
 
 

@@ -15,7 +15,7 @@ from tests.workers.unlearners.transcribe import (
     noised,
     trainable,
 )
-from workers.text import embed
+from workers.diffusion.text import embed
 from workers.unlearners.gradient_ascent import GradientAscent
 
 

@@ -12,11 +12,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel
 
-import workers.optimise
-import workers.soft_prompt
-from orchestrator.plugin import find, registry
+import workers.diffusion.soft_prompt
+import workers.training.optimise
+from orchestrator.core.registry import find, registry
 from tests.workers.unlearners.small import small
-from workers.unlearners.base import TrainSettings
+from workers.interfaces.unlearner import TrainSettings
 
 METHODS = [
     name
@@ -107,7 +107,7 @@ def test_the_gradient_is_that_of_the_loss(brief, erasure, monkeypatch, name):
     def probe(erasure, settings, phase):
         away_from_the_start(phase)
         constants = Constants()
-        attack = workers.soft_prompt.attack
+        attack = workers.diffusion.soft_prompt.attack
         handle = torch.nn.modules.module.register_module_forward_hook(constants.hook)
         with monkeypatch.context() as patch:
             found = lambda *args, **kwargs: constants.of(lambda: attack(*args, **kwargs))  # noqa: E731
@@ -120,7 +120,7 @@ def test_the_gradient_is_that_of_the_loss(brief, erasure, monkeypatch, name):
             p.grad = None
         return 0.0
 
-    monkeypatch.setattr(workers.optimise, "optimise", probe)
+    monkeypatch.setattr(workers.training.optimise, "optimise", probe)
     method.unlearn(erasure(method))
     assert seen
     for phase, analytic, numeric in seen:

@@ -14,9 +14,9 @@ from tests.workers.unlearners.transcribe import (
     minimise,
     noise_pictures,
 )
-from workers.adapters import GatedLora
-from workers.rng import generator, integers, normal
-from workers.text import embed
+from workers.diffusion.rng import generator, integers, normal
+from workers.diffusion.text import embed
+from workers.editing.adapters import GatedLora
 from workers.unlearners.mace import MACE, attention_inside, surroundings
 
 MAPPED = ("a blue circle", "a red blue circle")

@@ -4,9 +4,9 @@ import pytest
 
 from tests.workers.unlearners.bundled import BASE, CONCEPT, accuracy, unlearn
 from workers.datasets.related import Related
-from workers.finetune import Trainer
-from workers.pipeline import WarmPipeline
+from workers.editing.pipeline import WarmPipeline
 from workers.recipes import FinetuneSettings
+from workers.training.finetune import Trainer
 from workers.unlearners.esd import ESD
 
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-
-import workers.optimise
-from orchestrator.plugin import find, registry
 from tests.workers.test_parts import batches_of
+
+import workers.training.optimise
+from orchestrator.core.registry import find, registry
 from tests.workers.unlearners.small import small
-from workers.parts import in_parts
-from workers.unlearners.base import TrainSettings
+from workers.interfaces.unlearner import TrainSettings
+from workers.runtime.parts import in_parts
 
 METHODS = [
     name
@@ -45,7 +45,7 @@ def each_phase(monkeypatch, look):
         look(phase)
         return 0.0
 
-    monkeypatch.setattr(workers.optimise, "optimise", probe)
+    monkeypatch.setattr(workers.training.optimise, "optimise", probe)
 
 
 def assert_near(found, expected):

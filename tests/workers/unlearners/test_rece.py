@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from tests.workers.unlearners.transcribe import FORGET, RETAIN
-from workers.closed_form import text_projections
-from workers.text import embed
+from workers.diffusion.text import embed
+from workers.erasure.closed_form import text_projections
 from workers.unlearners.rece import RECE, derived_embeddings
 
 

@@ -16,10 +16,10 @@ from tests.workers.unlearners.transcribe import (
     mse,
     partly_denoised,
 )
-from workers.adapters import Bottlenecks
-from workers.rng import integers
-from workers.soft_prompt import encode, new_soft, token_ids
-from workers.text import embed
+from workers.diffusion.rng import integers
+from workers.diffusion.soft_prompt import encode, new_soft, token_ids
+from workers.diffusion.text import embed
+from workers.editing.adapters import Bottlenecks
 from workers.unlearners.receler import Receler, object_mask, outside
 
 

@@ -15,15 +15,9 @@ from tests.workers.unlearners.transcribe import (
     noise_pictures,
     noised,
 )
-from workers.rng import integers
-from workers.text import embed
-from workers.unlearners.resalign import (
-    LoraSpace,
-    ResAlign,
-    Simulation,
-    hypergradient,
-    simulate,
-)
+from workers.diffusion.rng import integers
+from workers.diffusion.text import embed
+from workers.unlearners.resalign import LoraSpace, ResAlign, Simulation, hypergradient, simulate
 
 
 @pytest.mark.usefixtures("double_precision")

@@ -17,9 +17,9 @@ from tests.workers.unlearners.transcribe import (
     noised,
     trainable,
 )
+from workers.diffusion.rng import generator
+from workers.diffusion.text import embed
 from workers.materials.saliency import pack, unpack
-from workers.rng import generator
-from workers.text import embed
 from workers.unlearners.scissorhands import Scissorhands, project
 
 

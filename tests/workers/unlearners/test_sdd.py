@@ -16,7 +16,7 @@ from tests.workers.unlearners.transcribe import (
     pick,
     trainable,
 )
-from workers.text import embed
+from workers.diffusion.text import embed
 from workers.unlearners.sdd import SDD
 
 

@@ -16,8 +16,8 @@ from tests.workers.unlearners.transcribe import (
     partly_denoised,
     pick,
 )
-from workers.adapters import GatedLora
-from workers.text import embed
+from workers.diffusion.text import embed
+from workers.editing.adapters import GatedLora
 from workers.unlearners.spm import SPM, latent_anchors
 
 

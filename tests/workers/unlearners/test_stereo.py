@@ -20,8 +20,8 @@ from tests.workers.unlearners.transcribe import (
     pick,
     trainable,
 )
-from workers.soft_prompt import encode, new_soft, token_ids
-from workers.text import embed
+from workers.diffusion.soft_prompt import encode, new_soft, token_ids
+from workers.diffusion.text import embed
 from workers.unlearners.stereo import STEREO
 
 RATES = {"search_rate": 2e-3, "inversion_rate": 0.1, "learning_rate": 1e-3}

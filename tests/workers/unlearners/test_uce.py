@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from orchestrator.errors import ResurgeError
-from workers.closed_form import text_projections
-from workers.text import embed
+from orchestrator.core.errors import ResurgeError
+from workers.diffusion.text import embed
+from workers.erasure.closed_form import text_projections
 from workers.unlearners.uce import UCE
 
 TOKENS = ("last_subject", "from_subject")

@@ -5,9 +5,9 @@ import torch
 from diffusers import DDIMScheduler
 
 from tests.workers.unlearners.small import small
-from workers.denoise import ddim, denoise, guided, noise_predictor
-from workers.rng import normal
-from workers.text import embed
+from workers.diffusion.denoise import ddim, denoise, guided, noise_predictor
+from workers.diffusion.rng import normal
+from workers.diffusion.text import embed
 from workers.unlearners.advunlearn import AdvUnlearn
 from workers.unlearners.concept_ablation import ConceptAblation
 from workers.unlearners.esd import ESD

@@ -8,9 +8,9 @@ import torch
 from diffusers import DDIMScheduler
 from torch.nn import functional
 
-from workers.edits import live_parameters
+from workers.diffusion.rng import integers, normal
+from workers.editing.edits import live_parameters
 from workers.materials.images import Pictures
-from workers.rng import integers, normal
 
 FORGET = ("a star", "a red star")
 ANCHOR = ("a circle", "a red circle")

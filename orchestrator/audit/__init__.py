@@ -1,0 +1,1 @@
+"""One trial looked at closely: found, made again, compared with another."""

@@ -1,0 +1,243 @@
+"""What made a number, and whether it comes out again.
+
+A trial's last edit, its pictures and its scores are made once more in an empty store beside copies
+of what they rest on; then both sides are compared. Nothing in the real store is touched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+from orchestrator.audit.find_trial import Found
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.stage import Stage
+from orchestrator.core.text import number
+from orchestrator.messages import Event, StageProgress, StageStarted
+from orchestrator.plan.labels import stage_label
+from orchestrator.plan.plan import Plan
+from orchestrator.plan.tasks import make_tasks
+from orchestrator.results.measure import labelled_scores
+from orchestrator.run.run import new_executor
+from orchestrator.schedule.scheduler import Scheduler
+from orchestrator.store.store import Record, Store
+
+PLACE = ("host", "platform", "device", "threads", "python")
+"""What a record says of the machine; where these agree, numbers should agree to the last bit."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A number as it was recorded and as it came out again."""
+
+    metric: str
+    recorded: float | None
+    again: float | None
+
+    @property
+    def is_identical(self) -> bool:
+        """Equal to the last bit."""
+        return self.recorded == self.again
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What came out: every number, the pictures that are the same, and the machines."""
+
+    differences: tuple[Difference, ...]
+    same_pictures: int
+    pictures: int
+    moved: tuple[str, ...]
+    again: tuple[str, ...]
+    copied: tuple[str, ...]
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether every number is the same."""
+        return all(difference.is_identical for difference in self.differences)
+
+
+def show_origin(found: Found, console: Console) -> None:
+    """Everything that made the trial's numbers: stages, settings, seeds, data, versions."""
+    console.print(f"[bold]trial[/bold] {found.planned.digest}\n{found.label}", soft_wrap=True)
+    table = Table("stage", "digest", "settings", "seconds", box=None, pad_edge=False)
+    table.columns[-1].justify = "right"
+    for stage in _stages(found):
+        record = found.reader.record(stage)
+        took = f"{record.seconds:.1f}" if record else "–"
+        table.add_row(stage_label(stage), stage.key, _settings(stage), took)
+    console.print(table)
+    for name, value in _made_with(found).items():
+        console.print(f"{name}: {value}", soft_wrap=True, highlight=False)
+
+
+def _stages(found: Found) -> tuple[Stage, ...]:
+    return (found.planned.base.model, *found.planned.final.stages())
+
+
+def _settings(stage: Stage) -> str:
+    """All that a stage was told, but for its prompts: those are counted."""
+    told = {**stage.settings, **stage.settings.get("settings", {})}
+    told.pop("settings", None)
+    return ", ".join(f"{name} {_short(value)}" for name, value in told.items() if value != "")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        inner = {k: v for k, v in value.items() if v not in ("", {})}
+        return "{" + ", ".join(f"{k} {_short(v)}" for k, v in inner.items()) + "}"
+    if isinstance(value, list) and len(value) > 3:
+        return f"({len(value)})"
+    text = number(value)
+    return f"{text[:12]}…" if len(text) == 64 else text
+
+
+def _made_with(found: Found) -> dict[str, str]:
+    """Machine, versions and code of the final model's score: name -> value."""
+    record = next((r for s in reversed(_stages(found)) if (r := found.reader.record(s))), None)
+    if record is None:
+        return {"not run": "no stage of this trial has a record yet"}
+    values = dict(record.provenance)
+    versions = values.pop("versions", {})
+    values["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    values["base"] = ", ".join(f"{k} {v}" for k, v in values.get("base", {}).items()) or "bundled"
+    return {name.replace("_", " "): str(value) for name, value in values.items()}
+
+
+def reproduce(found: Found, from_base: bool, console: Console) -> Reproduction:
+    """Make the trial again from its nearest ancestor, or from the base.
+
+    Raises:
+        ResurgeError: the trial has no score yet, or a stage failed this time.
+    """
+    final = found.planned.final
+    if not final.scores or any(found.reader.record(score) is None for score in final.scores):
+        raise ResurgeError(f"{found.label} has no score yet: resurge run {found.job.plan.name}")
+    again = _made_again(found, from_base)
+    under = dict.fromkeys(s for stage in again for s in stage.lineage if s not in again)
+    with tempfile.TemporaryDirectory(prefix="resurge-") as folder:
+        store = Store(folder)
+        copied = [stage for stage in under if found.job.store.copy(stage, store)]
+        plan = dataclasses.replace(found.job.plan, trials=(found.planned,), stages=(*under, *again))
+        _run(found, plan, {stage.key for stage in under}, store, console)
+        return _compare(found, again, copied, store)
+
+
+def _made_again(found: Found, from_base: bool) -> list[Stage]:
+    """The edits after the model to begin from, the pictures and the scores, in order."""
+    final = found.planned.final
+    edits: list[Stage] = []
+    for stage in final.model.ancestry():
+        has_weights = _has_weights(found, stage) and not from_base and stage is not final.model
+        if stage.kind == "base" or has_weights:
+            break
+        edits.insert(0, stage)
+    materials = [s for e in edits for i in e.inputs.values() for s in i.lineage if from_base]
+    prepared = [stage for stage in materials if stage.kind == "prepare"]
+    return list(dict.fromkeys([*prepared, *edits, final.sample, *final.scores]))
+
+
+def _has_weights(found: Found, stage: Stage) -> bool:
+    record = found.reader.record(stage)
+    return record is not None and "weights.safetensors" in record.objects
+
+
+def _run(found: Found, plan: Plan, done: set[str], store: Store, console: Console) -> None:
+    """Run what is not in `done` on one worker, with as many threads as there were."""
+    first = found.reader.record(found.planned.final.sample)
+    threads = first.provenance["threads"] if first else "auto"
+    tasks = make_tasks(plan, done, keep=())
+    with (
+        new_executor(found.job.sweep, console, workers=1, threads=threads) as executor,
+        console.status("making it again") as status,
+    ):
+        told = _tell(plan, status)
+        log_folder = found.job.home.logs(f"{plan.name}-reproduce")
+        outcome = Scheduler(tasks, done, executor, store, log_folder, told).run()
+    if not outcome.ok:
+        [failure, *_] = outcome.failed.values()
+        raise ResurgeError(f"{failure.key} failed: {failure.message}; see {failure.log_path}")
+
+
+def _tell(plan: Plan, status: Status) -> Callable[[Event], None]:
+    labels = {stage.key: stage_label(stage) for stage in plan.stages}
+
+    def tell(event: Event) -> None:
+        if isinstance(event, StageStarted):
+            status.update(labels[event.key])
+        elif isinstance(event, StageProgress):
+            status.update(f"{labels[event.key]}: {event.done} of {event.total}")
+
+    return tell
+
+
+def _compare(
+    found: Found, again: Sequence[Stage], copied: Sequence[Stage], store: Store
+) -> Reproduction:
+    final = found.planned.final
+    before, after = found.reader.record(final.sample), store.get(final.sample)
+    assert before is not None and after is not None  # a scored trial has pictures
+    pairs = list(zip(_pictures(found.job.store, before), _pictures(store, after), strict=True))
+    return Reproduction(
+        differences=tuple(_differences(found, store)),
+        same_pictures=sum(one == other for one, other in pairs),
+        pictures=len(pairs),
+        moved=tuple(_moved(before.provenance, after.provenance)),
+        again=tuple(map(stage_label, again)),
+        copied=tuple(map(stage_label, copied)),
+    )
+
+
+def _differences(found: Found, store: Store) -> Iterator[Difference]:
+    for label, stage in labelled_scores(found.planned.final):
+        then, now = found.reader.record(stage), store.get(stage)
+        old, new = (dict(record.metrics) if record else {} for record in (then, now))
+        for name in sorted(old.keys() | new.keys()):
+            yield Difference(f"{label}.{name}", old.get(name), new.get(name))
+
+
+def _pictures(store: Store, record: Record) -> list[bytes]:
+    with store.object(record, "images.parquet") as path:
+        return list(pq.read_table(path, columns=["png"])["png"].to_pylist())
+
+
+def _moved(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What of machine and versions is not what it was."""
+    flat = [{**dict(p), **p.get("versions", {})} for p in (then, now)]
+    for name in (*PLACE, *sorted(set(flat[0].get("versions", {})))):
+        old, new = (values.get(name) for values in flat)
+        if old != new:
+            yield f"{name} {old} -> {new}"
+
+
+def show_reproduction(result: Reproduction, console: Console) -> None:
+    """Every number that came out otherwise, or that all are the same."""
+    console.print(f"taken from the store: {', '.join(result.copied) or 'nothing'}", soft_wrap=True)
+    console.print(f"made again: {', '.join(result.again)}", soft_wrap=True)
+    for text in result.moved:
+        console.print(f"not as it was: {text}", style="yellow", soft_wrap=True)
+    same = f"{result.same_pictures} of {result.pictures} pictures are the same, byte for byte"
+    if result.is_identical:
+        count = len(result.differences)
+        console.print(f"[green]identical[/green]: all {count} numbers; {same}", soft_wrap=True)
+        return
+    table = Table("number", "recorded", "again", "difference", box=None, pad_edge=False)
+    for difference in result.differences:
+        if not difference.is_identical:
+            table.add_row(difference.metric, *_cells(difference))
+    console.print(table)
+    console.print(f"[red]not identical[/red]; {same}", soft_wrap=True)
+
+
+def _cells(difference: Difference) -> tuple[str, str, str]:
+    old, new = difference.recorded, difference.again
+    gap = "–" if old is None or new is None else f"{new - old:+.3g}"
+    return ("–" if old is None else f"{old:.6g}", "–" if new is None else f"{new:.6g}", gap)

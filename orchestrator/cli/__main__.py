@@ -1,0 +1,5 @@
+"""`python -m orchestrator.cli`: the command line where no script is installed."""
+
+from orchestrator.cli.main import main
+
+main()

@@ -1,0 +1,300 @@
+"""`resurge submit`, `logs` and `cancel`; `status` and `results` of a cluster."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.common import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    ClusterOption,
+    Overrides,
+    SweepFile,
+    err,
+    out,
+    warn,
+)
+from orchestrator.cluster.clusters_file import Cluster, find_cluster
+from orchestrator.cluster.view import FAR_PATIENCE_S, check_visible, entry_at
+from orchestrator.core.errors import ResurgeError, StoreError
+from orchestrator.core.redact import redact
+from orchestrator.home import Home
+
+if TYPE_CHECKING:
+    from orchestrator.cluster.jobs import Jobs, SweepJob
+    from orchestrator.cluster.shipment import Shipment
+    from orchestrator.sweep.sweep import Sweep
+
+
+STATES = {
+    "PENDING": "is starting",
+    "RUNNING": "is running",
+    "STOPPED": "was stopped",
+    "SUCCEEDED": "has ended",
+    "FAILED": "failed",
+}
+
+
+FollowOption = Annotated[
+    bool,
+    typer.Option("--follow", help="Show progress until the end; Ctrl-C leaves the sweep running."),
+]
+
+
+def submit(
+    sweep: SweepFile,
+    overrides: Overrides = None,
+    cluster: ClusterOption = None,
+    follow: FollowOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Plan and pack, and send nothing.")
+    ] = False,
+) -> None:
+    """Run a sweep, or what is left of it, on a cluster: by Ray's Jobs API.
+
+    Plans here, sends the sweep, the plug-ins of RESURGE_PLUGINS and this very code, and returns at
+    once. The same command resumes a sweep that ended, was cancelled or was lost with its head. No
+    credential is sent. Exit code with --follow: that of the sweep; 2: bad input, or refused.
+    """
+    from orchestrator.cluster.shipment import local_paths, pack
+    from orchestrator.run.job import open_sweep
+
+    chosen = find_cluster(cluster)
+    place = entry_at(chosen)
+    found = open_sweep(sweep, overrides or (), place)
+    paths = local_paths(found)
+    with tempfile.TemporaryDirectory(prefix="resurge-") as folder:
+        shipment = pack(found, overrides or (), chosen, Path(folder))
+        _show_work(found, place)
+        for path in paths:
+            warn(f"{path} is not sent along: every machine of the cluster must have it there")
+        out.print(f"To send: {', '.join(map(str, shipment.freight))}", soft_wrap=True)
+        if dry_run:
+            _show_order(shipment)
+            return
+        jobs, job_id = _start(chosen, shipment)
+    if follow:
+        raise typer.Exit(_follow(jobs, job_id, found.name, chosen))
+    _show_next(found.name, chosen)
+
+
+def logs(
+    sweep: SweepFile,
+    cluster: ClusterOption = None,
+    follow: FollowOption = False,
+    tail: Annotated[
+        int | None, typer.Option("--tail", min=0, metavar="LINES", help="Only the last so many.")
+    ] = None,
+) -> None:
+    """Print what a sweep's job has printed, and where its tasks' logs are."""
+    chosen = find_cluster(cluster)
+    jobs, job = _find_job(sweep, chosen)
+    if follow:
+        raise typer.Exit(_follow(jobs, job.id, job.sweep, chosen, tail))
+    _write(_last_lines(jobs.log(job.id), tail))
+    folder = f"{chosen.entry.home}/logs/{job.sweep}"
+    _say(f"{job.id} {STATES[job.status]}. Task logs: {folder} on the machine that ran the task")
+
+
+def cancel(sweep: SweepFile, cluster: ClusterOption = None) -> None:
+    """Stop a sweep on a cluster. What is finished is kept; `resurge submit` goes on from there."""
+    chosen = find_cluster(cluster)
+    jobs, job = _find_job(sweep, chosen)
+    if job.is_over:
+        out.print(f"{job.id} {STATES[job.status]}: there is nothing to stop.")
+        return
+    job = jobs.stop(job.id)
+    if not job.is_over:
+        raise ResurgeError(
+            f"{job.id} was asked to stop and has not yet ended: "
+            f"resurge status {job.sweep}{_flag(chosen)}"
+        )
+    out.print(f"{job.id} {STATES[job.status]}. Kept:")
+    try:
+        _show_status(job.sweep, entry_at(chosen))
+    except ResurgeError as error:
+        _say(f"what is in the store; from here it cannot be seen: {error}")
+    out.print(f"The same submit goes on from there: resurge submit {job.sweep}{_flag(chosen)}")
+
+
+def show_cluster_status(sweep: str, cluster: str) -> None:
+    """The job as Ray knows it, where the head answers; the rest from the store."""
+    from orchestrator.cluster.jobs import ClusterAwayError, Jobs
+
+    chosen = find_cluster(cluster)
+    job = None
+    try:
+        job = Jobs(chosen, warn).latest(_name(sweep))
+    except ClusterAwayError as error:
+        warn(f"{error} What follows is the store's.")
+    if job is not None:
+        _show_job(job)
+    try:
+        _show_status(sweep, entry_at(chosen))
+    except ResurgeError as error:
+        if job is None:
+            raise
+        _say(f"More cannot be seen from here: {error}")
+
+
+def _show_status(sweep: str, place: Home) -> None:
+    from orchestrator.cli.show.status import show_status
+    from orchestrator.run.job import open_job
+
+    check_visible(place)
+    show_status(open_job(sweep, (), place), out)
+
+
+def _show_work(sweep: Sweep, place: Home) -> None:
+    """What there is to do, and how much of it is done already, if the store can be seen."""
+    from orchestrator.cli.show.plan import show_counts, show_plan_line
+    from orchestrator.run.job import Job
+
+    if sweep.search is not None:
+        from orchestrator.cli.show.worst_cases import show_space
+
+        show_space(sweep, sweep.search, out)
+        return
+    job = Job.of(sweep, place)
+    show_plan_line(job, out)
+    try:
+        check_visible(place)
+        job.store.keys()
+    except (StoreError, ResurgeError) as error:
+        show_counts(job, None, out)
+        _say(f"How much of it is done already cannot be seen from here: {error}")
+    else:
+        show_counts(job, job.done(), out)
+
+
+def _start(cluster: Cluster, shipment: Shipment) -> tuple[Jobs, str]:
+    """Submit the sweep unless it runs already."""
+    from orchestrator.cluster.jobs import Jobs
+
+    jobs = Jobs(cluster, warn)
+    last = jobs.latest(shipment.sweep)
+    if last is not None and not last.is_over:
+        if last.content != shipment.content:
+            raise ResurgeError(
+                f"another sweep of the name {shipment.sweep!r} runs on {cluster} ({last.id}), with "
+                f"other contents: wait for it, stop it (resurge cancel {shipment.sweep}"
+                f"{_flag(cluster)}), or give this one another name"
+            )
+        out.print(f"{_job_line(last)} It is this very sweep; nothing was sent.")
+        return jobs, last.id
+    attempt = last.attempt + 1 if last is not None else 1
+    job_id = jobs.submit(shipment, attempt)
+    resumed = " It goes on from what is finished." if last is not None else ""
+    out.print(f"Submitted [bold]{job_id}[/bold] to {cluster}.{resumed}")
+    return jobs, job_id
+
+
+def _follow(jobs: Jobs, job_id: str, sweep: str, cluster: Cluster, tail: int | None = None) -> int:
+    """Show what the job prints until it is over; the exit code that says how it ended."""
+    skip = 0
+    if tail is not None:
+        printed = jobs.log(job_id)
+        skip = len(printed) - len(_last_lines(printed, tail))
+    try:
+        for text in jobs.follow(job_id):
+            _write(text[skip:])
+            skip = max(0, skip - len(text))
+        job = jobs.wait(job_id, FAR_PATIENCE_S)
+    except KeyboardInterrupt:
+        _say(f"Not followed any more; {job_id} goes on.")
+        _show_next(sweep, cluster)
+        return EXIT_STOPPED
+    _show_job(job)
+    return _exit_code(job)
+
+
+def _exit_code(job: SweepJob) -> int:
+    if job.exit_code is not None:
+        return job.exit_code
+    return {"SUCCEEDED": EXIT_DONE, "STOPPED": EXIT_STOPPED}.get(job.status, EXIT_FAILED)
+
+
+def _find_job(sweep: str, cluster: Cluster) -> tuple[Jobs, SweepJob]:
+    from orchestrator.cluster.jobs import Jobs
+
+    jobs, name = Jobs(cluster, warn), _name(sweep)
+    job = jobs.latest(name)
+    if job is None:
+        raise ResurgeError(
+            f"{cluster} remembers no job of a sweep {name!r}; a head that was restarted has "
+            f"forgotten. What is finished is in the store: resurge status {name}{_flag(cluster)}"
+        )
+    return jobs, job
+
+
+def _name(sweep: str) -> str:
+    """A sweep's name, also of its file."""
+    from orchestrator.sweepfile.load import load
+
+    path = Path(sweep)
+    is_file = path.suffix in (".yaml", ".yml") or path.is_file()
+    return load(path).name if is_file else sweep
+
+
+def _show_job(job: SweepJob) -> None:
+    """How it is; why, if it never came to run our command."""
+    out.print(_job_line(job))
+    if job.status == "FAILED" and job.exit_code is None:
+        _say(job.message)
+
+
+def _job_line(job: SweepJob) -> str:
+    code = f" (exit code {job.exit_code})" if job.exit_code else ""
+    return f"{job.id} {STATES[job.status]}{code}."
+
+
+def _show_order(shipment: Shipment) -> None:
+    settings = " ".join(f"{name}={value}" for name, value in shipment.environment.items())
+    out.print(f"On the head: {shipment.entrypoint}", soft_wrap=True, markup=False)
+    out.print(f"With {settings}", soft_wrap=True, markup=False)
+    out.print("Nothing was sent: --dry-run.")
+
+
+def _show_next(sweep: str, cluster: Cluster) -> None:
+    rows: Sequence[tuple[str, str]] = (
+        (f"resurge logs {sweep}{_flag(cluster)} --follow", "watch it"),
+        (f"resurge status {sweep}{_flag(cluster)}", "how far it is"),
+        (f"resurge results {sweep}{_flag(cluster)}", "what it found so far"),
+        (f"resurge cancel {sweep}{_flag(cluster)}", "stop it; what is finished is kept"),
+    )
+    width = max(len(command) for command, _ in rows)
+    for command, what in rows:
+        out.print(f"  {command:<{width}}  {what}", soft_wrap=True, markup=False)
+
+
+def _flag(cluster: Cluster) -> str:
+    return f" --cluster {cluster.name}"
+
+
+def _last_lines(text: str, count: int | None) -> str:
+    if count is None:
+        return text
+    return "".join(text.splitlines(keepends=True)[-count:]) if count else ""
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _say(text: str) -> None:
+    err.print(redact(text), markup=False, soft_wrap=True)
+
+
+COMMANDS: Mapping[str, Callable[..., None]] = {
+    "submit": submit,
+    "logs": logs,
+    "cancel": cancel,
+}

@@ -1,0 +1,72 @@
+"""What the commands share: where they print, their exit codes, their common options."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from orchestrator.core.errors import ResurgeError
+
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_STOPPED = 0, 1, 2, 130
+
+
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+err = Console(highlight=False, stderr=True)
+SweepFile = Annotated[
+    str, typer.Argument(metavar="SWEEP", help="A sweep file, or the name of a sweep run before.")
+]
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[SETTING=VALUE]...",
+        help="Changes to the file: seeds=5 'finetune.learning_rate=[1e-4,3e-4]'",
+    ),
+]
+
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", metavar="FOLDER", help="Local state (RESURGE_HOME; default .resurge)."),
+]
+
+
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="NAME|URL",
+        envvar="RESURGE_CLUSTER",
+        show_envvar=False,
+        help="A cluster of clusters.yaml, or http://host:8265 (RESURGE_CLUSTER).",
+    ),
+]
+
+
+def become(command: list[str], settings: Mapping[str, str] | None = None) -> None:
+    """Go on as a server that is installed beside this Python, with more in its environment."""
+    beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    executable = shutil.which(command[0], path=beside_python)
+    if executable is None:
+        raise ResurgeError(f"{command[0]!r} is not installed beside {sys.executable}")
+    sys.stdout.flush()
+    os.execve(executable, command, {**os.environ, **(settings or {})})
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """A signal's handler: a batch system's kind request is a Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def warn(text: str) -> None:
+    """Something that deserves attention and stops nothing."""
+    err.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)

@@ -1,0 +1,224 @@
+"""The command line: parse and print, nothing else."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli import catalog as cli_known
+from orchestrator.cli import cluster as cli_cluster
+from orchestrator.cli import servers as cli_servers
+from orchestrator.cli import trial as cli_trial
+from orchestrator.cli.common import (
+    EXIT_BAD_INPUT,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    ClusterOption,
+    HomeOption,
+    Overrides,
+    SweepFile,
+    err,
+    interrupt,
+    out,
+)
+from orchestrator.cli.store import store_app
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.redact import redact
+from orchestrator.home import Home
+
+app = typer.Typer(
+    name="resurge",
+    help="Measure concept resurgence: which ordinary fine-tuning brings an unlearned concept back.",
+    epilog="Begin with: resurge plan sweeps/quickstart.yaml",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.command()
+def plan(
+    sweep: SweepFile,
+    overrides: Overrides = None,
+    home: HomeOption = None,
+    full: Annotated[bool, typer.Option("--full", help="The whole tree, however long.")] = False,
+) -> None:
+    """Show what a sweep would run: stages naive, unique and cached, and their tree."""
+    from orchestrator.cli.show.plan import show_plan
+    from orchestrator.run.job import open_job
+
+    show_plan(open_job(sweep, overrides or (), Home.find(home)), out, full)
+
+
+@app.command()
+def run(sweep: SweepFile, overrides: Overrides = None, home: HomeOption = None) -> None:
+    """Run a sweep, or what is left of it, and print its results.
+
+    Finished stages are never run again: the same command resumes a sweep that was stopped or
+    killed, and runs only what is new after a change of the file. Exit code 0: all done; 1: some
+    stages failed; 2: bad input.
+    """
+    from orchestrator.cli.show.plan import show_plan_line
+    from orchestrator.cli.show.results import show_results
+    from orchestrator.cli.show.status import show_outcome
+    from orchestrator.run.job import open_job
+    from orchestrator.run.run import run_job
+
+    job = open_job(sweep, overrides or (), Home.find(home))
+    show_plan_line(job, out)
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        outcome = run_job(job, out)
+    except KeyboardInterrupt:
+        err.print("Stopped. What is finished is kept; the same command goes on from here.")
+        raise typer.Exit(EXIT_STOPPED) from None
+    show_results(job, out)
+    show_outcome(job, outcome, out)
+    out.print(f"Browse it: resurge ui{_home_flag(home)}", style="bold")
+    raise typer.Exit(EXIT_DONE if outcome.ok else EXIT_FAILED)
+
+
+@app.command()
+def search(sweep: SweepFile, overrides: Overrides = None, home: HomeOption = None) -> None:
+    """Search a sweep's space for the worst case, and confirm it on fresh seeds.
+
+    The file's `search` block says what is sought and where. What is measured is never measured
+    again: the same command goes on with a search that was stopped or killed, and with more
+    `search.trials` it goes on longer. Exit code 0: done; 1: nothing could be confirmed; 2: bad
+    input.
+    """
+    from orchestrator.cli.show.worst_cases import show_space, show_worst_cases
+    from orchestrator.run.job import open_sweep
+    from orchestrator.search.search import run as run_search
+
+    place = Home.find(home)
+    found = open_sweep(sweep, overrides or (), place)
+    if found.search is not None:
+        show_space(found, found.search, out)
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        cases = run_search(found, place, out)
+    except KeyboardInterrupt:
+        err.print("Stopped. What is finished is kept; the same command goes on from here.")
+        raise typer.Exit(EXIT_STOPPED) from None
+    show_worst_cases(cases, out)
+    out.print(f"Browse it: resurge ui{_home_flag(home)}", style="bold")
+    answered = all(case.is_answered for case in cases)
+    raise typer.Exit(EXIT_DONE if answered else EXIT_FAILED)
+
+
+@app.command()
+def status(sweep: SweepFile, home: HomeOption = None, cluster: ClusterOption = None) -> None:
+    """Show how far a sweep is, who runs it and what failed: read from the store.
+
+    Of a cluster also what Ray says of the sweep's job, where the head answers.
+    """
+    from orchestrator.cli.show.status import show_status
+    from orchestrator.run.job import open_job
+
+    if cluster:
+        cli_cluster.show_cluster_status(sweep, cluster)
+    else:
+        show_status(open_job(sweep, (), Home.find(home)), out)
+
+
+@app.command()
+def results(
+    sweep: SweepFile,
+    home: HomeOption = None,
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="AXIS[,AXIS]…", help="Average over all other axes."),
+    ] = None,
+    time_to_resurgence: Annotated[
+        bool, typer.Option("--time-to-resurgence", help="How many steps until it is back.")
+    ] = False,
+    threshold: Annotated[
+        float | None,
+        typer.Option(metavar="SCORE", help="Back: this score; else halfway to the base's."),
+    ] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV, every setting.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, every setting.")] = False,
+    cluster: ClusterOption = None,
+) -> None:
+    """Print resurgence, recovery, control, interval and p-value of every setting."""
+    from orchestrator.cli.show.results import choose_format, show_results, show_times
+    from orchestrator.cli.show.status import show_heads
+    from orchestrator.results.settings_table import text
+
+    axes = tuple(axis.strip() for axis in by.split(",")) if by else ()
+    form = choose_format(csv, as_json, time_to_resurgence, threshold, axes)
+    job = cli_cluster.open_anywhere(sweep, home, cluster)
+    if form is not None:
+        sys.stdout.write(text(job.plan, job.store, form, axes, time_to_resurgence, threshold))
+    elif time_to_resurgence:
+        show_times(job, out, threshold)
+    else:
+        show_results(job, out, axes)
+    if form is None:
+        show_heads(job, out)
+
+
+@app.command()
+def sync(sweep: SweepFile, home: HomeOption = None) -> None:
+    """Bring MLflow and results.parquet up to date from the store; does no harm when repeated."""
+    from orchestrator.run.job import open_job
+    from orchestrator.run.run import sync_job
+
+    job = open_job(sweep, (), Home.find(home))
+    out.print(sync_job(job))
+
+
+@app.command()
+def export(
+    sweep: SweepFile,
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where to write.")] = Path("."),
+    home: HomeOption = None,
+) -> None:
+    """Write results into a folder.
+
+    NAME.parquet and NAME.csv have one row a trial, NAME.settings.parquet one a setting (seeds taken
+    together), NAME.png the curves.
+    """
+    from orchestrator.run.job import open_job
+    from orchestrator.run.run import export_job
+
+    for path in export_job(open_job(sweep, (), Home.find(home)), to):
+        out.print(str(path))
+
+
+# In the order in which --help shows them.
+for module in (cli_cluster, cli_servers, cli_known, cli_trial):
+    for name, command in module.COMMANDS.items():
+        app.command(name)(command)
+
+
+app.add_typer(store_app, name="store")
+
+
+def _home_flag(home: Path | None) -> str:
+    return f" --home {home}" if home else ""
+
+
+def main() -> None:
+    """The `resurge` command. What it prints of an error holds no credentials."""
+    try:
+        app()
+    except ResurgeError as error:
+        text = redact(f"error: {error}")
+        err.print(text, style="red", markup=False, soft_wrap=True)
+        sys.exit(EXIT_BAD_INPUT)
+    except Exception:
+        err.print(redact(traceback.format_exc()), markup=False, soft_wrap=True)
+        sys.exit(EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Everything that is printed as a table or a tree; nothing else prints one."""

@@ -1,0 +1,126 @@
+"""`resurge plan`: how many stages, and their tree."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection
+from itertools import islice
+
+from rich.console import Console
+from rich.table import Table
+from rich.tree import Tree
+
+from orchestrator.core.stage import Stage, StageKind
+from orchestrator.plan.labels import stage_label
+from orchestrator.plan.plan import Plan
+from orchestrator.run.job import Job
+from orchestrator.stats.power import PROMPT_ICC, SEED_ICC, Size, minimum_detectable
+
+
+def size_of(plan: Plan) -> Size:
+    """What each setting of a plan is measured by."""
+    settings = plan.trials[0].final.sample.settings
+    asked = [probe for probe in settings["probes"] if probe["role"] == "erased"]
+    seeds = {planned.trial.seed for planned in plan.trials}
+    return Size(len(asked), settings["settings"]["images_per_prompt"], len(seeds))
+
+
+def sentence(size: Size) -> str:
+    """One line for `resurge plan`."""
+    least = minimum_detectable(size)
+    found = f"{least:.2f}" if least <= 1 else "none, not even 1.00"
+    alone = "" if size.seeds > 1 else "; one seed: of this seed only"
+    return (
+        f"minimum detectable resurgence of a setting: {found} ({size}, paired; 80% power, 5% "
+        f"two-sided, final score 0.5, intra-cluster correlation {PROMPT_ICC:g} by prompt and "
+        f"{SEED_ICC:g} by seed{alone})"
+    )
+
+
+STAGES: tuple[StageKind, ...] = ("prepare", "unlearn", "finetune", "merge", "sample", "score")
+BRANCHES_SHOWN = 8
+
+
+def show_plan(job: Job, console: Console, full: bool) -> None:
+    """The counts by kind, what sharing saves, and the tree; of a search first its space."""
+    if job.sweep.search is not None:
+        from orchestrator.cli.show.worst_cases import show_space
+
+        show_space(job.sweep, job.sweep.search, console)
+        if not job.plan.trials:
+            return
+        console.print("Asked for so far:")
+    show_plan_line(job, console)
+    done = job.done()
+    show_counts(job, done, console)
+    _show_power(job, console)
+    console.print(_tree(job, done, None if full else BRANCHES_SHOWN))
+
+
+def show_counts(job: Job, done: Collection[str] | None, console: Console) -> None:
+    """Stages by kind and the steps that sharing saves; `done` is None where that is not known."""
+    unique, naive = job.plan.count(), job.plan.count_naive()
+    cached = Counter(stage.kind for stage in job.plan.stages if stage.key in (done or ()))
+    table = Table("stage", *("naive", "unique", "cached", "to run"), box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+
+    def row(title: str, naive: int, unique: int, cached: int, style: str = "") -> None:
+        rest = ("?", "?") if done is None else (str(cached), str(unique - cached))
+        table.add_row(title, str(naive), str(unique), *rest, style=style)
+
+    for kind in (kind for kind in STAGES if naive[kind] or kind != "merge"):
+        row(kind, naive[kind], unique[kind], cached[kind])
+    row("all", naive.total(), unique.total(), cached.total(), style="bold")
+    console.print(table)
+    steps, steps_naive = job.plan.steps(), job.plan.steps_naive()
+    if steps:
+        saved = f"{steps_naive / steps:.1f} times fewer than trial by trial"
+        console.print(f"fine-tuning steps: {steps:,} instead of {steps_naive:,} ({saved})")
+
+
+def _show_power(job: Job, console: Console) -> None:
+    from orchestrator.cli.show.plan import sentence, size_of
+
+    console.print(sentence(size_of(job.plan)), soft_wrap=True)
+
+
+def show_plan_line(job: Job, console: Console) -> None:
+    """One line: the sweep, its trials, its stages."""
+    plan = job.plan
+    controls = sum(trial.is_control for trial in plan.trials)
+    console.print(
+        f"[bold]{plan.name}[/bold]: {len(plan.trials) - controls} trials and {controls} controls "
+        f"on base {plan.root.plugin}, {len(plan.stages)} unique stages"
+    )
+
+
+def _tree(job: Job, done: set[str], limit: int | None) -> Tree:
+    """Models only; a trajectory is one line, and branches beyond the limit are counted."""
+    children: dict[str, dict[str, list[Stage]]] = defaultdict(lambda: defaultdict(list))
+    for stage in job.plan.stages:
+        if stage.is_model and stage.parent is not None:
+            children[stage.parent.digest][stage.trajectory or stage.digest].append(stage)
+    tree = Tree(f"base {job.plan.root.plugin}")
+
+    def grow(branch: Tree, digest: str) -> None:
+        groups = list(children[digest].values())
+        groups.sort(key=lambda group: (group[0].kind != "unlearn", stage_label(group[0])))
+        for group in islice(groups, limit):
+            twig = branch.add(_group_label(group, done))
+            for stage in group:
+                grow(twig, stage.digest)
+        if limit is not None and len(groups) > limit:
+            branch.add(f"… and {len(groups) - limit} more (--full shows them)")
+
+    grow(tree, job.plan.root.digest)
+    return tree
+
+
+def _group_label(group: list[Stage], done: set[str]) -> str:
+    label = stage_label(group[0], with_steps=False)
+    if group[0].kind == "finetune":
+        label += " · " + ", ".join(str(s.steps) for s in sorted(group, key=lambda s: s.steps))
+        label += " steps"
+    cached = sum(stage.key in done for stage in group)
+    return label + (" [dim](cached)[/dim]" if cached == len(group) else "")

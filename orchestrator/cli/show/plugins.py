@@ -1,0 +1,73 @@
+"""`resurge list`: plug-ins with what they do and which settings they take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.hints import suggest
+from orchestrator.core.plugin import MetricPlugin, PluginKind, UnlearnerPlugin
+from orchestrator.core.registry import registry
+
+KINDS: Mapping[str, PluginKind] = {
+    "bases": "base",
+    "unlearners": "unlearner",
+    "datasets": "dataset",
+    "metrics": "metric",
+    "executors": "executor",
+}
+
+
+def show_plugins(kind: str | None, console: Console) -> None:
+    """Plug-ins by kind, with the first line of what they say of themselves."""
+    if kind is not None and kind not in KINDS:
+        raise ResurgeError(f"unknown kind {kind!r}{suggest(kind, [*KINDS, 'sweeps'])}")
+    if kind is not None and kind in _IN_FULL:
+        _IN_FULL[kind](console)
+        return
+    for title in KINDS if kind is None else [kind]:
+        table = Table(title, "", box=None, pad_edge=False, header_style="bold")
+        for name, plugin in registry(KINDS[title]).items():
+            table.add_row(f"  {name}", plugin.summary())
+        console.print(table)
+
+
+def _show_metrics(console: Console) -> None:
+    """Each metric with what it scores, the range of its values, and what more of it means."""
+    table = Table("metric", "", "scores", "range", "higher is", box=None, pad_edge=False)
+    for name, plugin in registry("metric").items():
+        if issubclass(plugin, MetricPlugin):
+            low, high = ("" if end is None else f"{end:g}" for end in plugin.values)
+            beside = " beside the base's" if plugin.reference else ""
+            scored = f"{'models' if plugin.needs == 'pipeline' else plugin.needs}{beside}"
+            span = f"{low or '-∞'} to {high or '∞'}"
+            table.add_row(name, plugin.summary(), scored, span, plugin.higher)
+    console.print(table)
+
+
+def _show_unlearners(console: Console) -> None:
+    """Each method with its paper, its presets, and what it costs as it ships."""
+    table = Table("unlearner", "", "paper", "presets", "UNet passes", box=None, pad_edge=False)
+    table.columns[-1].justify = "right"
+    for name, plugin in registry("unlearner").items():
+        if issubclass(plugin, UnlearnerPlugin):
+            passes = plugin(plugin.Settings()).passes()
+            presets = ", ".join(getattr(plugin.Settings, "PRESETS", ()))
+            cost = f"{passes:,}" if passes else "closed form" if plugin.changes else "none"
+            table.add_row(name, plugin.summary(), plugin.paper, presets, cost)
+    console.print(table)
+    console.print(
+        "UNet passes: over one latent, a backward pass counted as two, with the defaults that ship "
+        "(for the bundled shapes model); the materials a method works from are shared and not "
+        "counted. A preset: `unlearn: [{esd: {preset: sd-object}}]`."
+    )
+
+
+_IN_FULL: Mapping[str, Callable[[Console], None]] = {
+    "metrics": _show_metrics,
+    "unlearners": _show_unlearners,
+}
+"""Kinds that have more to say of themselves than a line."""

@@ -1,0 +1,57 @@
+"""What the command line prints of a sweep: its plan, its state, its outcome, its results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from orchestrator.core.errors import ResurgeError
+from orchestrator.results.settings_table import Form
+from orchestrator.run.job import Job
+
+
+def choose_format(
+    as_csv: bool, as_json: bool, times: bool, threshold: float | None, by: Sequence[str]
+) -> Form | None:
+    """What `resurge results` prints in; None for the table.
+
+    Raises:
+        ResurgeError: options that do not go together.
+    """
+    if as_csv and as_json:
+        raise ResurgeError("--csv and --json do not go together; give one of them")
+    if by and times:
+        raise ResurgeError("--by and --time-to-resurgence do not go together; give one of them")
+    if threshold is not None and not times:
+        raise ResurgeError("--threshold is of --time-to-resurgence; give that too")
+    if threshold is not None and not math.isfinite(threshold):
+        raise ResurgeError(f"--threshold must be a number but got {threshold}")
+    return "csv" if as_csv else "json" if as_json else None
+
+
+def show_results(job: Job, console: Console, by: Sequence[str] = ()) -> None:
+    """The table of settings with resurgence, recovery, control and interval.
+
+    With `by`, averaged over all other axes. Of a search, without it, the worst cases.
+    """
+    if not by and job.sweep.search is not None:
+        from orchestrator.cli.show.worst_cases import show_worst_cases
+        from orchestrator.study.studies import found_by
+
+        show_worst_cases(found_by(job.sweep, job.home), console)
+        return
+    from orchestrator.cli.show.settings import render
+    from orchestrator.results.settings import aggregate, aggregate_by
+
+    summary = aggregate_by(job.plan, job.store, by) if by else aggregate(job.plan, job.store)
+    render(summary, console)
+
+
+def show_times(job: Job, console: Console, threshold: float | None) -> None:
+    """The table of times to resurgence."""
+    from orchestrator.cli.show.times import render
+    from orchestrator.results.times import times_to_resurgence
+
+    render(times_to_resurgence(job.plan, job.store, threshold), console)

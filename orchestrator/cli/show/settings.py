@@ -1,0 +1,91 @@
+"""The table of settings: resurgence with its interval, and what to compare it with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.cli.show.tables import axis_cells, header, print_whole
+from orchestrator.results.settings import Aggregate, Summary
+
+
+def render(summary: Summary, console: Console) -> None:
+    """Print the settings that fine-tune, over a line that says what was measured, and warnings.
+
+    A resurgence in bold is beyond chance (`Aggregate.is_clear`). No number is cut off where the
+    console is narrow; its lines wrap.
+    """
+    flags = [_flag(setting) for setting in summary.shown]
+    sheet = _sheet(summary.axes, has_flags=any(flags))
+    for setting, flag in zip(summary.shown, flags, strict=True):
+        cells = [*axis_cells(setting.params, summary.axes), *_number_cells(setting)]
+        sheet.add_row(*cells, *([flag] if any(flags) else []))
+    print_whole(sheet, console)
+    console.print(summary.caption, style="dim", soft_wrap=True, highlight=False)
+    for warning in _warnings(summary):
+        console.print(warning, style="yellow", soft_wrap=True, highlight=False)
+
+
+def _warnings(summary: Summary) -> Iterator[str]:
+    measured = [s.paired.resurgence for s in summary.shown if s.paired]
+    wide = sum(estimate.is_wider_than_effect for estimate in measured)
+    if wide:
+        yield (
+            f"{wide} of {len(measured)} intervals are wider than their resurgence is large: only "
+            f"more seeds, prompts or images can tell how much came back there"
+        )
+
+
+def _sheet(axes: Sequence[str], has_flags: bool) -> Table:
+    sheet = Table(box=None, pad_edge=False, header_style="bold")
+    for axis in axes:
+        sheet.add_column(header(axis, axes), no_wrap=True)
+    for name in ("base", "un-\nlearned", "final", "resurgence", "p_holm", "re-\ncovery", "control"):
+        sheet.add_column(name, justify="right", no_wrap=True)
+    for name in ("retained", "never\nknown"):
+        sheet.add_column(name, justify="right", no_wrap=True)
+    if has_flags:
+        sheet.add_column("", style="yellow", no_wrap=True)
+    return sheet
+
+
+def _number_cells(setting: Aggregate) -> list[str]:
+    paired = setting.paired
+    back = paired.resurgence if paired else None
+    share = paired.recovery if paired else None
+    style = "bold" if setting.is_clear else "default"
+    return [
+        _score(setting.base),
+        _score(setting.unlearned),
+        _score(setting.final),
+        f"[{style}]{back.value:+.2f}[/] \\[{back.low:.2f}, {back.high:.2f}]" if back else "–",
+        _p(setting.p_holm),
+        f"{share.value:.0%}" if share else "–",
+        _score(setting.control),
+        _score(setting.retained),
+        _score(setting.never_known),
+    ]
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _flag(setting: Aggregate) -> str:
+    marks = []
+    if setting.unlearning_failed:
+        marks.append(f"unlearning failed ({setting.unlearning_failed} of {setting.planned})")
+    if setting.failed:
+        marks.append(f"{setting.failed} failed")
+    missing = setting.planned - setting.scored - setting.failed
+    if missing > 0:
+        marks.append(f"{missing} of {setting.planned} trials to come")
+    return ", ".join(marks)

@@ -1,0 +1,67 @@
+"""`resurge status`, and how a run ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+
+from orchestrator.core.stage import Stage
+from orchestrator.messages import Cause
+from orchestrator.plan.labels import stage_label
+from orchestrator.run.job import Job
+from orchestrator.schedule.failures import ADVICE
+from orchestrator.schedule.leases import live_heads
+from orchestrator.schedule.scheduler import Outcome
+
+
+def show_status(job: Job, console: Console) -> None:
+    """How much has a record, who runs it, and what failed."""
+    done = job.done()
+    failures = job.store.failures()
+    stages = {stage.key: stage for stage in job.plan.stages}
+    trials = sum(all(s.key in done for s in trial.stages()) for trial in job.plan.trials)
+    failed = [key for key in failures if key in stages and key not in done]
+    console.print(
+        f"[bold]{job.plan.name}[/bold]: trials {trials}/{len(job.plan.trials)} done · "
+        f"stages {len(done)}/{len(stages)} · {len(failed)} failed"
+    )
+    show_heads(job, console)
+    if failed:
+        _print_failures(((stages[k], failures[k]) for k in failed), console)
+
+
+def show_heads(job: Job, console: Console) -> None:
+    """Who runs the sweep now, and what is under way; nothing if nobody does."""
+    stages = {stage.key: stage for stage in job.plan.stages}
+    for head in live_heads(job.store, job.sweep.name):
+        console.print(f"still run by {head.process}", markup=False)
+        for under_way in head.running:
+            if (stage := stages.get(under_way["key"])) is not None:
+                total = under_way["total"]
+                progress = f" {under_way['done']}/{total}" if total else ""
+                console.print(f"  {stage_label(stage)}{progress}", markup=False, soft_wrap=True)
+
+
+def show_outcome(job: Job, outcome: Outcome, console: Console) -> None:
+    """What ran, failed and was skipped in this run."""
+    console.print(
+        f"{len(outcome.ran)} stages ran · {len(outcome.failed)} failed · "
+        f"{len(outcome.skipped)} skipped"
+    )
+    if outcome.failed:
+        stages = {stage.key: stage for stage in job.plan.stages}
+        rows = ((stages[key], vars(event)) for key, event in outcome.failed.items())
+        _print_failures(rows, console)
+        console.print("The same command runs the failed and skipped stages again.")
+
+
+def _print_failures(rows: Iterable[tuple[Stage, Mapping[str, Any]]], console: Console) -> None:
+    """Whole lines, however long: a log's path must be good for copying."""
+    for stage, failure in rows:
+        cause: Cause = failure.get("cause", "bug")
+        text = f"failed ({cause}): {stage_label(stage)}: {failure['message']}"
+        console.print(text, style="red", markup=False, soft_wrap=True)
+        rest = f"  log: {failure['log_path']}\n  what to do: {ADVICE[cause]}"
+        console.print(rest, markup=False, soft_wrap=True)

@@ -1,0 +1,112 @@
+"""The sweeps that a store knows: each one's state, how far it is, when it changed last."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.core.errors import ResurgeError
+from orchestrator.home import Home
+from orchestrator.run.job import Job, open_job
+from orchestrator.schedule.leases import live_heads
+from orchestrator.store.store import Store
+
+SweepState = Literal["running", "finished", "failed", "stopped", "unknown"]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A line of the list. Counts are of trials; `why` says why they are not known."""
+
+    name: str
+    state: SweepState
+    done: int | None = None
+    total: int | None = None
+    failed: int | None = None
+    changed_s: float | None = None
+    why: str = ""
+
+
+def show_sweeps(home: Home, console: Console) -> None:
+    """The table of all sweeps of the home's store."""
+    found = list_sweeps(home)
+    if not found:
+        console.print(f"No sweep has been run on {home.store_location()} yet.", markup=False)
+        return
+    table = Table("sweep", "state", "trials", "failed", "last change", box=None, pad_edge=False)
+    for column in table.columns[2:4]:
+        column.justify = "right"
+    for one in found:
+        trials = f"{one.done}/{one.total}" if one.total is not None else "?"
+        failed = "?" if one.failed is None else str(one.failed)
+        table.add_row(one.name, one.state, trials, failed, _time(one.changed_s))
+    console.print(table)
+    for one in found:
+        if one.why:
+            console.print(f"{one.name}: {one.why}", markup=False, soft_wrap=True, style="dim")
+
+
+def list_sweeps(home: Home) -> list[Listed]:
+    """Every sweep of the store; one that cannot be planned here has its counts left out."""
+    store = Store(home.store_location())
+    running = {head.sweep for head in live_heads(store)}
+    changed = {
+        entry.path.rpartition("/")[2].removesuffix(".json"): entry.changed_s
+        for folder in ("records", "failures")
+        for entry in store.files.walk(folder)
+    }
+    failures = set(store.failures())
+    found = []
+    for name in store.sweeps():
+        begun = store.files.info(f"sweeps/{name}.json")
+        begun_s = begun.changed_s if begun else None
+        try:
+            job = open_job(name, (), home)
+        except ResurgeError as error:
+            state: SweepState = "running" if name in running else "unknown"
+            why = " ".join(str(error).split())
+            found.append(Listed(name, state, changed_s=begun_s, why=why))
+            continue
+        found.append(_listed(job, name in running, changed, failures, begun_s))
+    return found
+
+
+def _listed(
+    job: Job,
+    is_running: bool,
+    changed: Mapping[str, float],
+    failures: set[str],
+    begun_s: float | None,
+) -> Listed:
+    keys = {stage.key for stage in job.plan.stages}
+    done = job.store.keys() & keys
+    trials = sum(all(s.key in done for s in trial.stages()) for trial in job.plan.trials)
+    failed = len((failures & keys) - done)
+    times = [changed[key] for key in keys & changed.keys()]
+    is_over = done == keys and not _is_unfinished_search(job)
+    state: SweepState = (
+        "running" if is_running else "finished" if is_over else "failed" if failed else "stopped"
+    )
+    last_s = max([*times, *([begun_s] if begun_s is not None else [])], default=None)
+    return Listed(job.sweep.name, state, trials, len(job.plan.trials), failed, last_s)
+
+
+def _is_unfinished_search(job: Job) -> bool:
+    if job.sweep.search is None:
+        return False
+    from orchestrator.study.points import PointPlanner
+    from orchestrator.study.studies import is_complete, read_studies
+
+    points = PointPlanner(job.sweep)
+    return not is_complete(points, read_studies(points, job.home.studies_uri(job.sweep)), job.store)
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{datetime.datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"

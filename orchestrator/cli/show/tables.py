@@ -1,0 +1,34 @@
+"""What several tables share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.segment import Segments
+from rich.table import Table
+
+from orchestrator.core.text import number, short_name
+from orchestrator.sweep.trial import Scalar
+
+
+def print_whole(sheet: Table, console: Console) -> None:
+    """Print a table at its natural width: a narrow console wraps its lines, and cuts nothing."""
+    unbounded = console.options.update(max_width=1_000)
+    natural = Measurement.get(console, unbounded, sheet).maximum
+    segments = console.render(sheet, unbounded.update(max_width=natural))
+    console.print(Segments(segments), end="", soft_wrap=True)
+
+
+def header(axis: str, axes: Iterable[str]) -> str:
+    """The axis's last word where no other axis ends in it."""
+    last = axis.rpartition(".")[2]
+    alone = sum(other.rpartition(".")[2] == last for other in axes) == 1
+    return short_name(last if alone else axis)
+
+
+def axis_cells(params: Mapping[str, Scalar], axes: Iterable[str]) -> list[str]:
+    """A setting's values of the axes."""
+    values = [params.get(axis) for axis in axes]
+    return ["" if value is None else number(value) for value in values]

@@ -1,0 +1,52 @@
+"""The table of times to resurgence."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.cli.show.tables import axis_cells, header, print_whole
+from orchestrator.core.text import number
+from orchestrator.results.times import SettingTimes, Times
+
+
+def render(times: Times, console: Console) -> None:
+    """Print each setting's times and its Kaplan-Meier curve, over what they mean."""
+    sheet = Table(box=None, pad_edge=False, header_style="bold")
+    for axis in times.axes:
+        sheet.add_column(header(axis, times.axes), no_wrap=True)
+    for name in ("back", "median", "steps of each seed", "still gone after"):
+        sheet.add_column(name, no_wrap=True)
+    for setting in times.settings:
+        sheet.add_row(*axis_cells(setting.params, times.axes), *_cells(setting))
+    print_whole(sheet, console)
+    console.print(_caption(times), style="dim", soft_wrap=True, highlight=False)
+
+
+def _cells(setting: SettingTimes) -> tuple[str, str, str, str]:
+    if not setting.times:
+        left_out = f"never gone in {setting.never_gone} seeds" if setting.never_gone else "to come"
+        return "–", "–", left_out, "–"
+    back = sum(time.happened for time in setting.times)
+    last = max(time.steps for time in setting.times)
+    left_out = f" (never gone in {setting.never_gone})" if setting.never_gone else ""
+    return (
+        f"{back} of {len(setting.times)}",
+        f">{last}" if setting.median is None else str(setting.median),
+        ", ".join(map(str, setting.times)) + left_out,
+        ", ".join(
+            f"{point.steps}: {point.share:.2f} \\[{point.low:.2f}, {point.high:.2f}]"
+            for point in setting.curve
+        ),
+    )
+
+
+def _caption(times: Times) -> str:
+    level = "halfway from the unlearned score to the base's"
+    if times.threshold is not None:
+        level = number(times.threshold)
+    return (
+        f"back: final score at or above {level} · 50–100: between these steps, as only the sweep's "
+        "step counts are looked at · >100: not by 100 (censored) · Kaplan-Meier over seeds, "
+        "95% intervals: Greenwood, log-log"
+    )

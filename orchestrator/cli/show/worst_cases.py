@@ -1,0 +1,149 @@
+"""What the command line prints of a search: its space, and the worst case by study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.cli.show.tables import print_whole
+from orchestrator.stats.paired import Estimate
+from orchestrator.study.tried import Tried
+from orchestrator.study.words import counted_seeds, goals_text, point_text, values_text, when_text
+from orchestrator.study.worst_case import COVERAGE_RADIUS, Confirmed, Missed, WorstCase, missed
+from orchestrator.sweep.search import Search, studies
+from orchestrator.sweep.sweep import Sweep
+
+
+def show_space(sweep: Sweep, search: Search, console: Console) -> None:
+    """The goals, the bounds, the space, and the budget."""
+    console.print(f"[bold]{sweep.name}[/bold]: {goals_text(search.goals)}", soft_wrap=True)
+    for bound in search.subject_to:
+        console.print(f"  subject to {bound.name} {bound}")
+    if search.subject_to and search.settings.sampler == "cmaes":
+        console.print("  cmaes learns nothing from bounds; they decide on the worst case only")
+    table = Table("setting", "values", "where", box=None, pad_edge=False, header_style="bold")
+    for dimension in search.space.dimensions:
+        table.add_row(dimension.name, values_text(dimension), when_text(dimension))
+    print_whole(table, console)
+    for fixed in studies(search, sweep.grid):
+        space = search.space.within(fixed)
+        size = "settings on no grid" if space.size is None else f"{space.size:,} settings"
+        name = ", ".join(str(value) for value in fixed.values()) or "all"
+        console.print(f"  {name}: {size}, {search.settings.trials} trials")
+    console.print(
+        f"{counted_seeds(len(sweep.seeds))} a trial; sampler {search.settings.sampler}, pruner "
+        f"{search.settings.pruner}; the best {search.confirm.top} confirmed on "
+        f"{search.confirm.seeds} fresh seeds"
+    )
+
+
+def show_worst_cases(found: Sequence[WorstCase], console: Console) -> None:
+    """A row a study, over what was tried and how much of the space it covers."""
+    goal = found[0].goals[0]
+    sheet = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("study", "worst settings"):
+        sheet.add_column(name, no_wrap=True)
+    shown = ("searched", f"confirmed {goal.name}", "unlearned", "control", "retained")
+    for name in (*shown, "trials", "covered"):
+        sheet.add_column(name, justify="right", no_wrap=True)
+    for case in found:
+        sheet.add_row(*_cells(case))
+    print_whole(sheet, console)
+    for line in _notes(found):
+        console.print(line, style="dim", soft_wrap=True, highlight=False)
+    for warning in _warnings(found):
+        # A reason may hold brackets, which are no markup.
+        console.print(warning, style="yellow", soft_wrap=True, highlight=False, markup=False)
+
+
+def _cells(case: WorstCase) -> list[str]:
+    worst = case.worst
+    tried = f"{sum(case.count(s) for s in ('done', 'pruned', 'failed'))}"
+    ends = [case.name, point_text(worst.tried.point, case.space) if worst else "–"]
+    covered = f"{case.coverage:.0%}"
+    return [*ends, *(_numbers(worst) if worst else ["–"] * 5), tried, covered]
+
+
+def _numbers(worst: Confirmed) -> list[str]:
+    setting = worst.setting
+    return [
+        f"{worst.searched:.2f}",
+        estimate_text(worst.goal),
+        _score(setting.unlearned),
+        _score(setting.control),
+        _score(setting.retained),
+    ]
+
+
+def estimate_text(estimate: Estimate | None) -> str:
+    """'0.63 [0.51, 0.75]'."""
+    if estimate is None:
+        return "–"
+    return f"{estimate.value:.2f} \\[{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _notes(found: Sequence[WorstCase]) -> Iterator[str]:
+    seeds = next((f"{c.setting.planned} " for case in found for c in case.confirmed), "")
+    yield (
+        f"searched: the largest figure of the search, too large by chance; confirmed: the same "
+        f"settings on {seeds}fresh seeds, mean and 95% interval; covered: the share of the space "
+        f"within {COVERAGE_RADIUS:.0%} of every range of a tried point"
+    )
+
+
+def _warnings(found: Sequence[WorstCase]) -> Iterator[str]:
+    for case in found:
+        yield from _why_unconfirmed(case)
+        size = case.space.size
+        budget = case.budget if size is None else min(case.budget, size)
+        over = sum(case.count(state) for state in ("done", "pruned", "failed"))
+        if over < budget:
+            yield f"{case.name}: {budget - over} of {budget} trials to come"
+
+
+def _why_unconfirmed(case: WorstCase) -> Iterator[str]:
+    """Nothing if there is a worst case, or may still be one."""
+    if case.worst is not None or case.count("running") or not case.trials:
+        return
+    ran, failed = len(case.measured), case.count("failed")
+    if case.confirmed:
+        yield f"{case.name}: none of the best settings kept every bound on fresh seeds"
+        yield from _misses(case, [one for one in case.confirmed if one.goal is not None])
+        if lost := sum(one.goal is None for one in case.confirmed):
+            yield f"  no value on fresh seeds: {lost} of {len(case.confirmed)}"
+    elif case.has_candidates:
+        yield f"{case.name}: nothing is confirmed: search.confirm.top is 0"
+    elif ran:
+        yield (
+            f"{case.name}: nothing to confirm: no setting kept every bound ({ran} ran to the end, "
+            f"{failed} failed)"
+        )
+        yield from _misses(case, case.measured)
+        yield "  loosen search.subject_to or widen search.space, under another `name`"
+    else:
+        why = next((f"; the first: {t.reason}" for t in case.trials if t.reason), "")
+        yield f"{case.name}: nothing to confirm: no setting ran to the end ({failed} failed{why})"
+
+
+def _misses(case: WorstCase, settings: Sequence[Tried | Confirmed]) -> Iterator[str]:
+    for one in missed(case.bounds, settings):
+        yield f"  {_miss(one, len(settings))}"
+
+
+def _miss(one: Missed, total: int) -> str:
+    """'retained_accuracy >= 0.7: missed by 8 of 9; the nearest was 0.41, 0.29 too low'."""
+    many = f"all {total}" if one.count == total else f"{one.count} of {total}"
+    if one.bound is None or one.nearest is None:
+        return f"unlearning took too little away for anything to come back: {many}"
+    bound, gap = one.bound, one.bound.violation(one.nearest)
+    side = "low" if bound.at_least else "high"
+    return (
+        f"{bound.name} {bound}: missed by {many}; the nearest was {one.nearest:.3g}, "
+        f"{gap:.2g} too {side}"
+    )

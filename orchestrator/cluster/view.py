@@ -1,0 +1,54 @@
+"""A cluster's state seen from another machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.cluster.clusters_file import Cluster, find_cluster
+from orchestrator.core.errors import ResurgeError
+from orchestrator.home import Home
+
+if TYPE_CHECKING:
+    from orchestrator.run.job import Job
+
+
+FAR_PATIENCE_S = 10
+
+
+def open_anywhere(sweep: str, home: Path | None, cluster: str | None) -> Job:
+    """A sweep's job, read from the home's store or from a cluster's."""
+    from orchestrator.run.job import open_job
+
+    return open_job(sweep, (), home_at(home, cluster))
+
+
+def home_at(home: Path | None, cluster: str | None) -> Home:
+    """The local home, or a cluster's as it is seen from here.
+
+    Raises:
+        ResurgeError: there is no such cluster, or its store cannot be seen.
+    """
+    if not cluster:
+        return Home.find(home)
+    place = entry_at(find_cluster(cluster))
+    check_visible(place)
+    return place
+
+
+def entry_at(cluster: Cluster) -> Home:
+    """The cluster's store, MLflow and studies; who only looks is not as patient with them."""
+    os.environ.setdefault("RESURGE_STORE_PATIENCE_S", str(FAR_PATIENCE_S))
+    return cluster.at(Home.find(None))
+
+
+def check_visible(place: Home) -> None:
+    """Raise if the store is a folder that is not here: it would look like an empty one."""
+    location = place.store_location()
+    if "://" not in location and not Path(location).is_dir():
+        raise ResurgeError(
+            f"the store {location} of cluster {place.cluster!r} is a folder that is not here. "
+            "Unless nothing was ever run there: mount it under the same path, or use a store that "
+            "is reached from everywhere (s3://bucket/prefix)"
+        )

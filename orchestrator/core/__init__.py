@@ -1,0 +1,1 @@
+"""What every room may use: identity, plug-ins, errors, and the files that both sides share."""

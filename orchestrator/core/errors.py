@@ -1,0 +1,81 @@
+"""Errors that a user can cause. The command line prints them without a traceback."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Place:
+    """A point of the sweep file (or of the command line) that a problem can be pinned to."""
+
+    where: str
+    file: str | None = None
+    line: int | None = None
+
+    def problem(self, what: str) -> Problem:
+        """What is wrong here."""
+        return Problem(what, self.where, self.file, self.line)
+
+
+class ResurgeError(Exception):
+    """Something the user can mend. The message says what, what was got, what is allowed."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong in a sweep file.
+
+    `where` is the YAML path ("edits[0].unlearn.esd.variant"); `file` and `line` (from 1) point at
+    it, and are None for values from the command line.
+    """
+
+    what: str
+    where: str
+    file: str | None = None
+    line: int | None = None
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.file and self.line else self.file
+        return ": ".join(part for part in (place, self.where, self.what) if part)
+
+
+class SweepError(ResurgeError):
+    """A sweep file with everything that is wrong in it."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
+        super().__init__(f"{count} in the sweep\n" + "\n".join(f"  {p}" for p in problems))
+
+
+class StoreError(ResurgeError):
+    """The store holds something that does not fit what is asked of it."""
+
+
+class StageFailed(ResurgeError):
+    """A stage's work raised. `log_path` is where the traceback stands."""
+
+    def __init__(self, message: str, log_path: str | None = None) -> None:
+        self.log_path = log_path
+        super().__init__(message)
+
+
+class StoreUnavailable(StoreError):
+    """The store could not be reached, or not be written, for as long as patience lasted."""
+
+
+class CorruptObject(StoreError):
+    """A stage's record or one of its objects was damaged, and has been set aside.
+
+    The stage has no record any more: to run it again mends the store. `key` is its 16-digit key,
+    `digest` all 64 digits.
+    """
+
+    def __init__(self, message: str, digest: str) -> None:
+        self.digest = digest
+        self.key = digest[:16]
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[CorruptObject], tuple[str, str]]:
+        return type(self), (str(self), self.digest)  # it travels between processes

@@ -1,0 +1,210 @@
+"""Plug-ins: everything with a name, a version and settings that a sweep file can ask for.
+
+A plug-in file is import-light: torch and friends are imported inside methods, so that a sweep can
+be validated and hashed on a head that has none of them. A new plug-in is one new file in
+`workers/<kind>s/`, in the folder named by RESURGE_PLUGINS, or behind an entry point of the group
+`resurge.plugins`; no list is edited.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel
+
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.settings import Settings
+
+PluginKind = Literal["base", "unlearner", "material", "dataset", "metric", "recipe", "executor"]
+
+
+class Plugin(ABC):
+    """Base of every plug-in.
+
+    A subclass sets `kind` (its kind's base class does), `name` (what a sweep file says) and
+    `version`, which is raised whenever the same settings would give another result. The first line
+    of its docstring is its description.
+    """
+
+    kind: ClassVar[PluginKind]
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    Settings: ClassVar[type[Settings]] = Settings
+
+    def __init__(self, settings: BaseModel) -> None:
+        self.settings: Any = settings
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first line of the docstring."""
+        return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+    def fingerprint(self) -> str:
+        """A digest of what the settings point at (a folder's files); empty if nothing."""
+        return ""
+
+    def problems(self, base: BasePlugin, concept: str) -> list[str]:
+        """Why this plug-in cannot be used with that base and concept; empty if it can."""
+        return []
+
+
+class BasePlugin(Plugin):
+    """What planning needs to know of a base model."""
+
+    kind = "base"
+    guidance: ClassVar[float] = 7.5
+    sampler_steps: ClassVar[int] = 50
+
+    @abstractmethod
+    def concepts(self) -> tuple[str, ...] | None:
+        """The concepts that the base knows; None if any text is allowed."""
+
+    @abstractmethod
+    def prompts(self, concept: str) -> tuple[str, ...]:
+        """The prompts that ask for `concept`; they are the clusters of the statistics."""
+
+    @abstractmethod
+    def retained(self, concept: str) -> tuple[str, ...]:
+        """Concepts that should survive when `concept` is erased: the model's health."""
+
+    def retained_prompts(self, concept: str) -> tuple[str, ...]:
+        """Every prompt for every concept that should survive."""
+        return tuple(p for other in self.retained(concept) for p in self.prompts(other))
+
+    def anchor(self, concept: str) -> str:
+        """What methods that map a concept to another map it to: by default a retained one."""
+        return next(iter(self.retained(concept)), "")
+
+    @abstractmethod
+    def never_known(self) -> str | None:
+        """A concept that the base was never shown; None if there is none to name."""
+
+
+class UnlearnerPlugin(Plugin):
+    """What planning needs to know of an unlearning method.
+
+    `seeded` is False for a method without randomness: its result is then shared by all seeds.
+    `changes` is False for the baseline that leaves the model alone. `uses` says which of
+    "retained" (prompts of what should survive) and "anchors" (the erased prompts with another
+    concept in its place) the method reads: the others are no part of its identity.
+    """
+
+    kind = "unlearner"
+    seeded: ClassVar[bool] = True
+    changes: ClassVar[bool] = True
+    uses: ClassVar[frozenset[str]] = frozenset()
+    paper: ClassVar[str] = ""
+
+    def anchor(self, base: BasePlugin, concept: str) -> str:
+        """The concept that stands in for the erased one: the settings' own, or the base's."""
+        chosen = getattr(self.settings, "anchor", None)
+        return base.anchor(concept) if chosen is None else str(chosen)
+
+    def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
+        """Materials to work from, by the name under which the method finds them."""
+        return {}
+
+    def passes(self) -> int:
+        """UNet passes over one latent, a backward pass counted as two; 0 in closed form."""
+        return 0
+
+    def problems(self, base: BasePlugin, concept: str) -> list[str]:
+        """A method that needs an anchor needs one other than the concept, asked for in as many
+        prompts.
+        """
+        if "anchors" not in self.uses:
+            return []
+        anchor = self.anchor(base, concept)
+        how = "set its `anchor`, or the base's"
+        if not anchor or anchor == concept:
+            return [f"unlearner {self.name!r} needs an anchor concept beside {concept!r}; {how}"]
+        try:
+            given = len(base.prompts(anchor))
+        except ResurgeError as error:
+            return [f"unlearner {self.name!r}: anchor: {error}"]
+        if given != len(base.prompts(concept)):
+            return [
+                f"unlearner {self.name!r}: anchor {anchor!r} is another kind of thing than "
+                f"{concept!r}; {how}"
+            ]
+        return []
+
+
+class MaterialPlugin(Plugin):
+    """What a method works from beside the model: pictures, masks, sums over captions.
+
+    Each is a stage of its own, made once for a model and shared by every method and sweep.
+    """
+
+    kind = "material"
+
+
+@dataclass(frozen=True)
+class Need:
+    """A material that a method asks for; `of` is another that it is made from."""
+
+    plugin: MaterialPlugin
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    of: Need | None = None
+
+
+class DatasetPlugin(Plugin):
+    """What planning needs to know of a fine-tuning data set.
+
+    `uses_concept` is False for a set that is the same whatever was erased: its fine-tunes of the
+    base are then shared by all concepts.
+    """
+
+    kind = "dataset"
+    uses_concept: bool = True
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What every model of a sweep is asked to draw when a concept is erased.
+
+    `retained` are the concepts that should survive; `pictures` counts the pictures by role:
+    "erased", "retained", "never_known".
+    """
+
+    retained: tuple[str, ...]
+    pictures: Mapping[str, int]
+
+
+class MetricPlugin(Plugin):
+    """What planning needs to know of a metric.
+
+    `needs` says what is scored: a model's pictures ("images"), its weights beside those of the base
+    and of the unlearned model ("weights"), or the model at work ("pipeline": an attack, a loss).
+    `of` are the kinds of models that it is defined on. `reference` asks for the base's pictures of
+    the same prompts too. `per_picture` is False where single pictures have no value (FID): such a
+    metric cannot be the one that resurgence is defined on. `values` are the bounds of its values,
+    None where there is no bound; `higher` says what more of it means. `samples` is for a metric of
+    the model at work that draws pictures: it is told how the sweep's are drawn.
+    """
+
+    kind = "metric"
+    needs: ClassVar[Literal["images", "weights", "pipeline"]] = "images"
+    of: ClassVar[frozenset[str]] = frozenset({"base", "unlearn", "finetune", "merge"})
+    reference: ClassVar[bool] = False
+    per_picture: ClassVar[bool] = True
+    values: ClassVar[tuple[float | None, float | None]] = (0.0, 1.0)
+    higher: ClassVar[str] = "more of the concept"
+    samples: ClassVar[bool] = False
+
+    def problems_with(self, asked: Asked) -> list[str]:
+        """Why this metric cannot score what the models are asked to draw; empty if it can.
+
+        The erased concept is left to `problems`.
+        """
+        return []
+
+
+class RecipePlugin(Plugin):
+    """Work that is no choice of the user's but has settings and a version: finetune, sample."""
+
+    kind = "recipe"

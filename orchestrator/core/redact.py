@@ -1,0 +1,96 @@
+"""Credentials taken out of text before it is stored, logged, sent or shown.
+
+What is taken out: passwords in URLs, what stands behind words such as `password=` and `token:`, and
+the values of the environment's own secrets wherever they occur, as they are and percent-encoded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from urllib.parse import quote, unquote
+
+HIDDEN = "***"
+SHORTEST = 6
+"""A shorter value of the environment would be found in ordinary words."""
+
+
+_WORDS = (
+    r"passw(?:or)?d|secret|token|api[_-]?key|access[_-]?key(?:[_-]?id)?|secret[_-]?key"
+    r"|private[_-]?key|credentials?"
+)
+
+
+_SECRET_NAME = re.compile(rf"(?i)(?:{_WORDS})$")
+_URL = re.compile(r"(?i)(?<![a-z0-9+.-])([a-z][a-z0-9+.-]*://)([^\s/?#\"'<>]*)@")
+
+
+# A password with an unescaped slash; what follows a port is a path and no password.
+_SLASHED = re.compile(
+    r"(?i)(?<![a-z0-9+.-])([a-z][a-z0-9+.-]*://[^\s/:@\"'<>]+:)(?!\d+/)"
+    r"[^\s/@\"'<>]{0,200}/[^\s@\"'<>]{0,200}@"
+)
+
+
+_ASSIGNED = re.compile(
+    rf"(?i)((?:passw(?:or)?d|(?<![a-z])(?:{_WORDS}))[\"']?[ \t]*[=:][ \t]*)"
+    r"(\"[^\"\n]*\"|'[^'\n]*'|[^\s,;&\"'<>\])}]+)"
+)
+
+
+_BEARER = re.compile(r"(?i)\b(bearer|authorization[\"']?\s*[=:]\s*[\"']?basic)\s+[^\s,;\"']+")
+
+
+def redact(text: str, also: Iterable[str] = ()) -> str:
+    """The text with *** in place of credentials; `also` are secrets that are known to the caller.
+
+    Doing it again changes nothing.
+    """
+    for secret in sorted({*also, *_secrets(os.environ)}, key=len, reverse=True):
+        for spelt in {secret, quote(secret, safe="")}:
+            text = text.replace(spelt, HIDDEN)
+    text = _BEARER.sub(rf"\1 {HIDDEN}", text)
+    return _ASSIGNED.sub(_assigned, redact_urls(text))
+
+
+def redact_urls(text: str) -> str:
+    """The text without the passwords of its URLs; a URL's user alone is hidden where it may be a
+    token (https://TOKEN@host).
+    """
+    return _SLASHED.sub(rf"\1{HIDDEN}@", _URL.sub(_userless, text))
+
+
+def has_credentials(url: str) -> bool:
+    """Whether a URL carries a password or a token: before an @, or behind `password=`."""
+    return "://" in url and _ASSIGNED.sub(_assigned, redact_urls(url)) != url
+
+
+def _userless(match: re.Match[str]) -> str:
+    scheme, user = match[1], match[2]
+    name, colon, _ = user.partition(":")
+    if colon:
+        return f"{scheme}{name}:{HIDDEN}@"
+    is_token = scheme.lower() in ("http://", "https://")
+    return f"{scheme}{HIDDEN if is_token and user else user}@"
+
+
+def _assigned(match: re.Match[str]) -> str:
+    value = match[2]
+    mark = value[0] if value[0] in "\"'" else ""
+    return f"{match[1]}{mark}{HIDDEN}{mark}"
+
+
+def _secrets(environment: Mapping[str, str]) -> Iterator[str]:
+    """The values of variables with a secret's name, and the passwords of URLs in others."""
+    for name, value in environment.items():
+        found = [value] if _SECRET_NAME.search(name) else _url_passwords(value)
+        yield from (secret for secret in found if len(secret) >= SHORTEST)
+
+
+def _url_passwords(value: str) -> list[str]:
+    """A URL's password as it is written and as it is meant."""
+    if "://" not in value or "@" not in value:
+        return []
+    password = value.partition("://")[2].rpartition("@")[0].partition(":")[2]
+    return list(dict.fromkeys((password, unquote(password))))

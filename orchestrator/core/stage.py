@@ -1,0 +1,112 @@
+"""Stage: one piece of work, identified by what it computes and never by where it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from orchestrator.core.digest import sha256
+
+StageKind = Literal["base", "prepare", "unlearn", "finetune", "merge", "sample", "score"]
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A node of the plan's tree.
+
+    `identity` holds what is hashed: under "settings" the plug-in's settings that differ from their
+    defaults, beside it what the plan decided (the concept, the prompts, the data set). `settings`
+    has the same keys with every setting written out; it is stored, and compared on a hit. `inputs`
+    are prepared materials and data sets that the stage reads beside its parent. The root has the
+    kind "base" and no parent; it is a model to load, not work to do.
+    """
+
+    kind: StageKind
+    plugin: str
+    version: int
+    identity: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    seed: int | None
+    parent: Stage | None
+    inputs: Mapping[str, Stage] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        """64 hex digits of kind, plug-in, version, identity, seed, the parent and the inputs."""
+        return sha256(self._hashed(self.identity))
+
+    @property
+    def key(self) -> str:
+        """The first 16 hex digits, for paths and displays."""
+        return self.digest[:16]
+
+    @cached_property
+    def trajectory(self) -> str | None:
+        """What all step counts of one fine-tuning recipe share; None for other stages.
+
+        A schedule that depends on the total step count makes every step count a trajectory of its
+        own, because training to 250 is then not the beginning of training to 500.
+        """
+        if self.kind != "finetune":
+            return None
+        chosen = dict(self.identity["settings"])
+        if self.settings["settings"]["schedule"] == "constant":
+            chosen.pop("steps", None)
+        return sha256(self._hashed({**self.identity, "settings": chosen}))
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of a fine-tune; 0 for other stages."""
+        return int(self.settings["settings"]["steps"]) if self.kind == "finetune" else 0
+
+    @property
+    def is_model(self) -> bool:
+        """Whether the stage's result is a model."""
+        return self.kind in ("base", "unlearn", "finetune", "merge")
+
+    @property
+    def model(self) -> Stage:
+        """The nearest stage, this one included, whose result is a model."""
+        stage = self
+        while not stage.is_model:
+            assert stage.parent is not None  # a plan's root is a base
+            stage = stage.parent
+        return stage
+
+    def ancestry(self) -> Iterator[Stage]:
+        """This stage, its parent, … up to the base."""
+        stage: Stage | None = self
+        while stage is not None:
+            yield stage
+            stage = stage.parent
+
+    @cached_property
+    def lineage(self) -> tuple[Stage, ...]:
+        """Everything that must be done for this stage, itself last; the base is no work."""
+        before = (*((self.parent,) if self.parent else ()), *self.inputs.values())
+        found = dict.fromkeys(s for stage in before for s in stage.lineage)
+        return (*found, self) if self.kind != "base" else ()
+
+    def _hashed(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        values = {
+            "kind": self.kind,
+            "plugin": self.plugin,
+            "version": self.version,
+            "identity": dict(identity),
+            "seed": self.seed,
+            "parent": self.parent.digest if self.parent else None,
+        }
+        if self.inputs:
+            values["inputs"] = {name: stage.digest for name, stage in self.inputs.items()}
+        return values
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stage) and other.digest == self.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"Stage({self.kind} {self.plugin} {self.key})"

@@ -1,0 +1,1 @@
+"""Trials to stages, stages to tasks, and what people call them."""

@@ -1,0 +1,71 @@
+"""Stages and trials in a few words, for trees, progress and run names."""
+
+from __future__ import annotations
+
+from orchestrator.core.stage import Stage
+from orchestrator.core.text import axis_value, number
+from orchestrator.plan.plan import Plan, PlannedTrial
+
+
+def stage_label(stage: Stage, with_steps: bool = True) -> str:
+    """A stage by what sets it apart from its siblings."""
+    words: list[str] = [stage.kind]
+    if stage.kind == "finetune":
+        words += [*_dataset(stage), *_settings(stage, {"steps"})]
+        words += [f"{stage.steps} steps"] if with_steps else []
+    elif stage.kind == "unlearn":
+        words += [stage.plugin, stage.settings["concept"], *_settings(stage, set())]
+    elif stage.kind == "merge":
+        words += [stage_label(stage.inputs["donor"], with_steps)]
+    elif stage.kind == "sample":
+        words += [f"{len(stage.settings['probes'])} prompts"]
+    elif stage.kind == "prepare" and "dataset" in stage.settings:
+        words += _dataset(stage)
+    elif stage.kind == "prepare":
+        words += [stage.plugin, *_settings(stage, set())]
+    else:
+        words += [stage.plugin]
+    if stage.seed is not None:
+        words.append(f"seed {stage.seed}")
+    return " ".join(words)
+
+
+def trial_label(plan: Plan, planned: PlannedTrial, with_steps: bool = True) -> str:
+    """'esd related lr=1e-3 full seed 0 · 100 steps'; a control begins with 'control'."""
+    params = dict(planned.trial.params)
+    steps = params.pop(planned.steps_param or "", None)
+    seed = params.pop("seed", None)
+    shown = [a for a in params if a in plan.varying or a.endswith(_ALWAYS_NAMED)]
+    named = [axis for axis in shown if params[axis] not in (None, "none")]
+    words = [axis_value(axis, params[axis], "=") for axis in named]
+    words = [*(["control"] if planned.is_control else []), *words]
+    words += [f"seed {seed}"] if seed is not None else []
+    return " ".join(words) + (f" · {steps} steps" if with_steps and steps is not None else "")
+
+
+LONGEST_VALUE = 32
+_ALWAYS_NAMED = (".method", ".dataset", ".learning_rate")
+
+
+def _dataset(stage: Stage) -> list[str]:
+    """The data set's name and what was set of it."""
+    chosen = stage.identity["dataset"]
+    return [chosen["name"], *(f"{k}={_brief(v)}" for k, v in chosen.get("settings", {}).items())]
+
+
+def _brief(value: object) -> str:
+    """'related(size=64)' for a data set inside another; long text is cut."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}{_bracketed(inner)}" for name, inner in value.items())
+    text = number(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
+
+
+def _bracketed(settings: dict[str, object]) -> str:
+    inner = ", ".join(f"{name}={_brief(value)}" for name, value in settings.items())
+    return f"({inner})" if inner else ""
+
+
+def _settings(stage: Stage, leave_out: set[str]) -> list[str]:
+    chosen = stage.identity["settings"]
+    return [f"{k}={number(v)}" for k, v in chosen.items() if k not in leave_out]

@@ -1,0 +1,345 @@
+"""Trials -> a tree of unique stages. A pure function: it looks at no store and runs nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from orchestrator.core.digest import canonical_json, sha256
+from orchestrator.core.plugin import (
+    BasePlugin,
+    DatasetPlugin,
+    MetricPlugin,
+    Need,
+    Plugin,
+    UnlearnerPlugin,
+)
+from orchestrator.core.registry import find
+from orchestrator.core.stage import Stage, StageKind
+from orchestrator.sweep.sweep import Sweep, probes
+from orchestrator.sweep.sweep import trials as grid_trials
+from orchestrator.sweep.trial import Edit, Scalar, Trial
+
+
+def starts_unlearned(planned: PlannedTrial) -> bool:
+    """Whether nothing lies between the unlearned model and the trajectory."""
+    kinds = [edit.kind for edit in planned.trial.edits]
+    return kinds.count("finetune") == 1 and kinds[-1] == "finetune"
+
+
+@dataclass(frozen=True)
+class Waypoint:
+    """A model on a trial's way, with the stages that evaluate it."""
+
+    model: Stage
+    sample: Stage
+    scores: tuple[Stage, ...]
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The model's whole chain (without the base), its materials, and its evaluation."""
+        return (*self.model.lineage, self.sample, *self.scores)
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """A trial and the three models that its numbers compare.
+
+    `unlearned` is the model after the last unlearning, `final` the one after every edit. A control
+    is the same fine-tuning on the base without unlearning; its `unlearned` is the base. `control`
+    of an ordinary trial is the digest of its control's final model.
+    """
+
+    trial: Trial
+    is_control: bool
+    base: Waypoint
+    unlearned: Waypoint
+    final: Waypoint
+    control: str | None
+
+    @cached_property
+    def digest(self) -> str:
+        """64 hex digits that name the trial: its parameters, its final model and its images.
+
+        Parameters count, so that settings which make no difference at 0 steps stay trials of
+        their own.
+        """
+        return sha256({"params": dict(self.params), "sample": self.final.sample.digest})
+
+    @property
+    def key(self) -> str:
+        """The first 16 hex digits of the digest."""
+        return self.digest[:16]
+
+    @property
+    def params(self) -> Mapping[str, Scalar]:
+        """The trial's flat parameters, with "control" added."""
+        return {**self.trial.params, "control": self.is_control}
+
+    @property
+    def steps_param(self) -> str | None:
+        """The parameter that moves along a trajectory: the last fine-tune's steps."""
+        keys = [edit.key for edit in self.trial.edits if edit.kind == "finetune"]
+        return f"{keys[-1]}.steps" if keys else None
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the last fine-tune."""
+        name = self.steps_param
+        return int(self.trial.params.get(name) or 0) if name else 0
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Every stage that the trial's numbers rest on, parents first, each once."""
+        points = (self.base, self.unlearned, self.final)
+        return tuple(dict.fromkeys(stage for point in points for stage in point.stages()))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every trial's chain of stages, merged where they agree."""
+
+    name: str
+    root: Stage
+    trials: tuple[PlannedTrial, ...]
+    stages: tuple[Stage, ...]
+
+    @cached_property
+    def varying(self) -> tuple[str, ...]:
+        """The axes on which the trials differ, in the order of the sweep file."""
+        seen: dict[str, set[Scalar]] = {}
+        for planned in self.trials:
+            if not planned.is_control:
+                for name, value in planned.trial.params.items():
+                    seen.setdefault(name, set()).add(value)
+        return tuple(name for name, values in seen.items() if len(values) > 1)
+
+    def count(self) -> Counter[StageKind]:
+        """Unique stages by kind."""
+        return Counter(stage.kind for stage in self.stages)
+
+    def count_naive(self) -> Counter[StageKind]:
+        """Stages by kind if every trial ran alone, from the base to its scores."""
+        return Counter(stage.kind for trial in self.trials for stage in trial.stages())
+
+    def steps(self) -> int:
+        """Optimiser steps of fine-tuning, each trajectory counted once."""
+        longest: dict[str, int] = {}
+        for stage in self.stages:
+            if stage.trajectory:
+                longest[stage.trajectory] = max(longest.get(stage.trajectory, 0), stage.steps)
+        return sum(longest.values())
+
+    def steps_naive(self) -> int:
+        """Optimiser steps of fine-tuning if every trial ran alone."""
+        return sum(stage.steps for trial in self.trials for stage in trial.stages())
+
+
+def make_plan(sweep: Sweep) -> Plan:
+    """The plan of a sweep: its trials, their controls, and the merged stages."""
+    return Planner(sweep).plan(grid_trials(sweep), sweep.evaluate.controls)
+
+
+class Planner:
+    """Makes plans of one sweep's trials; what several plans share is made once."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep = sweep
+        self.base: BasePlugin = sweep.base
+        self.root = base_stage(sweep.base)
+        self.sample = _resolved(sweep.evaluate.sample, sweep.base)
+        recipe = find("recipe", "dataset")
+        self.prepare = recipe(recipe.Settings())
+        merge = find("recipe", "merge")
+        self.merge = merge(merge.Settings())
+        self.fingerprints: dict[tuple[str, str, str], str] = {}
+        self.known: dict[str, Stage] = {}
+        self.points: dict[tuple[str, str], Waypoint] = {}
+
+    def plan(self, trials: Iterable[Trial], controls: bool) -> Plan:
+        """The plan of these trials and, if asked for, of their controls."""
+        planned = [self.planned(trial, has_control=controls) for trial in trials]
+        planned += self.controls(planned)
+        stages = dict.fromkeys(stage for one in planned for stage in one.stages())
+        return Plan(self.sweep.name, self.root, tuple(planned), tuple(stages))
+
+    def controls(self, trials: Iterable[PlannedTrial]) -> list[PlannedTrial]:
+        """The same edits without unlearning, each once."""
+        found: dict[str, PlannedTrial] = {}
+        for planned in trials:
+            if planned.control is not None:
+                control = self.planned(_without_unlearning(planned.trial), is_control=True)
+                found.setdefault(control.digest, control)
+        return list(found.values())
+
+    def planned(
+        self, trial: Trial, is_control: bool = False, has_control: bool = False
+    ) -> PlannedTrial:
+        final = unlearned = clean = self.root
+        for edit in trial.edits:
+            final = self.edited(final, clean, edit, trial)
+            if edit.kind == "unlearn":
+                unlearned = final
+            else:
+                clean = self.edited(clean, clean, edit, trial)
+        has_control = has_control and unlearned is not self.root
+        return PlannedTrial(
+            trial=trial,
+            is_control=is_control,
+            base=self.point(self.root, trial.concept),
+            unlearned=self.point(unlearned, trial.concept),
+            final=self.point(final, trial.concept),
+            control=clean.digest if has_control else None,
+        )
+
+    def edited(self, parent: Stage, clean: Stage, edit: Edit, trial: Trial) -> Stage:
+        """The model after an edit; `clean` is where the way without unlearning has come to."""
+        if edit.kind == "unlearn":
+            assert isinstance(edit.plugin, UnlearnerPlugin)
+            if not edit.plugin.changes:
+                return parent
+            return self.unique(self.unlearn_stage(parent, edit.plugin, trial))
+        if edit.plugin.settings.steps == 0:
+            return parent
+        if edit.plugin.settings.trained_on == "model" or parent is clean:
+            return self.unique(self.finetune_stage(parent, edit, trial))
+        donor = self.unique(self.finetune_stage(clean, edit, trial))
+        return self.unique(_stage("merge", self.merge, {}, {}, None, parent, {"donor": donor}))
+
+    def unlearn_stage(self, parent: Stage, plugin: UnlearnerPlugin, trial: Trial) -> Stage:
+        concept = trial.concept
+        extra: dict[str, Any] = {
+            "concept": concept,
+            "prompts": list(self.base.prompts(concept)),
+        }
+        if "retained" in plugin.uses:
+            extra["retained_prompts"] = list(self.base.retained_prompts(concept))
+        if "anchors" in plugin.uses:
+            extra["anchor_prompts"] = list(self.base.prompts(plugin.anchor(self.base, concept)))
+        needs = plugin.needs(self.base, concept)
+        inputs = {name: self.material_stage(parent, need) for name, need in needs.items()}
+        seed = trial.seed if plugin.seeded else None
+        return _stage("unlearn", plugin, extra, extra, seed, parent, inputs)
+
+    def material_stage(self, model: Stage, need: Need) -> Stage:
+        """Made from the model that is to be unlearned; without a seed, so that all share it."""
+        parent = self.material_stage(model, need.of) if need.of else model
+        return self.unique(_stage("prepare", need.plugin, need.asked, need.asked, None, parent))
+
+    def finetune_stage(self, parent: Stage, edit: Edit, trial: Trial) -> Stage:
+        dataset = edit.dataset
+        assert isinstance(dataset, DatasetPlugin)  # the sweep refuses a fine-tune without one
+        extra = {"concept": trial.concept} if dataset.uses_concept else {}
+        identity, full = ({**extra, "dataset": chosen} for chosen in self.choice(dataset))
+        # Made once at the base's size, whatever was done to the model before: all share it.
+        data = self.unique(_stage("prepare", self.prepare, identity, full, None, self.root))
+        inputs = {"dataset": data}
+        plugin = _trained_here(edit.plugin)
+        return _stage("finetune", plugin, identity, full, trial.seed, parent, inputs)
+
+    def point(self, model: Stage, concept: str) -> Waypoint:
+        """Made once a model and concept: many trials share the base and the unlearned model."""
+        key = (model.digest, concept)
+        if key not in self.points:
+            self.points[key] = self.new_point(model, concept)
+        return self.points[key]
+
+    def new_point(self, model: Stage, concept: str) -> Waypoint:
+        sample = self.unique(self.sample_stage(model, concept))
+        scores = tuple(
+            self.unique(self.score_stage(metric, model, sample, concept))
+            for metric in self.sweep.evaluate.metrics
+            if model.kind in metric.of
+        )
+        return Waypoint(model, sample, scores)
+
+    def sample_stage(self, model: Stage, concept: str) -> Stage:
+        asked = {"probes": probes(self.base, concept, self.sweep.evaluate)}
+        return _stage("sample", self.sample, asked, asked, None, model)
+
+    def score_stage(self, metric: MetricPlugin, model: Stage, sample: Stage, concept: str) -> Stage:
+        mark: dict[str, Any] = {"fingerprint": self.fingerprint(metric)}
+        if metric.needs == "pipeline":
+            prompts = self.sweep.evaluate.prompts_for(self.base, concept)
+            mark |= {"concept": concept, "prompts": list(prompts)}
+        full = dict(mark)
+        if metric.samples:
+            mark["sampling"] = self.sample.settings.identity()
+            full["sampling"] = self.sample.settings.full()
+        inputs = {}
+        if metric.reference:
+            inputs["reference"] = self.unique(self.sample_stage(self.root, concept))
+        parent = sample if metric.needs == "images" else model
+        return _stage("score", metric, mark, full, None, parent, inputs)
+
+    def choice(self, plugin: Plugin) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A plug-in inside another stage's settings: what is hashed, and all of it."""
+        mark = {
+            "name": plugin.name,
+            "version": plugin.version,
+            "fingerprint": self.fingerprint(plugin),
+        }
+        return (
+            {**mark, "settings": plugin.settings.identity()},
+            {**mark, "settings": plugin.settings.full()},
+        )
+
+    def fingerprint(self, plugin: Plugin) -> str:
+        """Asked once for a plug-in and its settings: it may read a whole folder."""
+        key = (plugin.kind, plugin.name, canonical_json(plugin.settings.full()))
+        if key not in self.fingerprints:
+            self.fingerprints[key] = plugin.fingerprint()
+        return self.fingerprints[key]
+
+    def unique(self, stage: Stage) -> Stage:
+        return self.known.setdefault(stage.digest, stage)
+
+
+def base_stage(base: BasePlugin) -> Stage:
+    """The root of a plan's tree."""
+    mark = {"fingerprint": base.fingerprint()}
+    return _stage("base", base, mark, mark, None, None)
+
+
+def _resolved(sample: Plugin, base: BasePlugin) -> Plugin:
+    """The sampling recipe with the base's own guidance and steps where the sweep named none."""
+    values = sample.settings.model_dump(exclude_unset=True)
+    own = {"guidance": base.guidance, "sampler_steps": base.sampler_steps}
+    chosen = own | {name: value for name, value in values.items() if value is not None}
+    return type(sample)(sample.Settings.model_validate(chosen))
+
+
+def _trained_here(finetune: Plugin) -> Plugin:
+    """The recipe without what is done with its result."""
+    return type(finetune)(finetune.settings.model_copy(update={"trained_on": "model"}))
+
+
+def _stage(
+    kind: Any,
+    plugin: Plugin,
+    identity: Mapping[str, Any],
+    full: Mapping[str, Any],
+    seed: int | None,
+    parent: Stage | None,
+    inputs: Mapping[str, Stage] | None = None,
+) -> Stage:
+    return Stage(
+        kind=kind,
+        plugin=plugin.name,
+        version=plugin.version,
+        identity={**identity, "settings": plugin.settings.identity()},
+        settings={**full, "settings": plugin.settings.full()},
+        seed=seed,
+        parent=parent,
+        inputs=inputs or {},
+    )
+
+
+def _without_unlearning(trial: Trial) -> Trial:
+    """The trial's control: its other edits, its unlearning parameters gone."""
+    gone = tuple(f"{edit.key}." for edit in trial.edits if edit.kind == "unlearn")
+    params = {k: v for k, v in trial.params.items() if not k.startswith(gone)}
+    params |= {f"{prefix}method": "none" for prefix in gone}
+    edits = tuple(edit for edit in trial.edits if edit.kind != "unlearn")
+    return Trial(trial.concept, edits, trial.seed, params)

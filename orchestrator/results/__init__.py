@@ -1,0 +1,1 @@
+"""Records to measured values, tables and figures: files and frames, no terminal."""

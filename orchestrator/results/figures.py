@@ -1,0 +1,340 @@
+"""The picture of a sweep: curves of what came back, over the images themselves."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.stage import Stage
+from orchestrator.core.text import axis_value, number
+from orchestrator.plan.plan import Plan, PlannedTrial
+from orchestrator.results.measure import TrialReader
+from orchestrator.results.pictures import Shown, cell, read_images
+from orchestrator.results.settings import Aggregate, Summary, aggregate
+from orchestrator.store.store import Store
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette: told apart by every reader."""
+
+
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
+MARKERS = ("o", "s", "^", "D")
+STRIP_COLUMNS = 8
+STRIP_STEPS = 3
+STRIP_CELL_PX = 128
+_INK = "#333333"
+_FAINT = "#888888"
+_CURVES_INCHES = 3.1
+_STRIP_ROW_INCHES = 0.62
+Draw = Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a line looks in every panel."""
+
+    label: str
+    colour: str
+    dash: Any
+    marker: str
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Images of one trial: a row a model, the same prompts and noise in every row."""
+
+    title: str
+    labels: tuple[str, ...]
+    rows: tuple[tuple[Shown, ...], ...]
+
+
+def figure(plan: Plan, store: Store, path: Path) -> None:
+    """Write the curves and, below them, images of the setting that brought the most back."""
+    reader = TrialReader(plan, store)
+    summary = aggregate(plan, store, reader)
+    parts = [_curves(summary, reader)]
+    if (strip := _strip(reader, summary)) is not None:
+        parts.append(_strip_part(strip))
+    _write(parts, summary.caption, path)
+
+
+def resurgence_figure(plan: Plan, store: Store, path: Path) -> None:
+    """Write the curves: a panel a method, a line a data set and rate, bands of 95%."""
+    reader = TrialReader(plan, store)
+    summary = aggregate(plan, store, reader)
+    _write([_curves(summary, reader)], summary.caption, path)
+
+
+def image_strip(plan: Plan, store: Store, path: Path) -> None:
+    """Write the images of the setting that brought the most back."""
+    reader = TrialReader(plan, store)
+    summary = aggregate(plan, store, reader)
+    strip = _strip(reader, summary)
+    if strip is None:
+        raise ResurgeError(f"sweep {plan.name!r} has no finished setting to show images of")
+    _write([_strip_part(strip)], summary.caption, path)
+
+
+def _write(parts: Sequence[tuple[float, Draw]], caption: str, path: Path) -> None:
+    """Draw parts below one another, each of its height in inches, over a line of small print."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    heights = [height for height, _ in parts]
+    sheet = Figure(figsize=(8.6, sum(heights)), layout="constrained", facecolor="white")
+    FigureCanvasAgg(sheet)
+    for part, (_, draw) in zip(
+        sheet.subfigures(len(parts), 1, height_ratios=heights, squeeze=False)[:, 0],
+        parts,
+        strict=True,
+    ):
+        draw(part)
+    sheet.supxlabel(caption, fontsize=6.5, color=_FAINT)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.savefig(path, dpi=200)
+
+
+# Curves
+
+
+def _curves(summary: Summary, reader: TrialReader) -> tuple[float, Draw]:
+    panels = _panels(summary)
+    styles = _styles(reader.plan, summary)
+
+    def draw(sheet: Any) -> None:
+        axes = sheet.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axis, (title, settings) in zip(axes, panels.items(), strict=True):
+            _draw_panel(axis, settings, styles)
+            axis.set_title(title, fontsize=10, fontweight="bold", loc="left", color=_INK)
+        axes[0].set_ylabel(_score_label(reader.plan), fontsize=9)
+        sheet.legend(
+            *axes[0].get_legend_handles_labels(),
+            loc="outside right center",
+            frameon=False,
+            fontsize=8,
+            handlelength=2.6,
+            labelspacing=0.7,
+        )
+
+    return _CURVES_INCHES, draw
+
+
+def _panels(summary: Summary) -> dict[str, list[Aggregate]]:
+    """Settings with scores by concept and unlearning."""
+    panels: dict[str, list[Aggregate]] = {}
+    for setting in summary.settings:
+        if not setting.is_control and setting.paired is not None:
+            panels.setdefault(_panel_title(setting, summary.axes), []).append(setting)
+    if not panels:
+        raise ResurgeError("there is nothing to draw yet: no trial has all its scores")
+    return dict(sorted(panels.items()))
+
+
+def _panel_title(setting: Aggregate, axes: Iterable[str]) -> str:
+    words = [str(setting.params.get("unlearn.method", "no unlearning")).upper()]
+    for axis in axes:
+        value = setting.params.get(axis)
+        if axis.startswith("unlearn") and not axis.endswith(".method") and value is not None:
+            words.append(f"{axis.rpartition('.')[2]} {number(value)}")
+    if "concept" in axes:
+        words.append(f"· {setting.params['concept']}")
+    return " ".join(words)
+
+
+def _draw_panel(
+    axis: Any, settings: Sequence[Aggregate], styles: Mapping[tuple[Any, ...], Style]
+) -> None:
+    gap = max(s.steps for s in settings) / 60
+    for i, (key, style) in enumerate(styles.items()):
+        dodge = (i - (len(styles) - 1) / 2) * gap
+        _draw_line(axis, style, [s for s in settings if _key(s, styles) == key], dodge)
+    _draw_level(axis, "base model", [s.base for s in settings], (0, (5, 3)))
+    _draw_level(axis, "never-known concept", [s.never_known for s in settings], (0, (1, 2)))
+    axis.set_xlabel("fine-tuning steps", fontsize=9)
+    axis.set_ylim(-0.03, 1.05)
+    axis.set_xticks(sorted({0, *(s.steps for s in settings)}))
+    axis.tick_params(labelsize=8, color=_FAINT)
+    axis.grid(axis="y", color="#e8e8e8", linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(_FAINT)
+
+
+def _draw_line(axis: Any, style: Style, settings: Sequence[Aggregate], dodge: float) -> None:
+    """Means over seeds with 95% whiskers; step 0 is the unlearned model.
+
+    Whiskers and not bands: they stay apart where many lines cross, and say nothing of step counts
+    that were not measured.
+    """
+    points = {s.steps: (s.final, s.final_low, s.final_high) for s in settings}
+    if settings and 0 not in points:
+        points[0] = (settings[0].unlearned,) * 3
+    steps = sorted(points)
+    places = [step + dodge if step else 0 for step in steps]  # all lines begin at one model
+    means = [points[step][0] for step in steps]
+    axis.vlines(
+        places,
+        [points[step][1] for step in steps],
+        [points[step][2] for step in steps],
+        color=style.colour,
+        alpha=0.45,
+        linewidth=1.4,
+    )
+    axis.plot(
+        places,
+        means,
+        color=style.colour,
+        linestyle=style.dash,
+        marker=style.marker,
+        markersize=4,
+        linewidth=1.6,
+        label=style.label,
+    )
+
+
+def _draw_level(axis: Any, label: str, values: Iterable[float | None], dash: Any) -> None:
+    known = [value for value in values if value is not None]
+    if known:
+        mean = sum(known) / len(known)
+        axis.axhline(mean, color=_FAINT, linestyle=dash, linewidth=1.1, label=label, zorder=1)
+
+
+def _score_label(plan: Plan) -> str:
+    concepts = sorted({planned.trial.concept for planned in plan.trials})
+    return f"accuracy of “{concepts[0]}”" if len(concepts) == 1 else "accuracy of the concept"
+
+
+class _Styles(dict[tuple[Any, ...], Style]):
+    """Styles by the values that tell a panel's lines apart."""
+
+    axes: tuple[str, ...] = ()
+
+
+def _styles(plan: Plan, summary: Summary) -> _Styles:
+    """Colour is the data set; dash and marker are everything else."""
+    steps = {planned.steps_param for planned in plan.trials}
+    styles = _Styles()
+    styles.axes = tuple(
+        axis
+        for axis in summary.axes
+        if axis != "concept" and not axis.startswith("unlearn") and axis not in steps
+    )
+    tuned = [s for s in summary.settings if not s.is_control and s.paired is not None]
+    keys = sorted({_key(s, styles) for s in tuned}, key=lambda key: [_sortable(v) for v in key])
+    parts = [_split(key, styles.axes) for key in keys]
+    colours = list(dict.fromkeys(colour for colour, _ in parts))
+    dashes = list(dict.fromkeys(dash for _, dash in parts))
+    for key, (colour, dash) in zip(keys, parts, strict=True):
+        i, j = colours.index(colour), dashes.index(dash)
+        styles[key] = Style(
+            label=", ".join(axis_value(a, v, " ") for a, v in zip(styles.axes, key, strict=True))
+            or "final",
+            colour=COLOURS[i % len(COLOURS)],
+            dash=DASHES[j % len(DASHES)],
+            marker=MARKERS[j % len(MARKERS)],
+        )
+    return styles
+
+
+def _key(setting: Aggregate, styles: Any) -> tuple[Any, ...]:
+    return tuple(setting.params.get(axis) for axis in styles.axes)
+
+
+def _sortable(value: Any) -> tuple[str, float, str]:
+    """Numbers by size, text by letter, neither against the other."""
+    if isinstance(value, int | float):
+        return ("number", float(value), "")
+    return ("text", 0.0, str(value))
+
+
+def _split(key: Sequence[Any], axes: Sequence[str]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The data set's part of a key, and the rest."""
+    pairs = list(zip(axes, key, strict=True))
+    return (
+        tuple(value for axis, value in pairs if axis.endswith(".dataset")),
+        tuple(value for axis, value in pairs if not axis.endswith(".dataset")),
+    )
+
+
+# Images
+
+
+def _strip(reader: TrialReader, summary: Summary) -> Strip | None:
+    """The first seed of the setting with the largest resurgence, all its step counts."""
+    best = next((s for s in summary.settings if _can_be_shown(s)), None)
+    if best is None:
+        return None
+    members = _members(reader.plan, best)
+    first = members[0]
+    models = [("base", first.base.sample), ("unlearned", first.unlearned.sample)]
+    models += [(f"{t.steps} steps", t.final.sample) for t in members[-STRIP_STEPS:]]
+    rows = [(label, row) for label, stage in models if (row := _strip_row(reader, stage))]
+    return Strip(_strip_title(best, summary.axes), *map(tuple, zip(*rows, strict=True)))
+
+
+def _can_be_shown(setting: Aggregate) -> bool:
+    return not setting.is_control and setting.paired is not None and setting.steps > 0
+
+
+def _members(plan: Plan, best: Aggregate) -> list[PlannedTrial]:
+    """The trials of the setting's trajectory in one seed, fewest steps first."""
+    alike = [t for t in plan.trials if not t.is_control and _apart(t.trial.params, best.params, t)]
+    seed = alike[0].trial.seed
+    members = [t for t in alike if t.trial.seed == seed and 0 < t.steps <= best.steps]
+    return sorted(members, key=lambda trial: trial.steps)
+
+
+def _apart(params: Mapping[str, Any], best: Mapping[str, Any], trial: PlannedTrial) -> bool:
+    """Whether nothing but the seed and the steps tells them apart."""
+    free = {"seed", trial.steps_param}
+    return all(params.get(k) == best.get(k) for k in (params.keys() | best.keys()) - free)
+
+
+def _strip_row(reader: TrialReader, stage: Stage) -> tuple[Shown, ...] | None:
+    """The first images of each prompt: not chosen by what they show."""
+    record = reader.record(stage)
+    if record is None:
+        return None
+    prompts = read_images(reader.store, record)[:STRIP_COLUMNS]
+    each = max(1, STRIP_COLUMNS // len(prompts))
+    return tuple(shown for prompt in prompts for shown in prompt[:each])
+
+
+def _strip_title(best: Aggregate, axes: Iterable[str]) -> str:
+    method = str(best.params.get("unlearn.method", "")).upper()
+    tuned = [a for a in axes if a.startswith("finetune") and not a.endswith(".steps")]
+    words = ", ".join(axis_value(axis, best.params.get(axis), " ") for axis in tuned)
+    return f"“{best.params['concept']}” unlearned with {method}, then fine-tuned ({words})"
+
+
+def _strip_part(strip: Strip) -> tuple[float, Draw]:
+    def draw(sheet: Any) -> None:
+        axis = sheet.subplots()
+        image = _strip_image(strip)
+        axis.imshow(image, interpolation="none")
+        high, wide = image.height / len(strip.rows), image.width / len(strip.rows[0])
+        axis.set_yticks([(i + 0.5) * high for i in range(len(strip.rows))], strip.labels)
+        prompts = [textwrap.fill(shown.prompt, 14) for shown in strip.rows[0]]
+        axis.set_xticks([(i + 0.5) * wide for i in range(len(prompts))], prompts)
+        axis.tick_params(length=0, labelsize=8, labelcolor=_INK)
+        axis.tick_params(axis="x", labelsize=7)
+        axis.spines[:].set_visible(False)
+        axis.set_title(strip.title, fontsize=9, loc="left", color=_INK)
+
+    return 0.75 + _STRIP_ROW_INCHES * len(strip.rows), draw
+
+
+def _strip_image(strip: Strip) -> Image.Image:
+    cells = [[cell(shown.image, STRIP_CELL_PX) for shown in row] for row in strip.rows]
+    size = max(max(image.size) for row in cells for image in row) + 6
+    sheet = Image.new("RGB", (size * len(cells[0]), size * len(cells)), "white")
+    for y, row in enumerate(cells):
+        for x, image in enumerate(row):
+            sheet.paste(image, (x * size + 3, y * size + 3))
+    return sheet

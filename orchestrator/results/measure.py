@@ -1,0 +1,266 @@
+"""Records -> a trial's numbers. Results, tracking and figures are three views of these."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from orchestrator.core.errors import StoreError
+from orchestrator.core.plugin import MetricPlugin
+from orchestrator.core.registry import find
+from orchestrator.core.stage import Stage
+from orchestrator.plan.plan import Plan, PlannedTrial, Waypoint
+from orchestrator.stats.intervals import Array
+from orchestrator.stats.paired import Paired, paired_interval, unchanged, unlearning_failed
+from orchestrator.store.store import Record, Store
+
+Status = Literal["done", "incomplete", "failed"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A model's means of the primary metric, by role; None where there is no record yet."""
+
+    erased: float | None = None
+    retained: float | None = None
+    never_known: float | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A trial's numbers, as far as the store has them.
+
+    `control` is the score after the same fine-tuning of the base without unlearning; None for a
+    control itself. `metrics` holds the final model's other numbers as "<metric>.<name>".
+    `seconds` is the work that the numbers rest on; what trials share counts in each.
+    """
+
+    planned: PlannedTrial
+    status: Status
+    base: Scores
+    unlearned: Scores
+    final: Scores
+    control: float | None
+    paired: Paired | None
+    unlearning_failed: bool | None
+    metrics: Mapping[str, float]
+    seconds: float
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more is to come: all stages are recorded, the control's too."""
+        awaits_control = self.planned.control is not None and self.control is None
+        return self.status == "done" and not awaits_control
+
+
+@dataclass(frozen=True)
+class _Values:
+    """The erased concept's values: shape (prompts, images), and which image each is."""
+
+    pairs: npt.NDArray[np.int64]
+    values: Array
+
+
+class TrialReader:
+    """Measures a plan's trials. Records are read once: they never change.
+
+    What other processes commit is seen after `refresh`.
+    """
+
+    def __init__(self, plan: Plan, store: Store) -> None:
+        self.plan = plan
+        self.store = store
+        self._records: dict[str, Record] = {}
+        self._values: dict[str, _Values] = {}
+        self._measured: dict[str, Measured] = {}
+        self._losses: dict[str, list[tuple[int, float]]] = {}
+        self._controls = {
+            (trial.final.model.digest, trial.trial.concept): trial
+            for trial in plan.trials
+            if trial.is_control
+        }
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look which stages have a record now, and which failed."""
+        self._keys = self.store.keys()
+        self._failed = self.store.failures().keys() - self._keys
+
+    def record(self, stage: Stage) -> Record | None:
+        """The stage's record as of the last refresh."""
+        if stage.key not in self._records and stage.key in self._keys:
+            found = self.store.get(stage)
+            if found is not None:
+                self._records[stage.key] = found
+        return self._records.get(stage.key)
+
+    def measure(self, planned: PlannedTrial) -> Measured:
+        """The trial's numbers."""
+        if planned.key in self._measured:
+            return self._measured[planned.key]
+        measured = self._measure(planned)
+        if measured.is_final:
+            self._measured[planned.key] = measured
+        return measured
+
+    def all(self) -> list[Measured]:
+        """The numbers of every trial, in the plan's order."""
+        return [self.measure(planned) for planned in self.plan.trials]
+
+    def control_of(self, planned: PlannedTrial) -> PlannedTrial | None:
+        """The same fine-tuning of the base without unlearning."""
+        if planned.control is None:
+            return None
+        return self._controls.get((planned.control, planned.trial.concept))
+
+    def scores(self, point: Waypoint) -> Scores:
+        """The primary metric's means over each role."""
+        stage = primary(point)
+        record = self.record(stage) if stage else None
+        found = record.metrics if record else {}
+        return Scores(found.get("erased"), found.get("retained"), found.get("never_known"))
+
+    def values(self, point: Waypoint) -> Array | None:
+        """The primary metric of the erased concept's images: shape (prompts, images)."""
+        found = self._erased(point)
+        return None if found is None else found.values
+
+    def losses(self, record: Record) -> list[tuple[int, float]]:
+        """A fine-tune's loss at each optimiser step; empty if it kept none."""
+        if record.key not in self._losses:
+            self._losses[record.key] = _read_losses(self.store, record)
+        return self._losses[record.key]
+
+    def _measure(self, planned: PlannedTrial) -> Measured:
+        base, unlearned, final = (
+            self.scores(point) for point in (planned.base, planned.unlearned, planned.final)
+        )
+        control = self.control_of(planned)
+        return Measured(
+            planned=planned,
+            status=self._status(planned),
+            base=base,
+            unlearned=unlearned,
+            final=final,
+            control=self.scores(control.final).erased if control else None,
+            paired=self._paired(planned),
+            unlearning_failed=_failed_flag(planned, base, unlearned),
+            metrics=self._metrics(planned.final),
+            seconds=sum(record.seconds for record in self._found(planned)),
+        )
+
+    def _found(self, planned: PlannedTrial) -> Iterator[Record]:
+        for stage in planned.stages():
+            if (record := self.record(stage)) is not None:
+                yield record
+
+    def _status(self, planned: PlannedTrial) -> Status:
+        keys = {stage.key for stage in planned.stages()}
+        if keys <= self._keys:
+            return "done"
+        return "incomplete" if keys.isdisjoint(self._failed) else "failed"
+
+    def _paired(self, planned: PlannedTrial) -> Paired | None:
+        found = [self._erased(p) for p in (planned.base, planned.unlearned, planned.final)]
+        known = [values for values in found if values is not None]
+        if len(known) < len(found):
+            return None
+        if any(not np.array_equal(known[0].pairs, other.pairs) for other in known[1:]):
+            raise StoreError(
+                f"the scores of trial {planned.key} are of different images: "
+                f"{', '.join(s.key for s in _primaries(planned))}; their metric must keep the order"
+            )
+        base, unlearned, final = (values.values[None] for values in known)
+        paired = paired_interval(base, unlearned, final)
+        return unchanged(paired) if is_unchanged(planned) else paired
+
+    def _erased(self, point: Waypoint) -> _Values | None:
+        stage = primary(point)
+        record = self.record(stage) if stage else None
+        if stage is None or record is None:
+            return None
+        if stage.key not in self._values:
+            self._values[stage.key] = _read_values(self.store, record)
+        return self._values[stage.key]
+
+    def _metrics(self, point: Waypoint) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for label, stage in labelled_scores(point):
+            record = self.record(stage)
+            shown = {"erased", "retained", "never_known"} if stage is primary(point) else set()
+            for name, value in (record.metrics if record else {}).items():
+                if name not in shown:
+                    found[f"{label}.{name}"] = value
+        return found
+
+
+def is_unchanged(planned: PlannedTrial) -> bool:
+    """Whether the final model is the unlearned one: 0 steps, so 0 resurgence by construction."""
+    return planned.final.sample == planned.unlearned.sample
+
+
+def primary(point: Waypoint) -> Stage | None:
+    """The score of the sweep's first metric of single pictures: resurgence is defined on it."""
+    return next((stage for stage in point.scores if _is_per_picture(stage)), None)
+
+
+def _is_per_picture(stage: Stage) -> bool:
+    metric = find("metric", stage.plugin)
+    assert issubclass(metric, MetricPlugin)
+    return metric.needs == "images" and metric.per_picture
+
+
+def labelled_scores(point: Waypoint) -> Iterator[tuple[str, Stage]]:
+    """A point's scores with their metrics' names; a second one of a name gets "_2"."""
+    seen: Counter[str] = Counter()
+    for stage in point.scores:
+        seen[stage.plugin] += 1
+        count = seen[stage.plugin]
+        yield (stage.plugin if count == 1 else f"{stage.plugin}_{count}"), stage
+
+
+def _primaries(planned: PlannedTrial) -> Iterator[Stage]:
+    for point in (planned.base, planned.unlearned, planned.final):
+        if (stage := primary(point)) is not None:
+            yield stage
+
+
+def _failed_flag(planned: PlannedTrial, base: Scores, unlearned: Scores) -> bool | None:
+    if planned.is_control:
+        return False
+    if base.erased is None or unlearned.erased is None:
+        return None
+    return unlearning_failed(base.erased, unlearned.erased)
+
+
+def _read_values(store: Store, record: Record) -> _Values:
+    with store.object(record, "values.parquet") as path:
+        table = pq.read_table(path)
+    table = table.filter(pc.equal(table["role"], "erased"))
+    table = table.sort_by([("prompt_index", "ascending"), ("image_index", "ascending")])
+    pairs = np.stack(
+        [table[name].to_numpy().astype(np.int64) for name in ("prompt_index", "image_index")]
+    )
+    prompts = len(np.unique(pairs[0]))
+    if prompts == 0 or table.num_rows % prompts:
+        raise StoreError(
+            f"score {record.key} must have as many images for every prompt of the erased concept "
+            f"but has {table.num_rows} images of {prompts} prompts"
+        )
+    values = table["value"].to_numpy().astype(np.float64).reshape(prompts, -1)
+    return _Values(pairs, values)
+
+
+def _read_losses(store: Store, record: Record) -> list[tuple[int, float]]:
+    if "losses.parquet" not in record.objects:
+        return []
+    with store.object(record, "losses.parquet") as path:
+        table = pq.read_table(path)
+    return list(zip(table["step"].to_pylist(), table["loss"].to_pylist(), strict=True))

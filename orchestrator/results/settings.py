@@ -1,0 +1,285 @@
+"""Trials -> settings: seeds as replicates, ranked by resurgence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.hints import suggest
+from orchestrator.core.text import number
+from orchestrator.plan.plan import Plan
+from orchestrator.results.measure import Measured, TrialReader, is_unchanged, primary
+from orchestrator.stats.intervals import Array, are_shares
+from orchestrator.stats.paired import ALPHA, Paired, holm, mean_interval, paired_interval, unchanged
+from orchestrator.store.store import Store
+from orchestrator.sweep.trial import Scalar
+
+Key = Callable[[Measured], tuple[object, ...]]
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """A setting: the means over its seeds. What no seed has a record of yet is None.
+
+    `is_tuned` says whether some fine-tune came after the unlearning; `steps` are the last one's.
+    `paired` holds resurgence and recovery with intervals over the trials that are scored, which are
+    `scored` of `planned`. `unlearning_failed` counts the trials whose unlearning never worked: with
+    any, the setting ranks behind those that have something to bring back, and has no `p_holm`.
+    `p_holm` is Holm's p-value of its resurgence among the settings that are ranked.
+    """
+
+    params: Mapping[str, Scalar]
+    is_control: bool
+    is_tuned: bool
+    steps: int
+    planned: int
+    scored: int
+    failed: int
+    unlearning_failed: int
+    base: float | None
+    unlearned: float | None
+    final: float | None
+    control: float | None
+    retained: float | None
+    never_known: float | None
+    paired: Paired | None
+    p_holm: float | None
+    resurgence_by_seed: tuple[float, ...]
+    final_low: float | None
+    final_high: float | None
+
+    @property
+    def resurgence(self) -> float | None:
+        """Mean resurgence."""
+        return self.paired.resurgence.value if self.paired else None
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether it is a candidate for the largest resurgence."""
+        is_candidate = self.is_tuned and not self.is_control
+        return is_candidate and self.paired is not None and not self.unlearning_failed
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether something came back, beyond chance among all settings that are ranked."""
+        return self.p_holm is not None and self.p_holm < ALPHA and (self.resurgence or 0.0) > 0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A sweep's settings, controls included, the largest resurgence first.
+
+    `axes` are the parameters on which they differ; `caption` says what was measured.
+    """
+
+    settings: tuple[Aggregate, ...]
+    axes: tuple[str, ...]
+    caption: str
+
+    @property
+    def shown(self) -> list[Aggregate]:
+        """The settings that fine-tune.
+
+        Those that end with the unlearned model are left out: their resurgence is 0 by
+        construction. So are controls: their score is a column.
+        """
+        return [s for s in self.settings if not s.is_control and s.is_tuned]
+
+
+def aggregate(plan: Plan, store: Store, reader: TrialReader | None = None) -> Summary:
+    """The trials with their seeds taken together."""
+    reader = reader or TrialReader(plan, store)
+    axes = tuple(axis for axis in plan.varying if axis != "seed")
+    return Summary(_settings(reader, reader.all(), _setting), axes, caption(plan))
+
+
+def aggregate_by(plan: Plan, store: Store, by: Sequence[str]) -> Summary:
+    """The trials that fine-tune, averaged over every axis but those of `by`.
+
+    What is averaged over is a fixed set: the means are of these settings and no others. So
+    settings are averaged image by image within a seed, and prompts and seeds stay what the
+    intervals are over. Prompts of several concepts are prompts side by side.
+
+    Raises:
+        ResurgeError: `by` names what is no axis of the sweep.
+    """
+    axes = [axis for axis in plan.varying if axis != "seed"]
+    for name in by:
+        if name not in axes:
+            raise ResurgeError(
+                f"no axis of sweep {plan.name!r} is called {name!r}{_hint(name, axes)}"
+            )
+    reader = TrialReader(plan, store)
+    tuned = [m for m in reader.all() if not (m.planned.is_control or is_unchanged(m.planned))]
+
+    def key(measured: Measured) -> tuple[object, ...]:
+        return tuple((axis, measured.planned.trial.params.get(axis)) for axis in by)
+
+    over = ", ".join(axis for axis in axes if axis not in by)
+    note = f"{caption(plan)} · averaged over {over}" if over else caption(plan)
+    return Summary(_settings(reader, tuned, key), tuple(by), note)
+
+
+def _hint(name: str, axes: list[str]) -> str:
+    return suggest(name, axes) if axes else "; all its trials are of one setting"
+
+
+def _settings(reader: TrialReader, trials: Iterable[Measured], key: Key) -> tuple[Aggregate, ...]:
+    groups: dict[tuple[object, ...], list[Measured]] = {}
+    for measured in trials:
+        groups.setdefault(key(measured), []).append(measured)
+    settings = _corrected([_aggregate(reader, group) for group in groups.values()])
+    return tuple(sorted(settings, key=_rank))
+
+
+def _corrected(settings: Iterable[Aggregate]) -> list[Aggregate]:
+    """The settings with Holm's p-values over those that are ranked."""
+    settings = list(settings)
+    ranked = {i: s.paired.p for i, s in enumerate(settings) if s.is_ranked and s.paired}
+    for i, p in zip(ranked, holm(list(ranked.values())), strict=True):
+        settings[i] = replace(settings[i], p_holm=p)
+    return settings
+
+
+def _setting(measured: Measured) -> tuple[object, ...]:
+    params = measured.planned.trial.params.items()
+    return (measured.planned.is_control, *((k, v) for k, v in params if k != "seed"))
+
+
+def _rank(setting: Aggregate) -> tuple[bool, bool, bool, float]:
+    value = setting.resurgence
+    return (setting.is_control, value is None, setting.unlearning_failed > 0, -(value or 0.0))
+
+
+def _aggregate(reader: TrialReader, trials: Sequence[Measured]) -> Aggregate:
+    scored = [m for m in trials if m.paired is not None]
+    replicates = _replicates(scored)
+    kept = [m for replicate in replicates for m in replicate] or trials
+    stacks = _stacks(reader, replicates)
+    final = mean_interval(stacks.final, stacks.shares) if stacks else None
+    first = trials[0].planned
+    return Aggregate(
+        params=_common(trials),
+        is_control=first.is_control,
+        is_tuned=not all(is_unchanged(m.planned) for m in trials),
+        steps=max(m.planned.steps for m in trials),
+        planned=len(trials),
+        scored=len(scored),
+        failed=sum(m.status == "failed" for m in trials),
+        unlearning_failed=sum(bool(m.unlearning_failed) for m in trials),
+        base=_mean(m.base.erased for m in trials),
+        unlearned=_mean(m.unlearned.erased for m in kept),
+        final=_mean(m.final.erased for m in kept),
+        control=_mean(m.control for m in trials),
+        retained=_mean(m.final.retained for m in kept),
+        never_known=_mean(m.final.never_known for m in kept),
+        paired=_paired(stacks, scored) if stacks else None,
+        p_holm=None,
+        resurgence_by_seed=tuple(_mean_resurgence(replicate) for replicate in replicates),
+        final_low=final.low if final else None,
+        final_high=final.high if final else None,
+    )
+
+
+def _common(trials: Sequence[Measured]) -> dict[str, Scalar]:
+    """The parameters on which all agree; the seed is none."""
+    first, *others = (m.planned.trial.params for m in trials)
+    return {
+        name: value
+        for name, value in first.items()
+        if name != "seed" and all(name in p and p[name] == value for p in others)
+    }
+
+
+def _replicates(trials: Iterable[Measured]) -> list[list[Measured]]:
+    """The trials by seed, those of one final model and images once.
+
+    A method without randomness gives all seeds one unlearned model: where that is also the final
+    one, it is one replicate and not as many as there are seeds. A seed that lacks a concept which
+    another has already waits until it is there too.
+    """
+    by_seed: dict[int, list[Measured]] = {}
+    for measured in trials:
+        by_seed.setdefault(measured.planned.trial.seed, []).append(measured)
+    unique = {frozenset(m.planned.final.sample.digest for m in g): g for g in by_seed.values()}
+    concepts = [frozenset(m.planned.trial.concept for m in group) for group in unique.values()]
+    most = max(concepts, key=len, default=frozenset())
+    return [group for group, own in zip(unique.values(), concepts, strict=True) if own == most]
+
+
+@dataclass(frozen=True)
+class _Stacks:
+    """Values of the three models: shape (seeds, prompts, images).
+
+    `shares` says whether they are 0 or 1, or means of such.
+    """
+
+    base: Array
+    unlearned: Array
+    final: Array
+    shares: bool
+
+
+def _stacks(reader: TrialReader, replicates: Sequence[Sequence[Measured]]) -> _Stacks | None:
+    if not replicates:
+        return None
+    seeds = [[_values(reader, m) for m in replicate] for replicate in replicates]
+    shares = all(are_shares(values) for seed in seeds for values in seed)
+    rows = [_averaged(r, values) for r, values in zip(replicates, seeds, strict=True)]
+    base, unlearned, final = np.stack(rows, axis=1)
+    return _Stacks(base, unlearned, final, shares)
+
+
+def _values(reader: TrialReader, measured: Measured) -> Array:
+    """Values of a trial's three models: shape (3, prompts, images)."""
+    planned = measured.planned
+    points = (planned.base, planned.unlearned, planned.final)
+    return np.stack([v for point in points if (v := reader.values(point)) is not None])
+
+
+def _averaged(trials: Sequence[Measured], values: Sequence[Array]) -> Array:
+    """One seed's values averaged over its settings, the concepts' prompts side by side."""
+    by_concept: dict[str, list[Array]] = {}
+    for measured, found in zip(trials, values, strict=True):
+        by_concept.setdefault(measured.planned.trial.concept, []).append(found)
+    means = [np.mean(found, axis=0) for _, found in sorted(by_concept.items())]
+    return np.concatenate(means, axis=1)
+
+
+def _paired(stacks: _Stacks, trials: Iterable[Measured]) -> Paired:
+    paired = paired_interval(stacks.base, stacks.unlearned, stacks.final, stacks.shares)
+    return unchanged(paired) if all(is_unchanged(m.planned) for m in trials) else paired
+
+
+def _mean_resurgence(trials: Sequence[Measured]) -> float:
+    return float(np.mean([m.paired.resurgence.value for m in trials if m.paired]))
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def caption(plan: Plan) -> str:
+    """What the numbers are: metric, guidance, sampler, images, prompts, seeds."""
+    if not plan.trials:
+        return "no trials yet"
+    final = plan.trials[0].final
+    score, sampling = primary(final), final.sample.settings["settings"]
+    asked = [p for p in final.sample.settings["probes"] if p["role"] == "erased"]
+    seeds = {planned.trial.params.get("seed") for planned in plan.trials}
+    parts = [
+        f"{score.plugin} v{score.version}" if score else "no image metric",
+        f"guidance {number(sampling['guidance'])}",
+        f"{str(sampling['sampler']).upper()} {sampling['sampler_steps']} steps",
+        f"{len(asked)} prompts × {sampling['images_per_prompt']} images × {len(seeds)} seeds",
+        f"95% intervals over prompts and {_seeds_meant(len(seeds))}",
+    ]
+    return " · ".join(parts)
+
+
+def _seeds_meant(seeds: int) -> str:
+    return "seeds, paired by image" if seeds > 1 else "this one seed only, paired by image"

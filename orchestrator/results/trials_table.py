@@ -1,0 +1,255 @@
+"""Records -> Parquet, one row a trial. The columns are documented in docs/results.md."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orchestrator.plan.plan import Plan, Waypoint
+from orchestrator.results.measure import Measured, TrialReader, primary
+from orchestrator.stats.paired import Estimate
+from orchestrator.store.store import Store
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that every results file has."""
+
+    name: str
+    type: pa.DataType
+    description: str
+    of: Callable[[Measured], Any]
+
+
+def _resurgence(measured: Measured) -> Estimate | None:
+    return measured.paired.resurgence if measured.paired else None
+
+
+def _recovery(measured: Measured) -> Estimate | None:
+    return measured.paired.recovery if measured.paired else None
+
+
+def _value(estimate: Estimate | None) -> float | None:
+    return estimate.value if estimate else None
+
+
+def _low(estimate: Estimate | None) -> float | None:
+    return estimate.low if estimate else None
+
+
+def _high(estimate: Estimate | None) -> float | None:
+    return estimate.high if estimate else None
+
+
+def _score_digest(point: Waypoint) -> str | None:
+    stage = primary(point)
+    return stage.digest if stage else None
+
+
+_TEXT, _NUMBER, _FLAG = pa.string(), pa.float64(), pa.bool_()
+
+
+NAMES = (
+    Column("trial", _TEXT, "the trial's key, 16 hex digits", lambda m: m.planned.key),
+    Column(
+        "is_control",
+        _FLAG,
+        "the same fine-tuning of the base, without unlearning",
+        lambda m: m.planned.is_control,
+    ),
+    Column("status", _TEXT, "done, incomplete or failed", lambda m: m.status),
+)
+
+
+NUMBERS = (
+    Column(
+        "base_score",
+        _NUMBER,
+        "primary metric of the erased concept on the base",
+        lambda m: m.base.erased,
+    ),
+    Column("unlearned_score", _NUMBER, "… after unlearning", lambda m: m.unlearned.erased),
+    Column("final_score", _NUMBER, "… after every edit", lambda m: m.final.erased),
+    Column(
+        "control_score",
+        _NUMBER,
+        "final_score of the trial's control: the same fine-tuning of the base",
+        lambda m: m.control,
+    ),
+    Column(
+        "resurgence",
+        _NUMBER,
+        "final_score - unlearned_score, paired by image",
+        lambda m: _value(_resurgence(m)),
+    ),
+    Column(
+        "resurgence_low",
+        _NUMBER,
+        "lower end of resurgence's 95% interval",
+        lambda m: _low(_resurgence(m)),
+    ),
+    Column(
+        "resurgence_high",
+        _NUMBER,
+        "upper end of resurgence's 95% interval",
+        lambda m: _high(_resurgence(m)),
+    ),
+    Column(
+        "recovery",
+        _NUMBER,
+        "resurgence / (base_score - unlearned_score); null if that is next to nothing",
+        lambda m: _value(_recovery(m)),
+    ),
+    Column(
+        "recovery_low",
+        _NUMBER,
+        "lower end of recovery's 95% interval",
+        lambda m: _low(_recovery(m)),
+    ),
+    Column(
+        "recovery_high",
+        _NUMBER,
+        "upper end of recovery's 95% interval",
+        lambda m: _high(_recovery(m)),
+    ),
+    Column(
+        "unlearning_failed",
+        _FLAG,
+        "unlearning took away less than half of base_score: no resurgence to speak of",
+        lambda m: m.unlearning_failed,
+    ),
+    Column(
+        "retained_base",
+        _NUMBER,
+        "primary metric over the retained concepts, on the base",
+        lambda m: m.base.retained,
+    ),
+    Column("retained_unlearned", _NUMBER, "… after unlearning", lambda m: m.unlearned.retained),
+    Column("retained_final", _NUMBER, "… after every edit", lambda m: m.final.retained),
+    Column(
+        "never_known_base",
+        _NUMBER,
+        "primary metric of a concept that the base never knew, on the base",
+        lambda m: m.base.never_known,
+    ),
+    Column(
+        "never_known_unlearned", _NUMBER, "… after unlearning", lambda m: m.unlearned.never_known
+    ),
+    Column("never_known_final", _NUMBER, "… after every edit", lambda m: m.final.never_known),
+)
+
+
+ORIGINS = (
+    Column(
+        "seconds",
+        _NUMBER,
+        "seconds of all stages that the row rests on; shared ones count in every row",
+        lambda m: m.seconds,
+    ),
+    Column(
+        "base_model",
+        _TEXT,
+        "digest of the base, 64 hex digits",
+        lambda m: m.planned.base.model.digest,
+    ),
+    Column(
+        "unlearned_model",
+        _TEXT,
+        "digest of the model after unlearning",
+        lambda m: m.planned.unlearned.model.digest,
+    ),
+    Column(
+        "final_model",
+        _TEXT,
+        "digest of the model after every edit",
+        lambda m: m.planned.final.model.digest,
+    ),
+    Column(
+        "sample",
+        _TEXT,
+        "digest of the final model's images",
+        lambda m: m.planned.final.sample.digest,
+    ),
+    Column(
+        "score",
+        _TEXT,
+        "digest of the final model's primary score",
+        lambda m: _score_digest(m.planned.final),
+    ),
+)
+
+
+def table(plan: Plan, store: Store, reader: TrialReader | None = None) -> pa.Table:
+    """The sweep's results, one row a trial, controls included; what has no record yet is null.
+
+    A column is called what the sweep file calls its axis ("finetune.steps"); a final model's other
+    numbers are "<metric>.<name>".
+    """
+    trials = (reader or TrialReader(plan, store)).all()
+    fields: list[tuple[pa.Field, list[Any]]] = [_sweep_column(plan, len(trials))]
+    fields += [_fixed(column, trials) for column in NAMES]
+    fields += _open(trials, lambda m: m.planned.trial.params, "axis of the sweep")
+    fields += [_fixed(column, trials) for column in NUMBERS]
+    fields += _open(trials, lambda m: m.metrics, "number of the final model")
+    fields += [_fixed(column, trials) for column in ORIGINS]
+    schema = pa.schema([field for field, _ in fields], metadata={"resurge.sweep": plan.name})
+    return pa.table(
+        [pa.array(values, field.type) for field, values in fields],
+        schema=schema,
+    )
+
+
+def write(results: pa.Table, path: Path) -> None:
+    """Write Parquet in one move: whoever reads the path sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        pq.write_table(results, aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _sweep_column(plan: Plan, rows: int) -> tuple[pa.Field, list[Any]]:
+    return _field("sweep", _TEXT, "the sweep's name"), [plan.name] * rows
+
+
+def _fixed(column: Column, trials: Iterable[Measured]) -> tuple[pa.Field, list[Any]]:
+    field = _field(column.name, column.type, column.description)
+    return field, [column.of(measured) for measured in trials]
+
+
+def _open(
+    trials: Sequence[Measured], values: Callable[[Measured], Mapping[str, Any]], description: str
+) -> list[tuple[pa.Field, list[Any]]]:
+    """One column for each name that any trial has a value of; null where a trial has none."""
+    found = [values(measured) for measured in trials]
+    names = dict.fromkeys(name for row in found for name in row)
+    return [_typed(name, [row.get(name) for row in found], description) for name in names]
+
+
+def _typed(name: str, values: list[Any], description: str) -> tuple[pa.Field, list[Any]]:
+    kind = _type_of(values)
+    if kind == _TEXT:
+        values = [None if value is None else str(value) for value in values]
+    return _field(name, kind, description), values
+
+
+def _type_of(values: Iterable[Any]) -> pa.DataType:
+    """The narrowest of bool, int64, double and string that holds all values."""
+    types = {type(value) for value in values if value is not None}
+    if types == {bool}:
+        return _FLAG
+    if types == {int}:
+        return pa.int64()
+    return _NUMBER if types and types <= {int, float} else _TEXT
+
+
+def _field(name: str, kind: pa.DataType, description: str) -> pa.Field:
+    return pa.field(name, kind, metadata={"description": description})

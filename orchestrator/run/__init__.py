@@ -1,0 +1,1 @@
+"""A job, opened once, and running it."""

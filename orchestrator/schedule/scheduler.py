@@ -1,0 +1,373 @@
+"""Ready tasks -> executor: longest path first, warm workers preferred, failures contained.
+
+What another head that shares the store is doing is waited for, not done twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.core.redact import redact
+from orchestrator.core.stage import Stage
+from orchestrator.executors.base import Executor, FreeWorker, WorkerKind
+from orchestrator.messages import (
+    Event,
+    StageCommitted,
+    StageFailed,
+    StageProgress,
+    StageStarted,
+    Task,
+    TaskEnded,
+    TaskHandedBack,
+    TaskRetried,
+    WorkerLost,
+    WorkOrder,
+)
+from orchestrator.schedule.failures import Again, Final, Policy
+from orchestrator.schedule.leases import Leases, units
+from orchestrator.schedule.shares import Wish, shares
+from orchestrator.store.store import Store
+
+Listener = Callable[[Event], None]
+"""Told of every event, in order, on the scheduler's thread; must be quick and not raise."""
+
+
+LOOK_EVERY_S = 2.0
+"""How often the store is asked what other heads have done, or are doing."""
+
+
+@dataclass
+class Outcome:
+    """What became of a sweep's stages, by 16-digit key."""
+
+    ran: set[str] = field(default_factory=set)
+    failed: dict[str, StageFailed] = field(default_factory=dict)
+    skipped: set[str] = field(default_factory=set)
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything is done."""
+        return not self.failed and not self.skipped
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a sweep's resources say of its tasks.
+
+    A task that is silent for `stage_timeout_s` is taken from its worker; `shares_gpu` says that
+    workers have less than a GPU each.
+    """
+
+    stage_timeout_s: float = math.inf
+    checkpoint_every_s: float = 600.0
+    shares_gpu: bool = False
+
+
+class Scheduler:
+    """Runs tasks to their end on an executor that is already started.
+
+    `run` ends when all is done. Who wants to add tasks on the way calls `advance` again and again.
+
+    Args:
+        tasks: what is to be done.
+        done: 16-digit keys of the stages that are recorded.
+        executor: where.
+        store: where the records go.
+        log_folder: where the workers write their logs, a file a task.
+        listener: hears of everything.
+        leases: this head's claims among other heads; None if there can be no other.
+        rules: what the sweep's resources say.
+        clock_s: a clock that only goes forward.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        done: Collection[str],
+        executor: Executor,
+        store: Store,
+        log_folder: Path,
+        listener: Listener = lambda event: None,
+        leases: Leases | None = None,
+        rules: Rules | None = None,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.waiting = list(tasks)
+        self.running: dict[str, Task] = {}
+        self.done = set(done)
+        self.executor = executor
+        self.store = store
+        self.log_folder = log_folder
+        self.listener = listener
+        self.leases = leases
+        self.rules = rules or Rules()
+        self.outcome = Outcome()
+        self._clock_s = clock_s
+        self._policy = Policy(self.rules.shares_gpu)
+        self._again: dict[str, Again] = {}
+        self._broken: set[str | None] = set()
+        self._not_before_s: dict[str, float] = {}
+        self._elsewhere: set[str] = set()
+        self._looked_s = -math.inf
+        self._may_have = math.inf
+        self._heard_s: dict[str, float] = {}
+        self._under_way: dict[str, dict[str, object]] = {}
+
+    def run(self) -> Outcome:
+        """Until every stage is committed, failed or skipped."""
+        while self.is_busy:
+            self.advance(timeout_s=1.0)
+        return self.outcome
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a task is waiting or running."""
+        return bool(self.waiting or self.running)
+
+    @property
+    def under_way(self) -> set[str]:
+        """Keys of the stages that some task is going to do, or is doing."""
+        tasks = (*self.waiting, *self.running.values())
+        return {stage.key for task in tasks for stage in task.stages} - self.done
+
+    def lost(self) -> set[str]:
+        """Keys that had a record and have none any more: whoever read it found damage and set it
+        aside. They are not done from now on.
+        """
+        gone = self.done - self.store.keys()
+        self.done -= gone
+        self.outcome.ran -= gone
+        return gone
+
+    def add(self, tasks: Iterable[Task]) -> None:
+        """More tasks; none of their stages may be under way already."""
+        self.waiting.extend(tasks)
+
+    def advance(self, timeout_s: float) -> None:
+        """Start what can be started, then handle what happens; wait for that no longer than told.
+
+        Without a running task it waits too: workers are still starting.
+        """
+        self._skip_hopeless()
+        self._look_at_others()
+        self._adapt()
+        self._submit_ready()
+        if self.is_busy:
+            for event in self.executor.wait(timeout_s):
+                self._handle(event)
+            self._end_silence()
+
+    def _adapt(self) -> None:
+        """Tell the executor how many workers of which kind are of use, and the others too."""
+        wanted: dict[WorkerKind, int] = {}
+        for task in (*self._ready(), *self.running.values()):
+            need = self._need(task)
+            wanted[need] = wanted.get(need, 0) + 1
+        if self.leases is not None:
+            models = (count for need, count in wanted.items() if need.pool == "model")
+            self.leases.wants = min(sum(models), self.executor.capacity())
+            self.leases.running = list(self._under_way.values())
+        self.executor.adapt(wanted, self._may_have)
+
+    def _submit_ready(self) -> None:
+        for worker in self.executor.free_workers():
+            task = next(filter(self._claim, self._ready_for(worker)), None)
+            if task is not None:
+                self._submit(task, worker)
+
+    def _submit(self, task: Task, worker: FreeWorker) -> None:
+        self.waiting.remove(task)
+        self.running[task.id] = task
+        self._heard_s[task.id] = self._clock_s()
+        history = self._policy.history(task.id)
+        order = WorkOrder(
+            task,
+            self.store.location,
+            str(self.log_folder / f"{task.id}.log"),
+            history.split,
+            history.has_whole_gpu,
+            self.rules.checkpoint_every_s,
+        )
+        self.executor.submit(order, worker.name)
+
+    def _ready_for(self, worker: FreeWorker) -> Iterator[Task]:
+        """Ready tasks, the longest path first; those whose model the worker holds before all."""
+        fitting = [task for task in self._ready() if worker.has.fits(self._need(task))]
+        return iter(
+            sorted(
+                fitting,
+                key=lambda task: (
+                    task.after is not None and task.after.digest == worker.holds,
+                    task.path_cost,
+                ),
+                reverse=True,
+            )
+        )
+
+    def _need(self, task: Task) -> WorkerKind:
+        return WorkerKind(task.pool, self._policy.history(task.id).has_whole_gpu)
+
+    def _ready(self) -> list[Task]:
+        """The waiting tasks that could start now. A trajectory that goes on, or a model that is
+        evaluated further, waits for the task that has it.
+        """
+        busy = {unit for task in self.running.values() for unit in units(task)}
+        return [t for t in self.waiting if self._is_ready(t) and busy.isdisjoint(units(t))]
+
+    def _is_ready(self, task: Task) -> bool:
+        if task.id in self._elsewhere:
+            return False
+        if self._clock_s() < self._not_before_s.get(task.id, -math.inf):
+            return False
+        return all(stage.key in self.done for stage in task.waits_for)
+
+    def _claim(self, task: Task) -> bool:
+        """Whether no other head does any of it."""
+        if self.leases is None or self.leases.claim(task):
+            return True
+        self._elsewhere.add(task.id)
+        return False
+
+    def _look_at_others(self) -> None:
+        """Take what other heads recorded, and ask again for what they may have dropped."""
+        now_s = self._clock_s()
+        if self.leases is None or now_s - self._looked_s < LOOK_EVERY_S:
+            return
+        self._looked_s = now_s
+        if self._elsewhere:
+            self._take_records()
+            self._elsewhere.clear()
+        others = [head for head in self.leases.others() if head.wants]
+        self._may_have = math.inf
+        if others:
+            wishes = {head.process.id: Wish(head.wants, head.priority) for head in others}
+            me = self.leases.process.id
+            wishes[me] = Wish(self.leases.wants, self.leases.priority)
+            self._may_have = shares(wishes, self.executor.room())[me]
+
+    def _take_records(self) -> None:
+        recorded = self.store.keys()
+        for task in [task for task in self.waiting if task.id in self._elsewhere]:
+            new = [s for s in task.stages if s.key in recorded and s.key not in self.done]
+            for stage in new:
+                record = self.store.get(stage)
+                if record is not None:
+                    self._handle(StageCommitted(task.id, stage.key, record, ran=False))
+            if all(stage.key in self.done for stage in task.stages):
+                self.waiting.remove(task)
+
+    def _skip_hopeless(self) -> None:
+        """Drop the tasks whose parent model or materials failed or were skipped."""
+        lost = self.outcome.failed.keys() | self.outcome.skipped
+        hopeless = [t for t in self.waiting if any(s.key in lost for s in t.waits_for)]
+        for task in hopeless:
+            self.waiting.remove(task)
+            self.outcome.skipped.update(stage.key for stage in task.stages)
+        if hopeless:
+            self._skip_hopeless()
+
+    def _handle(self, event: Event) -> None:
+        self._heard_s[event.task_id] = self._clock_s()
+        if isinstance(event, StageCommitted):
+            self.done.add(event.key)
+            if event.ran:
+                self.outcome.ran.add(event.key)
+        elif isinstance(event, StageStarted):
+            self._under_way[event.task_id] = {"key": event.key, "done": 0, "total": 0}
+        elif isinstance(event, StageProgress):
+            shown = {"key": event.key, "done": event.done, "total": event.total}
+            self._under_way[event.task_id] = shown
+        elif isinstance(event, StageFailed):
+            self._decide(event, self._policy.on_failure(event))
+            return
+        elif isinstance(event, TaskEnded | TaskHandedBack):
+            self._over(event)
+        elif isinstance(event, WorkerLost):
+            self._lost(event)
+        self.listener(event)
+
+    def _decide(self, event: StageFailed, verdict: Again | Final) -> None:
+        if isinstance(verdict, Again):
+            self._again[event.task_id] = verdict
+            self.listener(TaskRetried(event.task_id, verdict.why))
+            return
+        event = dataclasses.replace(event, cause=verdict.cause, message=verdict.message)
+        self._fail(self.running[event.task_id], event)
+        self.listener(event)
+
+    def _fail(self, task: Task, event: StageFailed) -> None:
+        self.outcome.failed[event.key] = event
+        stage = next(stage for stage in task.stages if stage.key == event.key)
+        self._broken |= {stage.trajectory} - {None}
+        self.store.put_failure(stage, event.message, event.log_path, event.cause, event.curve)
+
+    def _over(self, event: TaskEnded | TaskHandedBack) -> None:
+        """What the worker neither committed nor failed is tried again, or a parent failed."""
+        task = self._take(event.task_id)
+        again = self._again.pop(task.id, None)
+        if isinstance(event, TaskHandedBack):
+            again = again or Again("handed back")
+        if again is None:
+            self.outcome.skipped.update(stage.key for stage in self._left(task))
+        else:
+            self._requeue(task, again)
+
+    def _lost(self, event: WorkerLost) -> None:
+        task = self._take(event.task_id)
+        again = self._again.pop(task.id, None)
+        verdict = again or self._policy.on_loss(event)
+        if isinstance(verdict, Again):
+            self._requeue(task, verdict)
+            return
+        left = self._left(task)
+        if not left:
+            return
+        log_path = str(self.log_folder / f"{task.id}.log")
+        message = redact(verdict.message)
+        failed = StageFailed(task.id, left[0].key, message, log_path, verdict.cause)
+        self._fail(task, failed)
+        self.outcome.skipped.update(stage.key for stage in left[1:])
+        self.listener(failed)
+
+    def _take(self, task_id: str) -> Task:
+        task = self.running.pop(task_id)
+        self._under_way.pop(task_id, None)
+        if self.leases is not None:
+            self.leases.release(task)
+        return task
+
+    def _requeue(self, task: Task, again: Again) -> None:
+        """The task's rest, without what hangs on a stage that failed for good."""
+        left = self._left(task)
+        hopeless = [stage for stage in left if self._is_hopeless(stage)]
+        self.outcome.skipped.update(stage.key for stage in hopeless)
+        rest = tuple(stage for stage in left if stage not in hopeless)
+        if rest:
+            self._not_before_s[task.id] = self._clock_s() + again.pause_s
+            self.waiting.append(dataclasses.replace(task, stages=rest))
+
+    def _is_hopeless(self, stage: Stage) -> bool:
+        """Whether an ancestor failed, or a smaller step count of its trajectory."""
+        lineage = (stage, *stage.ancestry())
+        names = {one.key for one in lineage} | {one.trajectory for one in lineage} - {None}
+        return not names.isdisjoint(self.outcome.failed.keys() | self._broken)
+
+    def _left(self, task: Task) -> list[Stage]:
+        return [
+            stage
+            for stage in task.stages
+            if stage.key not in self.done and stage.key not in self.outcome.failed
+        ]
+
+    def _end_silence(self) -> None:
+        """Take a task from a worker of which nothing was heard for too long."""
+        limit_s = self.rules.stage_timeout_s
+        for task_id in self.running:
+            if self._clock_s() - self._heard_s[task_id] > limit_s:
+                self._heard_s[task_id] = self._clock_s()
+                self.executor.abandon(task_id, f"nothing was heard for {limit_s / 60:g} min")

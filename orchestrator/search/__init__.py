@@ -1,0 +1,1 @@
+"""Asks a study for points and runs what it answers."""

@@ -1,0 +1,335 @@
+"""Runs a search: asks the studies for points, has the scheduler measure them, tells the studies.
+
+What the store has is told at once, what two trials share is run once, and a trial that goes on to
+more steps goes on with the same trajectory. One thread owns the studies; it asks ahead, so that no
+worker waits for a sampler.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from orchestrator.core.errors import ResurgeError
+from orchestrator.plan.plan import Plan
+from orchestrator.plan.tasks import make_tasks
+from orchestrator.schedule.scheduler import Scheduler
+from orchestrator.store.store import Store
+from orchestrator.study.points import PointPlanner
+from orchestrator.study.studies import open_studies, study_name
+from orchestrator.study.study import Study
+from orchestrator.study.tried import Tried
+from orchestrator.study.worst_case import asked_plan, confirmed
+from orchestrator.sweep.space import Point
+
+
+class Watcher(Protocol):
+    """Hears how a search goes; on the thread that owns the studies, or the scheduler's."""
+
+    def begin(self, study: str, trials: list[Tried]) -> None:
+        """What a study has already."""
+
+    def told(self, study: str, trial: Tried) -> None:
+        """A trial has its value, or has none."""
+
+    def confirming(self, settings: int) -> None:
+        """The budget is spent; that many settings are run on fresh seeds."""
+
+
+@dataclass
+class Lane:
+    """A study with what is under way in it."""
+
+    name: str
+    fixed: Point
+    study: Study
+    asked: Future[Tried | None] | None = None
+    is_over: bool = False
+    started: int = 0
+    running: list[_SearchRun] = field(default_factory=list)
+
+
+@dataclass
+class _SearchRun:
+    """A trial on its way: the step counts still to be measured, and the plan of the first."""
+
+    lane: Lane
+    tried: Tried
+    rungs: list[int]
+    plan: Plan | None = None
+    verdict: Future[bool] | None = None
+
+
+class Searcher:
+    """Runs a search to its end on an executor that is started.
+
+    Args:
+        points: the sweep's points.
+        storage: where the studies live.
+        scheduler: without tasks; the searcher adds them.
+        parallel: trials under way at a time.
+        watcher: hears how it goes.
+        check: called now and then; raises if this process must not go on.
+    """
+
+    def __init__(
+        self,
+        points: PointPlanner,
+        storage: str,
+        scheduler: Scheduler,
+        parallel: int,
+        watcher: Watcher,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.points = points
+        self.scheduler = scheduler
+        self.store: Store = scheduler.store
+        self.parallel = parallel
+        self.watcher = watcher
+        self.check = check
+        # Later trials begin from the unlearned models, and go on from the training states.
+        self.keep = ("unlearned", "checkpoints", *points.sweep.keep)
+        self._keeps_states = "checkpoints" in points.sweep.keep
+        self._states: deque[str] = deque()
+        self._checked: set[str] = set()
+        self._owner = ThreadPoolExecutor(1, thread_name_prefix="resurge-study")
+        self._telling: list[Future[Any]] = []
+        opened = self._owner.submit(open_studies, points, storage).result()
+        self.lanes = [
+            Lane(study_name(points.sweep, fixed), fixed, study) for fixed, study in opened
+        ]
+
+    def run(self) -> None:
+        """Until every study's budget is spent and its best settings are confirmed."""
+        try:
+            for lane in self.lanes:
+                adopted = self._owner.submit(lane.study.adopt).result()
+                self.watcher.begin(lane.name, self._owner.submit(lane.study.tried).result())
+                for tried in adopted:
+                    self._start(lane, tried)
+            while self._is_busy:
+                self._turn()
+            self._finish_telling(wait=True)
+            self._confirm()
+            # A head that was killed has left training states that this one never heard of.
+            self._remember_states(asked_plan(self.points, self._tried()))
+        finally:
+            self._owner.shutdown(wait=True, cancel_futures=True)
+            self._drop_states(0)
+
+    @property
+    def _is_busy(self) -> bool:
+        return any(lane.running or not lane.is_over for lane in self.lanes)
+
+    @property
+    def _under_way(self) -> list[_SearchRun]:
+        return [run for lane in self.lanes for run in lane.running]
+
+    def _turn(self) -> None:
+        """Whatever can be done at once, then wait for the next thing to happen."""
+        self.check()
+        while self._collect() or self._fill():
+            pass
+        self._finish_telling(wait=False)
+        if self.scheduler.is_busy:
+            is_asking = len(self._under_way) < self.parallel or any(
+                run.verdict is not None for run in self._under_way
+            )
+            self.scheduler.advance(0.05 if is_asking else 1.0)
+        elif waiting := list(self._futures()):
+            concurrent.futures.wait(waiting, 1.0, concurrent.futures.FIRST_COMPLETED)
+
+    def _futures(self) -> Iterator[Future[Any]]:
+        for lane in self.lanes:
+            if lane.asked is not None:
+                yield lane.asked
+        for run in self._under_way:
+            if run.verdict is not None:
+                yield run.verdict
+
+    def _fill(self) -> bool:
+        """Start a trial that was asked for ahead; whether there was one."""
+        for lane in self.lanes:
+            if lane.asked is None and not lane.is_over:
+                lane.asked = self._owner.submit(lane.study.ask)
+        if len(self._under_way) >= self.parallel:
+            return False
+        ready = [lane for lane in self.lanes if lane.asked is not None and lane.asked.done()]
+        if not ready:
+            return False
+        lane = min(ready, key=lambda lane: (len(lane.running), lane.started))
+        assert lane.asked is not None  # it was just seen
+        tried, lane.asked = lane.asked.result(), None
+        if tried is None:
+            lane.is_over = True
+        else:
+            self._start(lane, tried)
+        return True
+
+    def _start(self, lane: Lane, tried: Tried) -> None:
+        try:
+            rungs = self.points.rungs(tried.point)
+        except ResurgeError as error:
+            self._tell(lane, tried, lane.study.tell_failed, tried.number, str(error))
+            return
+        # An adopted trial goes on at the rung whose verdict it may not have heard.
+        begin = max(tried.curve, default=0)
+        run = _SearchRun(lane, tried, [rung for rung in rungs if rung >= begin])
+        lane.running.append(run)
+        lane.started += 1
+        self._launch(run)
+
+    def _launch(self, run: _SearchRun) -> None:
+        """Have the trial's next step count measured."""
+        trials = self.points.trials(run.tried.point, run.rungs[0])
+        run.plan = self.points.plan(trials)
+        self._schedule(run.plan)
+
+    def _schedule(self, plan: Plan) -> None:
+        scheduler = self.scheduler
+        for stage in plan.stages:
+            if stage.key in scheduler.done and stage.key not in self._checked:
+                self.store.get(stage)  # refuses a record whose defaults have moved since
+                self._checked.add(stage.key)
+        if not self._lost(plan):
+            known = scheduler.done | scheduler.under_way
+            has_score_workers = self.points.sweep.resources.has_score_workers
+            scheduler.add(make_tasks(plan, known, self.keep, has_score_workers))
+
+    def _lost(self, plan: Plan) -> set[str]:
+        """Keys of the plan's stages that failed, or that wait for such."""
+        outcome = self.scheduler.outcome
+        return {s.key for s in plan.stages} & (outcome.failed.keys() | outcome.skipped)
+
+    def _collect(self) -> bool:
+        """Go on with one trial whose stages are over; whether there was one."""
+        for run in self._under_way:
+            if run.verdict is not None:
+                if run.verdict.done():
+                    self._go_on(run)
+                    return True
+            elif run.plan is not None and self._is_over(run.plan):
+                self._measured(run, run.plan)
+                return True
+        return False
+
+    def _is_over(self, plan: Plan) -> bool:
+        keys = {stage.key for stage in plan.stages}
+        if keys <= self.scheduler.done:
+            return True
+        return bool(self._lost(plan)) and keys.isdisjoint(self.scheduler.under_way)
+
+    def _measured(self, run: _SearchRun, plan: Plan) -> None:
+        lane, tried = run.lane, run.tried
+        study, number = lane.study, tried.number
+        if lost := self._lost(plan):
+            if self._is_hopeless(lane, lost):
+                self._give_up(lane)
+            else:
+                self._end(run, study.tell_failed, number, self._reason(lost))
+            return
+        numbers = self.points.numbers(plan, self.store, tried.point)
+        if numbers.missing is not None:
+            self._end(run, study.tell_failed, number, numbers.missing)
+            return
+        values = [numbers.found[goal.name] for goal in study.goals]
+        if len(run.rungs) == 1:
+            self._end(run, study.tell, number, values, numbers.found, numbers.violations)
+            return
+        run.verdict = self._owner.submit(study.report, number, run.rungs[0], values[0])
+
+    def _go_on(self, run: _SearchRun) -> None:
+        """After a rung: on to the next, or stopped with what was measured."""
+        assert run.verdict is not None and run.plan is not None
+        should_stop, run.verdict = run.verdict.result(), None
+        if not should_stop:
+            del run.rungs[0]
+            self._launch(run)
+            return
+        numbers = self.points.numbers(run.plan, self.store, run.tried.point)
+        study, number = run.lane.study, run.tried.number
+        self._end(run, study.tell_pruned, number, numbers.found, numbers.violations)
+
+    def _is_hopeless(self, lane: Lane, lost: set[str]) -> bool:
+        """Whether what failed is needed by every point of the study, the unlearned model say."""
+        if lane.study.space.size == 1:
+            return False
+        plans = (self.points.plan(self.points.trials(p)) for p in lane.study.space.corners())
+        shared = set.intersection(*({stage.key for stage in plan.stages} for plan in plans))
+        return not shared.isdisjoint(lost & self.scheduler.outcome.failed.keys())
+
+    def _give_up(self, lane: Lane) -> None:
+        """Spend no budget on what cannot be measured now; the next attempt adopts the trials."""
+        lane.running, lane.asked, lane.is_over = [], None, True
+
+    def _reason(self, lost: set[str]) -> str:
+        failed = self.scheduler.outcome.failed
+        events = [failed[key] for key in sorted(lost) if key in failed]
+        known = [f"{event.message} (log: {event.log_path})" for event in events]
+        return known[0] if known else "a stage that it needs failed in an earlier trial"
+
+    def _end(self, run: _SearchRun, tell: Callable[..., None], *values: Any) -> None:
+        run.lane.running.remove(run)
+        if run.plan is not None:
+            self._remember_states(run.plan)
+        self._tell(run.lane, run.tried, tell, *values)
+
+    def _tell(self, lane: Lane, tried: Tried, tell: Callable[..., None], *values: Any) -> None:
+        """Have the study told, behind what it was asked before."""
+
+        def told() -> None:
+            tell(*values)
+            self.watcher.told(lane.name, lane.study.one(tried.number))
+
+        self._telling.append(self._owner.submit(told))
+
+    def _finish_telling(self, wait: bool) -> None:
+        """Raise what went wrong while telling."""
+        over = [future for future in self._telling if wait or future.done()]
+        for future in over:
+            future.result()
+            self._telling.remove(future)
+
+    def _remember_states(self, plan: Plan) -> None:
+        """Keep the newest training states; an unlearning's are of no use once it is done."""
+        if self._keeps_states:
+            return
+        for stage in plan.stages:
+            if stage.kind == "unlearn":
+                self.store.drop_checkpoints(stage.digest)
+            elif stage.trajectory and stage.trajectory not in self._states:
+                self._states.append(stage.trajectory)
+        self._drop_states(self.points.search.settings.checkpoints * len(self.points.sweep.seeds))
+
+    def _drop_states(self, kept: int) -> None:
+        plans = [run.plan for run in self._under_way if run.plan is not None]
+        needed = {stage.trajectory for plan in plans for stage in plan.stages}
+        for trajectory in list(self._states):
+            if len(self._states) > kept and trajectory not in needed:
+                self._states.remove(trajectory)
+                self.store.drop_checkpoints(trajectory)
+
+    def _tried(self) -> list[tuple[str, Point, list[Tried]]]:
+        """By study its name, what it holds fixed, and its trials."""
+        return [
+            (lane.name, lane.fixed, self._owner.submit(lane.study.tried).result())
+            for lane in self.lanes
+        ]
+
+    def _confirm(self) -> None:
+        """Run every study's best settings on fresh seeds, with their controls."""
+        plans = []
+        for _, _, trials in self._tried():
+            plans += [self.points.confirming(t.point) for t in confirmed(trials, self.points)]
+        self.watcher.confirming(len(plans))
+        for plan in plans:
+            self._schedule(plan)
+        while self.scheduler.is_busy:
+            self.check()
+            self.scheduler.advance(1.0)
+        for plan in plans:
+            self._remember_states(plan)

@@ -1,0 +1,1 @@
+"""Paired comparison, intervals, power and Kaplan–Meier: numbers in, numbers out."""

@@ -1,0 +1,30 @@
+"""A file of the store, as a listing shows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.core.errors import StoreError
+
+
+def check_path(path: str) -> None:
+    """Raise if a path could leave the store: names in it come from sweep files and records.
+
+    Raises:
+        StoreError: it has an empty part, `.`, `..`, a backslash or a NUL.
+    """
+    parts = path.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\\" in path or "\0" in path:
+        raise StoreError(
+            f"{path!r} is no path in a store: its parts, between '/', must be names, not empty, "
+            "'.' or '..', without backslash and NUL"
+        )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file: its path below the store's root, its size, and when it changed (seconds of 1970)."""
+
+    path: str
+    size_bytes: int
+    changed_s: float

@@ -1,0 +1,51 @@
+"""Setting a damaged record aside, with its objects, so that its stage is not done any more.
+
+quarantine/<16 hex>-<8 hex>/record.json, reason.json, objects/…
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from orchestrator.store.files import Files
+
+FOLDER = "quarantine"
+log = logging.getLogger("resurge.store")
+
+
+def set_aside(files: Files, key: str, data: bytes, reason: str) -> str | None:
+    """Move the record that was read as `data` out of the way; the folder that it is in now.
+
+    None if there is another record by now, or none: somebody else has set it aside, and perhaps
+    made it again, which must stay.
+    """
+    path = f"records/{key}.json"
+    if files.read_bytes(path) != data:
+        return None
+    folder = f"{FOLDER}/{key}-{hashlib.sha256(data).hexdigest()[:8]}"
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    why = {"key": key, "reason": reason, "set_aside": now}
+    files.write(f"{folder}/reason.json", json.dumps(why, indent=1))
+    # The record goes first: without it nobody looks for the objects.
+    files.move(path, f"{folder}/record.json")
+    for named in _objects(key, data):
+        files.move(named, f"{folder}/{named}")
+    log.warning("record %s was set aside in %s: %s", key, folder, reason)
+    return folder
+
+
+def _objects(key: str, data: bytes) -> Iterator[str]:
+    """The paths that a record names, as far as it can be read; what it cannot say, `gc` finds."""
+    try:
+        blobs: Any = json.loads(data)["objects"].values()
+        paths = [str(blob["path"]) for blob in blobs]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return
+    for path in paths:
+        if path.startswith(f"objects/{key}-") and ".." not in path:
+            yield path

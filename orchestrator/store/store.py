@@ -1,0 +1,357 @@
+"""The store: records and objects by digest, on a local folder, s3:// or gs://.
+
+Layout below the root:
+
+    records/<16 hex>.json           a stage's record; its presence is the commit
+    objects/<16 hex>-<8 hex>/…      the files that a record names
+    checkpoints/<16 hex>/<phase>/<step>/…
+                                    a trajectory's or an unlearning's training state, removed when
+                                    it is complete
+    failures/<16 hex>.json          the last failure of a stage that has no record
+    sweeps/<name>.json              a sweep as it was last run
+    quarantine/<16 hex>-<8 hex>/…   a damaged record with its objects, and why
+
+A stage's objects are written first, to a folder that no other attempt uses; its record comes last
+and in one move. Whatever is killed before that leaves nothing that anyone reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from orchestrator.core.errors import CorruptObject, StoreError
+from orchestrator.core.stage import Stage
+from orchestrator.store.files import Files, sha256_of
+from orchestrator.store.patience import Patience
+from orchestrator.store.quarantine import set_aside
+from orchestrator.store.record import Blob as Blob
+from orchestrator.store.record import Record as Record
+
+
+def record_of(store: Store, stage: Stage) -> Record:
+    """The record of a stage that was done before.
+
+    Raises:
+        CorruptObject: it is gone: somebody found it damaged, and has not made it again yet.
+    """
+    record = store.get(stage)
+    if record is None:
+        raise CorruptObject(f"{stage!r} is not in the store any more", stage.digest)
+    return record
+
+
+_VERIFIED: set[tuple[str, int, int]] = set()
+"""Local files (path, bytes, mtime in ns) whose hash this process has seen to be right."""
+
+
+class Store:
+    """Content-addressed results. All methods may be called from several processes at a time.
+
+    Args:
+        location: a folder, or a URI: s3://bucket/prefix, gs://bucket/prefix, file:///folder.
+        patience: how long trouble that may pass is waited for.
+
+    Raises:
+        StoreUnavailable: from every method, when the store could not be reached for that long.
+    """
+
+    def __init__(self, location: str | Path, patience: Patience | None = None) -> None:
+        self.files = Files(location, patience)
+        self.location, self.root = self.files.location, self.files.root
+
+    # Records
+
+    def keys(self) -> set[str]:
+        """The 16-digit keys of every stage with a record: one listing."""
+        return {name.removesuffix(".json") for name in self.files.list("records")}
+
+    def get(self, stage: Stage) -> Record | None:
+        """The stage's record, or None.
+
+        Raises:
+            StoreError: the record was made with other settings, because a plug-in's default has
+                moved without its version; or another stage has the same 16 digits.
+        """
+        record = self.record(stage.key)
+        if record is not None:
+            _compare(stage, record)
+        return record
+
+    def record(self, key: str) -> Record | None:
+        """The record with that 16-digit key, or None.
+
+        One that cannot be read is set aside and counts as none.
+
+        Raises:
+            StoreError: a later Resurge wrote it.
+        """
+        data = self.files.read_bytes(f"records/{key}.json")
+        if data is None:
+            return None
+        try:
+            return Record.from_bytes(key, data)
+        except ValueError as error:
+            set_aside(self.files, key, data, str(error))
+            return None
+
+    def commit(
+        self,
+        stage: Stage,
+        files: Mapping[str, Path],
+        metrics: Mapping[str, float],
+        started: str,
+        seconds: float,
+        provenance: Mapping[str, Any],
+    ) -> Record:
+        """Move `files` into the store and write the record, last. The first commit wins."""
+        if (earlier := self.get(stage)) is not None:
+            return earlier
+        folder = f"objects/{stage.key}-{uuid.uuid4().hex[:8]}"
+        record = Record(
+            digest=stage.digest,
+            kind=stage.kind,
+            plugin=stage.plugin,
+            version=stage.version,
+            identity=stage.identity,
+            settings=stage.settings,
+            seed=stage.seed,
+            parent=stage.parent.digest if stage.parent else None,
+            metrics=dict(metrics),
+            objects={name: self._put(path, f"{folder}/{name}") for name, path in files.items()},
+            started=started,
+            seconds=seconds,
+            provenance=dict(provenance),
+            inputs={name: made.digest for name, made in stage.inputs.items()},
+        )
+        self.files.write(f"records/{stage.key}.json", record.to_text())
+        self.files.delete(f"failures/{stage.key}.json")
+        return record
+
+    def copy(self, stage: Stage, to: Store) -> bool:
+        """Commit the stage's record and files to another store; False if there is no record."""
+        record = self.get(stage)
+        if record is None:
+            return False
+        with to.scratch() as folder:
+            files = {}
+            for name in record.objects:
+                with self.object(record, name) as path:
+                    files[name] = Path(shutil.copy(path, folder / name))
+            to.commit(
+                stage, files, record.metrics, record.started, record.seconds, record.provenance
+            )
+        return True
+
+    @contextmanager
+    def object(self, record: Record, name: str) -> Iterator[Path]:
+        """A local path of one of the record's files, for reading; its content is verified.
+
+        Raises:
+            StoreError: the record has no such file.
+            CorruptObject: the file is gone, cut short, or not what was written. Its record has
+                been set aside, so that the stage of the error's `key` (16 digits) and `digest` (64)
+                is not done any more. Whoever wants the file runs that stage again, and what it
+                takes from its own parents may turn out to be damaged in turn.
+        """
+        blob = record.objects.get(name)
+        if blob is None:
+            raise StoreError(f"{record.kind} {record.key} kept no {name!r}")
+        with ExitStack() as stack:
+            path, fault = self._fetch(stack, blob)
+            if fault is not None and not self.files.is_local:
+                path, fault = self._fetch(stack, blob)  # it may have been damaged on its way
+            if fault is not None:
+                self._reject(record, f"{blob.path} {fault}")
+            yield path
+
+    def faults(self, record: Record) -> list[str]:
+        """What is wrong with the record's files; nothing is changed."""
+        found = []
+        for blob in record.objects.values():
+            with ExitStack() as stack:
+                _, fault = self._fetch(stack, blob)
+                if fault is not None:
+                    found.append(f"{blob.path} {fault}")
+        return found
+
+    def _fetch(self, stack: ExitStack, blob: Blob) -> tuple[Path, str | None]:
+        """A blob's local path, and what is wrong with it."""
+        try:
+            path = stack.enter_context(self.files.as_local(blob.path))
+            doing = f"read {self.location}/{blob.path}"
+            return path, self.files.patience.call(doing, lambda: self._fault(path, blob))
+        except FileNotFoundError:
+            return Path(blob.path), "is missing"
+
+    def _fault(self, path: Path, blob: Blob) -> str | None:
+        """What is wrong with a local file that should be the blob; None if nothing is."""
+        stat = path.stat()
+        if stat.st_size != blob.size_bytes:
+            return f"has {stat.st_size} bytes and not {blob.size_bytes}: it was cut short"
+        seen = (str(path), stat.st_size, stat.st_mtime_ns)
+        if seen in _VERIFIED:
+            return None
+        if sha256_of(path) != blob.sha256:
+            return "is not what was written: its SHA-256 is another"
+        if self.files.is_local:  # a bucket's copy is another file each time
+            _VERIFIED.add(seen)
+        return None
+
+    def _reject(self, record: Record, why: str) -> None:
+        """Set a record aside and say so; one that was changed meanwhile stays as it is now."""
+        path = f"records/{record.key}.json"
+        data = self.files.read_bytes(path)
+        if data is not None and json.loads(data) == json.loads(record.to_text()):
+            set_aside(self.files, record.key, data, why)
+        raise CorruptObject(
+            f"{record.kind} {record.key} is damaged: {why}. It was set aside in quarantine/; run "
+            "the sweep again, which makes it again",
+            record.digest,
+        )
+
+    # Checkpoints
+
+    def checkpoints(self, digest: str, phase: str = "train") -> list[int]:
+        """Step counts at which a trajectory's (or a stage's) training state is stored, in order."""
+        folder = f"checkpoints/{digest[:16]}/{phase}"
+        return sorted(
+            int(step)
+            for step in self.files.list(folder)
+            if self.files.exists(f"{folder}/{step}/checkpoint.json")
+        )
+
+    def put_checkpoint(
+        self, digest: str, step: int, tensors: Path, state: Any, phase: str = "train"
+    ) -> None:
+        """Store the training state at `step`, then forget the phase's earlier ones."""
+        folder = f"checkpoints/{digest[:16]}/{phase}"
+        earlier = self.checkpoints(digest, phase)
+        blob = self._put(tensors, f"{folder}/{step}/tensors.safetensors")
+        values = {"state": state, "size_bytes": blob.size_bytes, "sha256": blob.sha256}
+        self.files.write(f"{folder}/{step}/checkpoint.json", json.dumps(values))
+        for old in earlier:
+            if old < step:
+                self.files.delete_folder(f"{folder}/{old}")
+
+    @contextmanager
+    def checkpoint(
+        self, digest: str, step: int, phase: str = "train"
+    ) -> Iterator[tuple[Path, Any]]:
+        """The stored training state at `step`: a local safetensors path, and JSON values.
+
+        Raises:
+            StoreError: there is none, or it is damaged; a damaged one is deleted.
+        """
+        folder = f"checkpoints/{digest[:16]}/{phase}/{step}"
+        values = self.read_json(f"{folder}/checkpoint.json")
+        if values is None:
+            raise StoreError(f"{folder} is not a complete checkpoint")
+        path = f"{folder}/tensors.safetensors"
+        with ExitStack() as stack:
+            local, fault = self._fetch(stack, Blob(path, values["size_bytes"], values["sha256"]))
+            if fault is not None:
+                self.files.delete_folder(folder)
+                raise StoreError(f"{path} {fault}. It was deleted: run the sweep again")
+            yield local, values["state"]
+
+    def drop_checkpoints(self, digest: str) -> None:
+        """Forget all training states of a trajectory or a stage."""
+        self.files.delete_folder(f"checkpoints/{digest[:16]}")
+
+    # Failures and sweeps
+
+    def put_failure(
+        self,
+        stage: Stage,
+        message: str,
+        log_path: str | None,
+        cause: str = "bug",
+        curve: Sequence[tuple[int, float]] = (),
+    ) -> None:
+        """Remember why a stage has no record; `curve` is what it had of (step, loss)."""
+        values = {
+            "digest": stage.digest,
+            "message": message,
+            "log_path": log_path,
+            "cause": cause,
+            "curve": list(curve),
+        }
+        self.files.write(f"failures/{stage.key}.json", json.dumps(values, indent=1))
+
+    def failures(self) -> dict[str, dict[str, Any]]:
+        """The last failure of every stage that has no record, by key."""
+        names = self.files.list("failures")
+        found = {name.removesuffix(".json"): self.read_json(f"failures/{name}") for name in names}
+        return {key: failure for key, failure in found.items() if failure is not None}
+
+    def put_sweep(self, name: str, values: Mapping[str, Any]) -> None:
+        """Remember a sweep as it was last run."""
+        self.files.write(f"sweeps/{name}.json", json.dumps(values, indent=1))
+
+    def sweep(self, name: str) -> dict[str, Any] | None:
+        """The sweep of that name as it was last run, or None."""
+        found: dict[str, Any] | None = self.read_json(f"sweeps/{name}.json")
+        return found
+
+    def sweeps(self) -> list[str]:
+        """The names of the sweeps that were run on this store."""
+        return sorted(name.removesuffix(".json") for name in self.files.list("sweeps"))
+
+    # Files
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder for a stage's files; beside the store where a move is then a rename."""
+        parent = None
+        if self.files.is_local:
+            parent = f"{self.root}/scratch"
+            self.files.patience.call(f"write {parent}", lambda: os.makedirs(parent, exist_ok=True))
+        with tempfile.TemporaryDirectory(dir=parent) as folder:
+            yield Path(folder)
+
+    def read_json(self, path: str) -> Any:
+        """A file's JSON value; None if there is no such file.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        data = self.files.read_bytes(path)
+        try:
+            return None if data is None else json.loads(data)
+        except ValueError as error:
+            raise StoreError(
+                f"{self.location}/{path} is damaged ({error}): delete it; the next run that needs "
+                "it writes it again"
+            ) from error
+
+    def _put(self, source: Path, path: str) -> Blob:
+        return Blob(path, *self.files.put(source, path))
+
+
+def _compare(stage: Stage, record: Record) -> None:
+    if record.digest != stage.digest:
+        raise StoreError(f"two stages share the key {stage.key}: {stage.digest}, {record.digest}")
+    moved = list(_moved(stage.settings, record.settings, ""))
+    if moved:
+        raise StoreError(
+            f"a default of {stage.kind} plug-in {stage.plugin!r} has moved without its version: "
+            f"{'; '.join(moved)}. Raise the plug-in's `version` from {stage.version} to "
+            f"{stage.version + 1}, or put the default back"
+        )
+
+
+def _moved(now: Any, then: Any, path: str) -> Iterator[str]:
+    """Settings that both sides have and that differ; a new setting is not a moved one."""
+    if isinstance(now, Mapping) and isinstance(then, Mapping):
+        for name in now.keys() & then.keys():
+            yield from _moved(now[name], then[name], f"{path}.{name}" if path else name)
+    elif now != then:
+        yield f"{path} was {then!r} and is {now!r}"

@@ -1,0 +1,1 @@
+"""An Optuna study: its storage, its owner, what it tried, and what it found."""

@@ -1,0 +1,106 @@
+"""A study in words: what is sought and how, and what was found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from orchestrator.core.text import axis_value, number
+from orchestrator.study.points import PointPlanner
+from orchestrator.study.tried import TriedState, in_order
+from orchestrator.study.worst_case import WorstCase
+from orchestrator.sweep.search import Goal, Search
+from orchestrator.sweep.space import Categorical, Dimension, Point, Space
+
+
+def counted_seeds(count: int) -> str:
+    """'1 seed', '3 seeds'."""
+    return f"{count} seed{'' if count == 1 else 's'}"
+
+
+def goals_text(goals: Sequence[Goal]) -> str:
+    """'maximise resurgence and minimise finetune.steps'."""
+    return " and ".join(f"{'max' if g.maximize else 'min'}imise {g.name}" for g in goals)
+
+
+def values_text(dimension: Dimension) -> str:
+    """'related, unrelated', '1e-5 to 3e-3, logarithmic'."""
+    if isinstance(dimension, Categorical):
+        return ", ".join(number(label) for label in dimension.labels)
+    laid = ", logarithmic" if dimension.log else ""
+    step = f", in steps of {number(dimension.step)}" if dimension.step else ""
+    return f"{number(dimension.low)} to {number(dimension.high)}{laid}{step}"
+
+
+def when_text(dimension: Dimension) -> str:
+    return " and ".join(
+        f"{name} is {' or '.join(map(str, values))}" for name, values in dimension.when
+    )
+
+
+def point_text(point: Point, space: Space) -> str:
+    """'related lora lr=1e-3 steps=400': the searched settings of a point."""
+    names = [d.name for d in space.dimensions if d.name in point]
+    return " ".join(axis_value(name, point[name], "=") for name in names)
+
+
+_STATE_WORDS: Mapping[TriedState, str] = {
+    "done": "run to the end",
+    "pruned": "pruned",
+    "failed": "failed",
+}
+
+
+def asked(points: PointPlanner) -> dict[str, str]:
+    """What is sought, and how, by name."""
+    search, settings = points.search, points.search.settings
+    goals = {
+        word: ", ".join(goal.name for goal in search.goals if goal.maximize == is_up)
+        for word, is_up in (("maximize", True), ("minimize", False))
+    }
+    return {
+        **{word: names for word, names in goals.items() if names},
+        "subject_to": _bounds_text(search) or "nothing",
+        "sampler": settings.sampler,
+        "pruner": settings.pruner,
+        "trials": str(settings.trials),
+        "seeds": ", ".join(str(seed) for seed in points.sweep.seeds),
+        "confirm": confirm_text(search),
+    }
+
+
+def confirm_text(search: Search) -> str:
+    """'top 3 on 5 seeds'."""
+    confirm = search.confirm
+    return f"top {confirm.top} on {counted_seeds(confirm.seeds)}" if confirm.top else "nothing"
+
+
+def sentences(case: WorstCase, search: Search) -> Iterator[str]:
+    """What was found, what was tried, and what was asked."""
+    yield _found(case)
+    counts = [f"{case.count(state)} {word}" for state, word in _STATE_WORDS.items()]
+    yield f"{len(in_order(case.trials))} of {case.budget} trials: {', '.join(counts)}."
+    bounds = f", subject to {_bounds_text(search)}" if search.subject_to else ""
+    goals = goals_text(case.goals)
+    yield (
+        f"{goals[0].upper()}{goals[1:]}{bounds}. Sampler {search.settings.sampler}, pruner "
+        f"{search.settings.pruner}."
+    )
+
+
+def _found(case: WorstCase) -> str:
+    worst = case.worst
+    if worst is None or worst.goal is None:
+        return "No worst case is confirmed."
+    mean, seeds = worst.goal, worst.setting.planned
+    sure = f", 95% interval {mean.low:.2f} to {mean.high:.2f}"
+    return (
+        f"Worst case: {point_text(worst.tried.point, case.space)}. On {seeds} fresh "
+        f"seed{'' if seeds == 1 else 's'} {case.goals[0].name} is {mean.value:.2f}"
+        f"{sure if math.isfinite(mean.high - mean.low) else ''}; the search's own figure, "
+        f"{worst.searched:.2f}, is too large on average."
+    )
+
+
+def _bounds_text(search: Search) -> str:
+    return ", ".join(f"{bound.name} {bound}" for bound in search.subject_to)

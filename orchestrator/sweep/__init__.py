@@ -1,0 +1,1 @@
+"""A sweep as values: what is asked for, before anything is planned."""

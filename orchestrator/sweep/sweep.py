@@ -1,0 +1,180 @@
+"""The sweep: everything that a sweep file says, as validated values."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from orchestrator.core.plugin import Asked, BasePlugin, MetricPlugin, Plugin
+from orchestrator.core.settings import Settings
+from orchestrator.sweep.grid import EditAxes, Grid
+from orchestrator.sweep.resources import Resources
+from orchestrator.sweep.search import Search
+from orchestrator.sweep.trial import Trial
+
+
+def trials(sweep: Sweep) -> tuple[Trial, ...]:
+    """Every trial of a sweep, in the grid's order; no two have the same parameters."""
+    return sweep.grid.expansion.trials
+
+
+def probes(base: BasePlugin, concept: str, evaluate: Evaluate) -> list[dict[str, str]]:
+    """What every model is asked: the erased concept, the retained ones, a never-known one.
+
+    The erased concept gets all its prompts (they are the clusters of the statistics), a retained
+    concept its first, the never-known one its first two.
+    """
+    asked = [("erased", concept, prompt) for prompt in evaluate.prompts_for(base, concept)]
+    for other in evaluate.retained(base, concept):
+        asked.append(("retained", other, evaluate.prompts_for(base, other)[0]))
+    if (stranger := base.never_known()) is not None:
+        strange = evaluate.prompts_for(base, stranger)[:2]
+        asked += [("never_known", stranger, prompt) for prompt in strange]
+    return [{"role": role, "concept": of, "prompt": prompt} for role, of, prompt in asked]
+
+
+def all_asked(grid: Grid, evaluate: Evaluate) -> list[Asked]:
+    """The same in numbers, for each concept that the base knows."""
+    known = grid.base.concepts()
+    erased = [c for c in grid.all_concepts() if known is None or c in known]
+    return [_in_numbers(grid.base, concept, evaluate) for concept in erased]
+
+
+def _in_numbers(base: BasePlugin, concept: str, evaluate: Evaluate) -> Asked:
+    prompts = Counter(probe["role"] for probe in probes(base, concept, evaluate))
+    each = evaluate.sample.settings.images_per_prompt
+    pictures = {role: each * count for role, count in prompts.items()}
+    return Asked(evaluate.retained(base, concept), pictures)
+
+
+Keep = Literal["unlearned", "finetuned", "checkpoints"]
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """How a model is judged. `sample` is the recipe that makes the images."""
+
+    metrics: tuple[MetricPlugin, ...]
+    sample: Plugin
+    retain: tuple[str, ...] | None = None
+    prompts: tuple[str, ...] | None = None
+    controls: bool = True
+
+    def retained(self, base: BasePlugin, concept: str) -> tuple[str, ...]:
+        """The concepts whose health is watched: the file's, or the base's own."""
+        return base.retained(concept) if self.retain is None else self.retain
+
+    def prompts_for(self, base: BasePlugin, concept: str) -> tuple[str, ...]:
+        """The prompts that ask for a concept: the file's templates, or the base's own."""
+        if self.prompts is None:
+            return base.prompts(concept)
+        return tuple(template.replace("{concept}", concept) for template in self.prompts)
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """A validated sweep. Two sweeps are equal when they mean the same, however they are written.
+
+    `grid` is the part that spans the trials; `search` replaces its axes by a space; `source` is the
+    file's text without credentials.
+    """
+
+    name: str
+    grid: Grid
+    evaluate: Evaluate
+    keep: tuple[Keep, ...]
+    resources: Resources
+    store: str | None
+    mlflow: str | None
+    source: str
+    search: Search | None = None
+
+    @property
+    def base(self) -> BasePlugin:
+        """The model to begin from."""
+        return self.grid.base
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """The concepts to erase, each on its own."""
+        return self.grid.concepts
+
+    @property
+    def edits(self) -> tuple[EditAxes, ...]:
+        """What is done to the model, in order."""
+        return self.grid.edits
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of the edits."""
+        return self.grid.seeds
+
+    def canonical(self) -> dict[str, Any]:
+        """The sweep as JSON values, overrides applied; `parse` of its JSON gives it again."""
+        grid = self.grid
+        found = {
+            "name": self.name,
+            "base": _named(grid.base),
+            "concept": list(grid.concepts),
+            "edits": [_canonical_edit(edit) for edit in grid.edits],
+            "evaluate": _canonical_evaluate(self.evaluate),
+            "seeds": list(grid.seeds),
+            "keep": list(self.keep),
+            "zip": [list(names) for names in grid.zips] or None,
+            "exclude": [_lists(point.values) for point in grid.exclude] or None,
+            "include": [_lists(point.values) for point in grid.include] or None,
+            "search": self.search.canonical() if self.search else None,
+            "resources": _canonical_resources(self.resources),
+            "store": self.store,
+            "mlflow": self.mlflow,
+        }
+        return _without_none(found)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sweep) and self.canonical() == other.canonical()
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.concepts, self.seeds))
+
+
+def given_settings(settings: Settings) -> dict[str, Any]:
+    """The settings that were set, as JSON values."""
+    return settings.model_dump(mode="json", exclude_unset=True)
+
+
+def _named(plugin: Plugin) -> dict[str, Any]:
+    return {plugin.name: given_settings(plugin.settings)}
+
+
+def _lists(values: Mapping[str, tuple[Any, ...]]) -> dict[str, list[Any]]:
+    return {name: list(some) for name, some in values.items()}
+
+
+def _canonical_edit(edit: EditAxes) -> dict[str, Any]:
+    choices = [{choice.label: _lists(choice.settings)} for choice in edit.choices]
+    if edit.kind == "unlearn":
+        return {"unlearn": choices}
+    return {"finetune": {"dataset": choices, **_lists(edit.settings)}}
+
+
+def _canonical_evaluate(evaluate: Evaluate) -> dict[str, Any]:
+    return {
+        "metrics": [_named(metric) for metric in evaluate.metrics],
+        **given_settings(evaluate.sample.settings),
+        "retain": None if evaluate.retain is None else list(evaluate.retain),
+        "prompts": None if evaluate.prompts is None else list(evaluate.prompts),
+        "controls": evaluate.controls,
+    }
+
+
+def _canonical_resources(resources: Resources) -> dict[str, Any]:
+    found = resources.model_dump(mode="json", exclude={"executor_settings"})
+    if resources.executor_settings:
+        found["executor"] = {resources.executor: resources.executor_settings}
+    return found
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

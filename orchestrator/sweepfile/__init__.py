@@ -1,0 +1,1 @@
+"""A sweep's YAML to a Sweep, with every error in one report."""

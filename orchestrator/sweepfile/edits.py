@@ -1,0 +1,90 @@
+"""Reads the edits of a sweep file: what is done to a model, and over which values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal, get_args
+
+from orchestrator.config.fields import known
+from orchestrator.config.yaml_tree import At, Node, show
+from orchestrator.core.hints import nearest
+from orchestrator.core.registry import find, registry
+from orchestrator.sweep.grid import EditAxes
+from orchestrator.sweepfile.axes import all_plugin_axes, axis
+
+EditKind = Literal["unlearn", "finetune"]
+KINDS: tuple[EditKind, ...] = get_args(EditKind)
+ALWAYS_SHOWN = ("adapter", "learning_rate", "steps")
+"""Fine-tuning settings that every trial names, given or not."""
+
+
+def edits(at: At, searched: Mapping[str, At]) -> tuple[EditAxes, ...]:
+    """The list of edits, in the order in which they are applied.
+
+    `searched` is a search's space: a data set that it chooses need not be named here.
+    """
+    if not isinstance(at.value, list):
+        at.say("must be a list of edits ('- unlearn: …' and '- finetune: …')")
+        return ()
+    if not at.value:
+        at.say("must have at least one edit but is empty")
+    found: list[EditAxes] = []
+    counts = dict.fromkeys(KINDS, 0)
+    for item in at.items():
+        kind = _kind(item)
+        if kind is None:
+            continue
+        counts[kind] += 1
+        key = kind if counts[kind] == 1 else f"{kind}_{counts[kind]}"
+        if kind == "unlearn":
+            found.append(_unlearn(key, item.key(kind)))
+        else:
+            found.append(_finetune(key, item.key(kind), searched.get(f"{key}.dataset")))
+    return tuple(found)
+
+
+def _kind(at: At) -> EditKind | None:
+    got = at.value
+    if not isinstance(got, dict) or not got:
+        at.say(f"must be 'unlearn: …' or 'finetune: …' but got {show(at.node.plain())}{_hint(got)}")
+        return None
+    if len(got) > 1:
+        at.say(f"must be one edit but names {len(got)} ({', '.join(got)}); begin each with '-'")
+        return None
+    name = next(iter(got))
+    for kind in KINDS:
+        if kind == name:
+            return kind
+    hint = nearest(name, list(KINDS)) or _hint(name)
+    at.say_key(name, f"unknown edit {name!r}{hint} (allowed: unlearn, finetune)")
+    return None
+
+
+def _hint(got: object) -> str:
+    if not isinstance(got, str):
+        return ""
+    if got in registry("unlearner"):
+        return f"; did you mean 'unlearn: {got}'?"
+    if got in registry("dataset"):
+        return f"; did you mean 'finetune: {{dataset: {got}}}'?"
+    return ""
+
+
+def _unlearn(key: str, at: At) -> EditAxes:
+    return EditAxes(key, "unlearn", all_plugin_axes(at, "unlearner"), place=at.place)
+
+
+def _finetune(key: str, at: At, searched: At | None) -> EditAxes:
+    """`dataset` chooses the data; the other keys are the fine-tuning recipe's settings."""
+    cls = find("recipe", "finetune").Settings
+    if at.value is None and searched is not None:
+        at = replace(at, node=Node({}, at.node.line))
+    required = () if searched is not None else ("dataset",)
+    given = known(at, ("dataset", *cls.model_fields), required=required)
+    named = given.pop("dataset", searched)
+    datasets = all_plugin_axes(named, "dataset") if named is not None else ()
+    defaults = cls().full()
+    settings = {name: (defaults[name],) for name in ALWAYS_SHOWN if name not in given}
+    settings |= {name: axis(cls, name, value) for name, value in given.items()}
+    return EditAxes(key, "finetune", datasets, settings, at.place)

@@ -1,0 +1,88 @@
+"""The `evaluate` block: what is drawn and how it is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import cast
+
+from orchestrator.config.fields import fill, known, single, texts
+from orchestrator.config.yaml_tree import At, show
+from orchestrator.core.hints import suggest
+from orchestrator.core.plugin import Asked, MetricPlugin
+from orchestrator.core.registry import find, registry
+from orchestrator.sweep.grid import Grid
+from orchestrator.sweep.sweep import Evaluate, all_asked
+from orchestrator.sweepfile.grid import concepts
+
+
+def is_given(entries: Mapping[str, At], key: str) -> bool:
+    """Whether a key whose default is null has a value."""
+    return key in entries and entries[key].value is not None
+
+
+def read_evaluate(at: At, grid: Grid | None) -> Evaluate | None:
+    recipe = find("recipe", "sample")
+    own = ("metrics", "retain", "prompts", "controls")
+    start = len(at.problems)
+    given = known(at, (*own, *recipe.Settings.model_fields), required=("metrics",))
+    sample = fill(recipe.Settings, {k: v for k, v in given.items() if k not in own}, at)
+    retain = _retain(given["retain"], grid) if is_given(given, "retain") else None
+    prompts = _prompts(given["prompts"]) if is_given(given, "prompts") else None
+    controls = _flag(given["controls"]) if "controls" in given else True
+    found = Evaluate((), recipe(sample), retain, prompts, controls) if sample else None
+    is_sound = len(at.problems) == start
+    asked = all_asked(grid, found) if grid and found and is_sound else []
+    metrics = _metrics(given["metrics"], grid, asked) if "metrics" in given else ()
+    return replace(found, metrics=metrics) if found and metrics else None
+
+
+def _metrics(at: At, grid: Grid | None, asked: Sequence[Asked]) -> tuple[MetricPlugin, ...]:
+    if not at.items():
+        at.say(f"must have at least one metric but is empty{suggest('', registry('metric'))}")
+    found: list[MetricPlugin] = []
+    for item in at.items():
+        pair = single(item, "metric")
+        if pair is None:
+            continue
+        metric = cast("MetricPlugin", pair[0](pair[1]))
+        if any(metric.name == other.name for other in found):
+            item.say(f"duplicate value: the metric {metric.name!r} stands before")
+        for what in _misfits(metric, grid, asked) if grid else ():
+            item.say(what)
+        found.append(metric)
+    return tuple(found)
+
+
+def _misfits(metric: MetricPlugin, grid: Grid, asked: Sequence[Asked]) -> Iterator[str]:
+    """Why a metric cannot judge what this sweep erases, or what it asks for beside it."""
+    for concept in grid.all_concepts():
+        yield from metric.problems(grid.base, concept)
+    for one in asked:
+        yield from metric.problems_with(one)
+
+
+def _retain(at: At, grid: Grid | None) -> tuple[str, ...]:
+    if at.value == []:
+        return ()
+    found = concepts(at, grid.base.concepts() if grid else None)
+    erased = grid.all_concepts() if grid else ()
+    for item in at.items():
+        if item.value in erased:
+            item.say(f"{item.value!r} is erased by this sweep and cannot be retained too")
+    return found
+
+
+def _prompts(at: At) -> tuple[str, ...]:
+    """Templates in which {concept} stands for the concept."""
+    found = texts(at)
+    for item in at.items():
+        if isinstance(item.value, str) and "{concept}" not in item.value:
+            item.say(f"must contain {{concept}} but got {show(item.value)}")
+    return found
+
+
+def _flag(at: At) -> bool:
+    if not isinstance(at.value, bool):
+        at.say(f"must be true or false but got {show(at.node.plain())}")
+    return bool(at.value)

@@ -1,0 +1,143 @@
+"""Sweep: a YAML file as validated, frozen values; everything wrong with it in one report."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast, get_args
+
+from orchestrator.config.fields import fill, known, refuse_credentials, single, text, texts
+from orchestrator.config.yaml_tree import At, read_yaml, show
+from orchestrator.core.errors import Problem, SweepError
+from orchestrator.core.hints import nearest, suggest
+from orchestrator.core.redact import redact
+from orchestrator.sweep.resources import Resources
+from orchestrator.sweep.sweep import Keep, Sweep, given_settings
+from orchestrator.sweepfile import overrides as command_line
+from orchestrator.sweepfile.evaluate import is_given, read_evaluate
+from orchestrator.sweepfile.grid import read_grid
+from orchestrator.sweepfile.search import read_search
+
+REQUIRED = ("name", "concept", "edits", "evaluate")
+KEYS = (
+    "name",
+    "base",
+    "concept",
+    "edits",
+    "evaluate",
+    "seeds",
+    "keep",
+    "include",
+    "exclude",
+    "zip",
+    "search",
+    "resources",
+    "store",
+    "mlflow",
+)
+
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
+    """Read, override and check a sweep file.
+
+    Raises:
+        SweepError: with everything that is wrong in it.
+    """
+    file = str(path)
+    try:
+        return parse(path.read_bytes().decode("utf-8-sig"), file, overrides)
+    except FileNotFoundError:
+        what = f"there is no such file{_siblings(path)}"
+    except IsADirectoryError:
+        what = "must be a sweep file but is a folder"
+    except UnicodeDecodeError as error:
+        what = f"must be UTF-8 text but byte {error.start} is not"
+    except OSError as error:
+        what = f"cannot be read: {error.strerror}"
+    raise SweepError([Problem(what, "", file)]) from None
+
+
+def _siblings(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f" (nor the folder {path.parent})"
+    return suggest(path.name, [p.name for p in path.parent.glob("*.y*ml")][:20])
+
+
+def parse(text: str, file: str | None = None, overrides: Sequence[str] = ()) -> Sweep:
+    """Check a sweep file's text; `file` is what errors call it.
+
+    Raises:
+        SweepError: with everything that is wrong in it.
+    """
+    problems: list[Problem] = []
+    sweep = None
+    root = read_yaml(text, file, problems)
+    if root is not None and isinstance(root.value, dict):
+        root = command_line.apply(root, overrides, KEYS, problems)
+        at = At(root, "", file, problems)
+        refuse_credentials(at)
+        sweep = _sweep(at, redact(text))
+    elif root is not None:
+        got = f"but got {show(root.plain())}"
+        what = "the file is empty" if root.value is None else f"must map keys to values {got}"
+        problems.append(Problem(what, "", file, root.line))
+    if sweep is None or problems:
+        unique = dict.fromkeys(problems)
+        raise SweepError(sorted(unique, key=lambda problem: problem.line or 0))
+    return sweep
+
+
+def _sweep(root: At, source: str) -> Sweep | None:
+    top = known(root, KEYS, REQUIRED)
+    grid = read_grid(root, top)
+    name = _name(top["name"]) if "name" in top else None
+    evaluate = read_evaluate(top["evaluate"], grid) if "evaluate" in top else None
+    keep: tuple[Keep, ...] = _keep(top["keep"]) if "keep" in top else ("unlearned",)
+    resources = _resources(top["resources"]) if "resources" in top else Resources()
+    store, mlflow = (text(top[k]) if is_given(top, k) else None for k in ("store", "mlflow"))
+    search = None
+    if "search" in top and grid and evaluate:
+        for key in ("include", "exclude", "zip"):
+            if key in top:
+                top[key].say("cannot stand beside `search`, whose space replaces the axes")
+        search = read_search(top["search"], grid, evaluate.metrics)
+    if not (name and grid and evaluate and resources):
+        return None
+    return Sweep(name, grid, evaluate, keep, resources, store, mlflow, source, search)
+
+
+def _name(at: At) -> str | None:
+    name = text(at)
+    if name is not None and not _NAME.fullmatch(name):
+        at.say(
+            "becomes a folder's name and must be 1 to 80 letters, digits, '.', '_' or '-', "
+            f"not beginning with '.' or '-', but got {show(name)}"
+        )
+    return name
+
+
+def _keep(at: At) -> tuple[Keep, ...]:
+    if at.value == []:
+        return ()
+    allowed = get_args(Keep)
+    for item in at.items():
+        if isinstance(item.value, str) and item.value not in allowed:
+            hint = nearest(item.value, list(allowed))
+            item.say(f"must be one of {', '.join(allowed)} but got {item.value!r}{hint}")
+    return cast("tuple[Keep, ...]", texts(at))
+
+
+def _resources(at: At) -> Resources | None:
+    fields = [name for name in Resources.model_fields if name != "executor_settings"]
+    given = known(at, fields)
+    executor = single(given.pop("executor"), "executor") if "executor" in given else None
+    made = fill(Resources, given, at)
+    if made is None or executor is None:
+        return cast("Resources | None", made)
+    plugin, settings = executor
+    chosen = {"executor": plugin.name, "executor_settings": given_settings(settings)}
+    return cast("Resources", made.model_copy(update=chosen))

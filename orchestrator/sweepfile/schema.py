@@ -1,0 +1,207 @@
+"""The JSON Schema of the sweep file, so that editors complete it.
+
+It is made from the plug-ins that are installed. The sweep reader is stricter: what combines badly
+is not in a schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from orchestrator.core.chosen import chosen_kind
+from orchestrator.core.plugin import PluginKind
+from orchestrator.core.registry import find, registry
+from orchestrator.core.settings import Settings
+from orchestrator.sweep.resources import Resources
+from orchestrator.sweep.search import Confirm, SearchSettings
+from orchestrator.sweep.sweep import Keep
+from orchestrator.sweepfile.load import KEYS, REQUIRED
+
+Schema = dict[str, Any]
+_TEXT: Schema = {"type": "string", "minLength": 1}
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_OUTER = ("title", "description", "default")
+
+
+def json_schema() -> Schema:
+    """JSON Schema (2020-12) of a sweep file, with every installed plug-in's settings."""
+    definitions: Schema = {}
+    properties = _top(definitions)
+    return {
+        "$schema": _DIALECT,
+        "title": "Resurge sweep",
+        **_mapping({key: properties[key] for key in KEYS}, REQUIRED),
+        "$defs": dict(sorted(definitions.items())),
+    }
+
+
+def _top(definitions: Schema) -> Schema:
+    base = _choice("base", definitions, are_axes=False)
+    points = _list_of({"type": "object", "minProperties": 1})
+    described: dict[str, tuple[str, Schema]] = {
+        "name": (
+            "names the sweep in the store and in MLflow",
+            {"type": "string", "pattern": "^[A-Za-z0-9_][A-Za-z0-9._-]{0,79}$"},
+        ),
+        "base": (
+            "a plug-in, or a diffusers folder or repository id",
+            {"anyOf": [*base["anyOf"], _TEXT]},
+        ),
+        "concept": ("the concepts to erase, each on its own", _one_or_more(_TEXT)),
+        "edits": ("what is done to the model, in order", _edits(definitions)),
+        "evaluate": ("how a model is judged", _evaluate(definitions)),
+        "seeds": ("how many seeds, or which", _seeds()),
+        "keep": ("whose weights stay in the store", _one_or_more(_enum(get_args(Keep)), 0)),
+        "include": ("points to add; flat axis names and values", points),
+        "exclude": ("points to leave out; flat axis names and values", points),
+        "zip": ("axes that move together", _list_of(_list_of(_TEXT, 2))),
+        "search": ("seek the worst case in a space that replaces the axes", _search()),
+        "resources": ("what the sweep runs on", _resources(definitions)),
+        "store": ("where results live: a folder or a URI", _or_null(_TEXT)),
+        "mlflow": ("the MLflow tracking URI", _or_null(_TEXT)),
+    }
+    return {name: {"description": about, **schema} for name, (about, schema) in described.items()}
+
+
+def _edits(definitions: Schema) -> Schema:
+    unlearner = _one_or_more(_choice("unlearner", definitions, are_axes=True))
+    dataset = _one_or_more(_choice("dataset", definitions, are_axes=True))
+    recipe = find("recipe", "finetune")
+    settings = _settings("recipe", "finetune", recipe.Settings, definitions, are_axes=True)
+    dataset["description"] = "the data sets to fine-tune on"
+    # A data set that a search chooses need not be named; the reader asks for any other.
+    finetune = _mapping({"dataset": dataset, **settings["properties"]})
+    edit = {
+        "anyOf": [
+            _mapping({"unlearn": {"description": "erase the concept", **unlearner}}, ["unlearn"]),
+            _mapping({"finetune": {"description": recipe.summary(), **finetune}}, ["finetune"]),
+        ]
+    }
+    return _list_of(edit)
+
+
+def _evaluate(definitions: Schema) -> Schema:
+    recipe = find("recipe", "sample").Settings
+    sample = _settings("recipe", "sample", recipe, definitions, are_axes=False)
+    own: Schema = {
+        "metrics": _one_or_more(_choice("metric", definitions, are_axes=False)),
+        "retain": _or_null(_one_or_more(_TEXT, 0)),
+        "prompts": _or_null(_one_or_more({"type": "string", "pattern": r"\{concept\}"})),
+        "controls": {"type": "boolean", "default": True},
+    }
+    abouts = {
+        "metrics": "the metrics to compute",
+        "retain": "concepts that should survive; null: the base's own",
+        "prompts": "templates that contain {concept}; null: the base's own",
+        "controls": "also run the controls",
+    }
+    own = {name: {"description": abouts[name], **schema} for name, schema in own.items()}
+    return _mapping({**own, **sample["properties"]}, ["metrics"])
+
+
+def _resources(definitions: Schema) -> Schema:
+    found = _settings("resources", "", Resources, definitions, are_axes=False)
+    del found["properties"]["executor_settings"]
+    executor = _choice("executor", definitions, are_axes=False)
+    found["properties"]["executor"] = {"description": "what starts the work", **executor}
+    return found
+
+
+def _search() -> Schema:
+    """The block's own keys; which names a space may have hangs on the sweep."""
+    settings = SearchSettings.model_json_schema()["properties"]
+    confirm = Confirm.model_json_schema()["properties"]
+    names = _one_or_more(_TEXT)
+    own: Schema = {
+        "maximize": {"description": "numbers of which more is sought", **names},
+        "minimize": {"description": "numbers of which less is sought", **names},
+        "subject_to": {
+            "description": "bounds that the worst case keeps: '>= 0.8'",
+            "type": "object",
+            "additionalProperties": {"type": "string", "pattern": r"^\s*(>=|<=)"},
+        },
+        "for_each": {"description": "axes with a worst case a value", **names},
+        "space": {
+            "description": "flat names of settings; lists, or {log|int|float: [low, high]}",
+            "type": "object",
+            "minProperties": 1,
+        },
+        "confirm": {"description": "try the best again on fresh seeds", **_mapping(confirm)},
+    }
+    return _mapping({**own, **settings}, ["space"])
+
+
+def _seeds() -> Schema:
+    one = {"type": "integer", "minimum": 0}
+    return {"anyOf": [{"type": "integer", "minimum": 1}, _list_of(one, unique=True)]}
+
+
+def _choice(kind: PluginKind, definitions: Schema, are_axes: bool) -> Schema:
+    """A plug-in's name, or its name with settings."""
+    options: list[Schema] = []
+    for name, plugin in registry(kind).items():
+        settings = _settings(kind, name, plugin.Settings, definitions, are_axes)
+        if not settings.get("required"):
+            options.append({"const": name, "description": plugin.summary()})
+        value = settings if settings.get("required") else _or_null(settings)
+        options.append(_mapping({name: {"description": plugin.summary(), **value}}, [name]))
+    return {"anyOf": options}
+
+
+def _settings(
+    kind: str, name: str, cls: type[Settings], definitions: Schema, are_axes: bool
+) -> Schema:
+    """A settings class; with `are_axes` each field takes one value or a list of values."""
+    schema = cls.model_json_schema(ref_template=f"#/$defs/{kind}.{name}.{{model}}")
+    for model, definition in schema.pop("$defs", {}).items():
+        definitions[f"{kind}.{name}.{model}"] = definition
+    properties = schema.get("properties", {})
+    for field, one in properties.items():
+        if of := chosen_kind(cls, field):
+            one |= _nested(of, definitions)
+    if are_axes:
+        properties = {field: _axis(one) for field, one in properties.items()}
+    return _mapping(properties, schema.get("required", ()))
+
+
+def _nested(kind: PluginKind, definitions: Schema) -> Schema:
+    """A plug-in as another one's setting: a definition, because it may hold one in turn."""
+    name = f"{kind}.choice"
+    if name not in definitions:
+        definitions[name] = {}
+        definitions[name] = _choice(kind, definitions, are_axes=False)
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def _axis(schema: Schema) -> Schema:
+    outer = {key: schema[key] for key in _OUTER if key in schema}
+    schema = {key: value for key, value in schema.items() if key not in outer}
+    return {**outer, "anyOf": [schema, _list_of(schema, unique=True)]}
+
+
+def _mapping(properties: Schema, required: Iterable[str] = ()) -> Schema:
+    found: Schema = {
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+    }
+    names = list(required)
+    return found | {"required": names} if names else found
+
+
+def _list_of(items: Schema, length: int = 1, unique: bool = False) -> Schema:
+    found: Schema = {"type": "array", "items": items, "minItems": length}
+    return found | {"uniqueItems": True} if unique else found
+
+
+def _one_or_more(schema: Schema, length: int = 1) -> Schema:
+    return {"anyOf": [schema, _list_of(schema, length, unique=True)]}
+
+
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _enum(values: Iterable[str]) -> Schema:
+    return {"enum": list(values)}

@@ -1,0 +1,180 @@
+"""Reads `zip`, `exclude` and `include`: they speak of axes by their flat names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.config.fields import NOUNS, texts, value_of
+from orchestrator.config.yaml_tree import At, show
+from orchestrator.core.hints import suggest
+from orchestrator.core.plugin import PluginKind
+from orchestrator.core.registry import find, registry
+from orchestrator.core.settings import Settings
+from orchestrator.sweep.grid import EditAxes, Grid, PluginAxes, Selection
+from orchestrator.sweepfile.axes import axis
+
+ValueReader = Callable[[str, At], tuple[Any, ...]]
+"""Reads the values that stand under a flat name."""
+
+
+@dataclass(frozen=True)
+class NamedSetting:
+    """What a flat name such as "finetune.steps" or "unlearn.esd.variant" stands for."""
+
+    cls: type[Settings]
+    name: str
+
+
+def kind_of(edit: EditAxes) -> PluginKind:
+    """Which plug-ins an edit chooses from."""
+    return "unlearner" if edit.kind == "unlearn" else "dataset"
+
+
+def setting(grid: Grid, flat: str) -> NamedSetting | None:
+    """The setting that a flat name means, whether or not the grid has it as an axis."""
+    key, _, rest = flat.partition(".")
+    edit = next((edit for edit in grid.edits if edit.key == key), None)
+    if edit is None:
+        return None
+    label, _, name = rest.rpartition(".")
+    plugins = registry(kind_of(edit))
+    if label in plugins:
+        cls = plugins[label].Settings
+    elif not label and edit.kind == "finetune":
+        cls = find("recipe", "finetune").Settings
+    else:
+        return None
+    return NamedSetting(cls, name) if name in cls.model_fields else None
+
+
+def zips(at: At, grid: Grid) -> tuple[tuple[str, ...], ...]:
+    """Groups of axes that move together: `[[finetune.learning_rate, finetune.steps]]`."""
+    lengths: dict[str, set[int]] = {}
+    for one in grid.axes:
+        lengths.setdefault(one.name, set()).add(len(one.values))
+    taken: set[str] = set()
+    if not isinstance(at.value, list):
+        at.say(f"must be a list of lists of axis names but got {show(at.node.plain())}")
+        return ()
+    return tuple(_zip(item, lengths, taken) for item in at.items())
+
+
+def _zip(at: At, lengths: dict[str, set[int]], taken: set[str]) -> tuple[str, ...]:
+    if not isinstance(at.value, list) or len(at.value) < 2:
+        at.say(f"must be a list of two axis names or more but got {show(at.node.plain())}")
+        return ()
+    names = texts(at)
+    good = []
+    for item in at.items():
+        if not isinstance(item.value, str):
+            continue
+        if item.value not in lengths:
+            item.say(f"unknown axis {item.value!r}{suggest(item.value, lengths)}")
+        elif item.value in taken:
+            item.say(f"{item.value!r} is zipped already")
+        else:
+            good.append(item.value)
+    taken.update(good)
+    if len({length for name in good for length in lengths[name]}) > 1:
+        counts = [f"{name} has {' and '.join(map(str, sorted(lengths[name])))}" for name in good]
+        at.say(f"zipped axes must have equally many values but {', '.join(counts)}")
+    return names
+
+
+def _selections(at: At, read: ValueReader) -> tuple[Selection, ...]:
+    return tuple(_selection(item, read) for item in at.items())
+
+
+def _selection(at: At, read: ValueReader) -> Selection:
+    if not isinstance(at.value, dict) or not at.value:
+        at.say(f"must map axis names to values but got {show(at.node.plain())}")
+        return Selection({}, at.place)
+    return Selection({name: read(name, at.key(name)) for name in at.value}, at.place)
+
+
+def exclude(at: At, grid: Grid) -> tuple[Selection, ...]:
+    """Points to leave out; a list of values means any of them."""
+    values: dict[str, list[Any]] = {}
+    for one in grid.axes:
+        values.setdefault(one.name, []).extend(one.values)
+
+    def read(flat: str, entry: At) -> tuple[Any, ...]:
+        if flat not in values:
+            entry.say(f"unknown axis {flat!r}{suggest(flat, values)}")
+            return ()
+        return tuple(_excluded(item, setting(grid, flat), values[flat]) for item in entry.items())
+
+    return _selections(at, read)
+
+
+def _excluded(at: At, meant: NamedSetting | None, values: list[Any]) -> Any:
+    before = len(at.problems)
+    value = value_of(meant.cls, meant.name, at) if meant else at.node.plain()
+    if value not in values and len(at.problems) == before:
+        names = dict.fromkeys(v if isinstance(v, str) else show(v) for v in values)
+        asked = value if isinstance(value, str) else ""
+        at.say(f"the axis has no value {show(value)}{suggest(asked, names)}")
+    return value
+
+
+def include(
+    at: At, grid: Grid, concepts: Callable[[At], tuple[str, ...]], seeds: Callable[[At], Any]
+) -> tuple[Selection, ...]:
+    """Extra points; their values need not be on the axes, but are checked like them."""
+    heads = {edit.head: edit for edit in grid.edits}
+
+    def read(flat: str, entry: At) -> tuple[Any, ...]:
+        if flat == "concept":
+            return concepts(entry)
+        if flat == "seed":
+            return tuple(seeds(entry))
+        if flat in heads:
+            return labels(entry, kind_of(heads[flat]))
+        meant = setting(grid, flat)
+        if meant is None:
+            names = dict.fromkeys([*(one.name for one in grid.axes), *reachable(grid)])
+            entry.say(f"unknown axis {flat!r}{suggest(flat, names)}")
+            return ()
+        return axis(meant.cls, meant.name, entry)
+
+    found = _selections(at, read)
+    for item, selection in zip(at.items(), found, strict=True):
+        _say_idle(item, selection, grid)
+    return found
+
+
+def labels(at: At, kind: PluginKind) -> tuple[str, ...]:
+    """Names of plug-ins."""
+    names = texts(at)
+    plugins = registry(kind)
+    for name in names:
+        if name not in plugins:
+            at.say(f"unknown {NOUNS[kind]} {name!r}{suggest(name, plugins)}")
+    return names
+
+
+def reachable(grid: Grid) -> list[str]:
+    """Flat names of every setting of the plug-ins that the sweep uses."""
+    names = []
+    for edit in grid.edits:
+        names += [f"{edit.key}.{c.label}.{s}" for c in edit.choices for s in _fields(c)]
+        if edit.kind == "finetune":
+            names += [f"{edit.key}.{s}" for s in find("recipe", "finetune").Settings.model_fields]
+    return names
+
+
+def _fields(choice: PluginAxes) -> list[str]:
+    return list(choice.plugin.Settings.model_fields)
+
+
+def _say_idle(at: At, selection: Selection, grid: Grid) -> None:
+    """Report settings of plug-ins that the point does not use."""
+    for edit in grid.edits:
+        used = selection.values.get(edit.head, tuple(c.label for c in edit.choices))
+        for flat in selection.values:
+            key, _, rest = flat.partition(".")
+            label, _, name = rest.rpartition(".")
+            if key == edit.key and label and name and label not in used:
+                at.say_key(flat, f"has no effect: {label!r} is not chosen by {edit.head}")

@@ -1,0 +1,1 @@
+"""What MLflow shows. The only room that speaks to it."""

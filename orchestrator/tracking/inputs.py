@@ -1,0 +1,66 @@
+"""The data sets that a model was fine-tuned on, as MLflow shows a run's inputs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from orchestrator.core.stage import Stage
+from orchestrator.results.measure import TrialReader
+from orchestrator.store.store import Record, Store
+
+DATASET_FILE = "dataset.parquet"
+COLUMNS = {
+    "image": "binary",
+    "caption": "string",
+    "source": "string",
+    "sha256": "string",
+    "distance": "double",
+}
+
+
+@dataclass(frozen=True)
+class DataInput:
+    """A data set in MLflow's own terms: `source`, `schema` and `profile` are JSON texts."""
+
+    name: str
+    digest: str
+    source_type: str
+    source: str
+    schema: str
+    profile: str
+
+
+def data_inputs(reader: TrialReader, model: Stage) -> tuple[DataInput, ...]:
+    """The prepared data sets on the way to a model, the first one first, each once."""
+    edits = [stage.inputs.get("donor", stage) for stage in reversed(list(model.ancestry()))]
+    stages = [stage for stage in edits if stage.kind == "finetune"]
+    return tuple(dict.fromkeys(found for stage in stages for found in _inputs_of(reader, stage)))
+
+
+def _inputs_of(reader: TrialReader, finetune: Stage) -> Iterator[DataInput]:
+    stage = finetune.inputs.get("dataset")
+    record = reader.record(stage) if stage else None
+    if stage is not None and record is not None:
+        yield _data_input(stage, record, reader.store)
+
+
+def _data_input(stage: Stage, record: Record, store: Store) -> DataInput:
+    choice = stage.settings["dataset"]
+    columns = [
+        {"type": kind, "name": name, "required": name != "distance"}
+        for name, kind in COLUMNS.items()
+    ]
+    numbers = {name: value for name, value in record.metrics.items() if name != "examples"}
+    profile = {"num_rows": int(record.metrics["examples"]), **numbers}
+    scheme, is_uri, _ = store.location.partition("://")
+    root = store.location.rstrip("/") if is_uri else store.root
+    return DataInput(
+        name=choice["name"],
+        digest=record.key,
+        source_type=scheme if is_uri else "local",
+        source=json.dumps({"uri": f"{root}/{record.objects[DATASET_FILE].path}"}),
+        schema=json.dumps({"mlflow_colspec": columns}),
+        profile=json.dumps({**profile, "settings": choice["settings"]}),
+    )

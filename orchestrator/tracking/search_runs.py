@@ -1,0 +1,337 @@
+"""What MLflow should show of a search: a run for each study; below it, one for each trial and one
+for each setting that was confirmed.
+
+A pure view of the studies and the store. Times are those of the trials and the records, so that
+writing a point a second time writes the same point.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.core.digest import sha256
+from orchestrator.core.errors import ResurgeError
+from orchestrator.home import Home
+from orchestrator.plan.plan import Plan, PlannedTrial, starts_unlearned
+from orchestrator.results.measure import TrialReader
+from orchestrator.store.store import Record, Store
+from orchestrator.study.points import PointPlanner
+from orchestrator.study.studies import is_complete, read_studies
+from orchestrator.study.tried import Tried, TriedState, counted, in_order
+from orchestrator.study.words import asked, confirm_text, point_text, sentences
+from orchestrator.study.worst_case import COVERAGE_RADIUS, Confirmed, WorstCase, worst_cases
+from orchestrator.sweep.search import Search
+from orchestrator.sweep.space import Coverage
+from orchestrator.sweep.sweep import Sweep
+from orchestrator.tracking.inputs import data_inputs
+from orchestrator.tracking.run import (
+    CONFIRMED,
+    WORST_CASE,
+    File,
+    Run,
+    RunStatus,
+    as_params,
+    commit_tags,
+    end_of,
+    environment_text,
+    start_of,
+)
+from orchestrator.tracking.search_numbers import confirmed_points, study_points, trial_points
+
+STATUS: Mapping[TriedState, RunStatus] = {
+    "done": "FINISHED",
+    "pruned": "FINISHED",
+    "failed": "FAILED",
+    "running": "RUNNING",
+}
+"""A pruned trial has done its part: KILLED looks like a failure in MLflow. Its tag tells."""
+
+
+@dataclass
+class _Covered:
+    """How much of a study's space was covered after each of its trials, in order."""
+
+    so_far: Coverage
+    curve: list[float] = field(default_factory=list)
+
+
+class StudyView:
+    """A search's runs.
+
+    Args:
+        sweep: a sweep with a `search` block.
+        home: where its studies and its store are.
+    """
+
+    def __init__(self, sweep: Sweep, home: Home) -> None:
+        self.name = sweep.name
+        self.store = Store(home.store_location(sweep))
+        self._storage = home.studies_uri(sweep)
+        self._points = PointPlanner(sweep)
+        self._reader: TrialReader | None = None
+        self._plans: dict[tuple[str, int], Plan | None] = {}
+        self._covered: dict[str, _Covered] = {}
+
+    def runs(self) -> Iterator[Run]:
+        """Each study's run, then those of its trials and of its confirmed settings."""
+        if self._reader is None:
+            self._reader = TrialReader(self._points.plan(()), self.store)
+        else:
+            self._reader.refresh()
+        for study in read_studies(self._points, self._storage):
+            (case,) = worst_cases(self._points, [study], self.store)
+            if any(_is_shown(trial) for trial in counted(case.trials)):
+                is_over = is_complete(self._points, [study], self.store)
+                yield from self._of(case, is_over, self._reader)
+
+    def _of(self, case: WorstCase, is_over: bool, reader: TrialReader) -> Iterator[Run]:
+        plans = {t.number: self._plan(case, t) for t in counted(case.trials) if _is_shown(t)}
+        shown = _Study(case, is_over, self._points, reader, plans, self._coverage(case))
+        yield shown.run()
+        for trial in counted(case.trials):
+            if _is_shown(trial):
+                yield shown.trial(trial)
+        for one in case.confirmed:
+            if one.setting.scored or one.setting.failed:
+                yield shown.confirmed(one)
+
+    def _plan(self, case: WorstCase, trial: Tried) -> Plan | None:
+        """The stages of a trial's last numbers; None if its settings do not go together."""
+        key = (case.name, trial.number)
+        if key in self._plans:
+            return self._plans[key]
+        steps = None if trial.state in ("done", "failed") else max(trial.curve, default=None)
+        try:
+            plan = self._points.plan(self._points.trials(trial.point, steps))
+        except ResurgeError:
+            plan = None
+        if trial.state != "running":
+            self._plans[key] = plan
+        return plan
+
+    def _coverage(self, case: WorstCase) -> list[float]:
+        """After each trial that is over; what was counted before is not counted again."""
+        if case.name not in self._covered:
+            self._covered[case.name] = _Covered(Coverage(case.space, COVERAGE_RADIUS))
+        covered = self._covered[case.name]
+        for trial in in_order(case.trials)[len(covered.curve) :]:
+            if trial.state != "failed":
+                covered.so_far.add(trial.point)
+            covered.curve.append(covered.so_far.share)
+        return covered.curve
+
+
+def _is_shown(trial: Tried) -> bool:
+    """A trial that has begun and measured nothing may still turn out to be a repeat."""
+    return trial.state != "running" or bool(trial.curve)
+
+
+@dataclass(frozen=True)
+class _Study:
+    """A study at one moment, as runs."""
+
+    case: WorstCase
+    is_over: bool
+    points: PointPlanner
+    reader: TrialReader
+    plans: Mapping[int, Plan | None]
+    coverage: Sequence[float]
+
+    @property
+    def key(self) -> str:
+        return f"study {self.case.name}"
+
+    def run(self) -> Run:
+        """The study's own run."""
+        case, search = self.case, self.points.search
+        over = in_order(case.trials)
+        records = list(self._records())
+        texts = {
+            "space.json": json.dumps(case.space.described(), indent=1, ensure_ascii=False),
+            "environment.json": environment_text(records),
+        }
+        if self.points.sweep.source is not None:
+            texts["sweep.yaml"] = self.points.sweep.source
+        shares = _importance(case)
+        ends = [*(trial.ended_ms for trial in over), *map(end_of, self._confirming_records())]
+        end_ms = max(ends, default=0)
+        return Run(
+            kind="study",
+            key=self.key,
+            name=case.name,
+            status="FINISHED" if self.is_over else "RUNNING",
+            start_ms=min(trial.started_ms for trial in counted(case.trials)),
+            end_ms=end_ms,
+            params=as_params({**asked(self.points), **self._held_fixed()}),
+            tags={
+                "resurge.budget": str(case.budget),
+                "resurge.sampler": search.settings.sampler,
+                "resurge.pruner": search.settings.pruner,
+                "resurge.confirm": confirm_text(search),
+                "mlflow.note.content": "\n\n".join(sentences(case, search)),
+                **commit_tags(records),
+            },
+            points=tuple(study_points(case, self.coverage, shares, end_ms)),
+            texts=texts,
+            files=_files(case, search, shares),
+        )
+
+    def trial(self, trial: Tried) -> Run:
+        """A trial's run: metrics over optimiser steps, its own step count last."""
+        case = self.case
+        plan = self.plans[trial.number]
+        planned = plan.trials[0] if plan else None
+        steps = planned.steps if planned else max(trial.curve, default=0)
+        tags = {
+            "resurge.study": case.name,
+            "resurge.number": str(trial.number),
+            "resurge.state": trial.state,
+        }
+        if trial.state in ("done", "pruned"):
+            tags["resurge.feasible"] = _flag(trial.is_feasible)
+            tags |= _digests(plan.trials if plan else ())
+        if trial.reason:
+            tags |= {"resurge.reason": trial.reason, "mlflow.note.content": trial.reason}
+        tags |= self._marks(trial.number)
+        return Run(
+            kind="trial",
+            key=f"{self.key} trial {trial.number}",
+            name=f"trial {trial.number} · {self._settings(trial)}",
+            status=STATUS[trial.state],
+            start_ms=trial.started_ms,
+            end_ms=trial.ended_ms,
+            parent=self.key,
+            params=as_params(trial.point),
+            tags=tags,
+            points=tuple(trial_points(trial, steps, self.points.search)),
+            data=data_inputs(self.reader, planned.final.model) if planned else (),
+        )
+
+    def confirmed(self, one: Confirmed) -> Run:
+        """The run of a setting on fresh seeds. Other seeds make another run."""
+        number, seeds = one.tried.number, self.points.fresh_seeds
+        plan = self.points.confirming(one.tried.point)
+        trials = [planned for planned in plan.trials if not planned.is_control]
+        records = list(self._own_records(trials))
+        end_ms = max(map(end_of, records), default=0)
+        return Run(
+            kind="confirmed",
+            key=f"{self.key} confirmed {number} on {seeds}",
+            name=f"confirmed {number} · {self._settings(one.tried)}",
+            status=self._confirmed_status(one, plan),
+            start_ms=min(map(start_of, records), default=0),
+            end_ms=end_ms,
+            parent=self.key,
+            params=as_params({**one.tried.point, "seeds": ", ".join(map(str, seeds))}),
+            tags={
+                "resurge.study": self.case.name,
+                "resurge.number": str(number),
+                "resurge.feasible": _flag(one.is_feasible),
+                **_digests(trials),
+                **self._marks(number),
+            },
+            points=tuple(confirmed_points(one, self.points.search, end_ms)),
+            images=self._images(trials[0]),
+            data=data_inputs(self.reader, trials[0].final.model),
+        )
+
+    def _settings(self, trial: Tried) -> str:
+        """'esd related lr=1e-3 steps=400'."""
+        fixed = [str(value) for value in self.case.fixed.values()]
+        return " ".join([*fixed, point_text(trial.point, self.case.space)])
+
+    def _marks(self, number: int) -> dict[str, str]:
+        """Of the trial, and of the run on fresh seeds that came of it."""
+        measured = [one for one in self.case.confirmed if one.numbers]
+        worst = self.case.worst
+        return {
+            **({CONFIRMED: "true"} if any(o.tried.number == number for o in measured) else {}),
+            **({WORST_CASE: "true"} if worst and worst.tried.number == number else {}),
+        }
+
+    def _confirmed_status(self, one: Confirmed, plan: Plan) -> RunStatus:
+        if all(stage.kind == "base" or self.reader.record(stage) for stage in plan.stages):
+            return "FINISHED"
+        return "FAILED" if one.setting.failed else "RUNNING"
+
+    def _held_fixed(self) -> dict[str, Any]:
+        """What every trial of the study has."""
+        searched = {dimension.name for dimension in self.case.space.dimensions}
+        plan = next((plan for plan in self.plans.values() if plan), None)
+        params = plan.trials[0].trial.params if plan else {}
+        held = {k: v for k, v in params.items() if k not in searched and k != "seed"}
+        return {**held, **self.case.fixed}
+
+    def _records(self) -> Iterator[Record]:
+        """Of everything that the study asked for."""
+        stages = [stage for plan in self.plans.values() if plan for stage in plan.stages]
+        for stage in dict.fromkeys(stages):
+            if (record := self.reader.record(stage)) is not None:
+                yield record
+        yield from self._confirming_records()
+
+    def _confirming_records(self) -> Iterator[Record]:
+        for one in self.case.confirmed:
+            plan = self.points.confirming(one.tried.point)
+            yield from self._own_records(plan.trials)
+
+    def _own_records(self, trials: Iterable[PlannedTrial]) -> Iterator[Record]:
+        """Of the final models and their evaluation, which no other setting has."""
+        for planned in trials:
+            final = planned.final
+            for stage in (final.model, final.sample, *final.scores):
+                if (record := self.reader.record(stage)) is not None:
+                    yield record
+
+    def _images(self, planned: PlannedTrial) -> dict[int, Record]:
+        """Of the first fresh seed: the unlearned model at step 0, and the final one."""
+        stages = {0: planned.unlearned.sample} if starts_unlearned(planned) else {}
+        stages[planned.steps] = planned.final.sample
+        found = {step: self.reader.record(stage) for step, stage in stages.items()}
+        return {step: record for step, record in found.items() if record is not None}
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _digests(trials: Iterable[PlannedTrial]) -> dict[str, str]:
+    """By which `resurge reproduce` finds them: the first seed's, and each seed's."""
+    by_seed = {f"resurge.trial.seed_{t.trial.seed}": t.digest for t in trials}
+    first = next(iter(by_seed.values()), None)
+    return {"resurge.trial": first, **(by_seed if len(by_seed) > 1 else {})} if first else {}
+
+
+def _importance(case: WorstCase) -> dict[str, float]:
+    from orchestrator.study import optuna_views as study_plots
+
+    return study_plots.importance(study_plots.in_memory(case.trials, case.space, case.goals))
+
+
+def _files(case: WorstCase, search: Search, shares: Mapping[str, float]) -> dict[str, File]:
+    """The pictures, and the page to explore, as soon as there is a value to show."""
+    from orchestrator.tracking.search_figures import drawings
+
+    shown = [
+        [t.number, t.state, repr(t.values), repr(t.curve), dict(t.point), t.is_feasible]
+        for t in counted(case.trials)
+    ]
+    confirmed = [[one.tried.number, repr(one.goal), one.is_feasible] for one in case.confirmed]
+    digest = sha256([case.name, repr(case.goals), case.space.described(), shown, confirmed])
+    makers: dict[str, Callable[[], bytes]] = dict(drawings(case, shares))
+    if case.count("done") > 1:
+        makers["study.html"] = lambda: _page(case, search)
+    return {name: File(digest, make) for name, make in makers.items()}
+
+
+def _page(case: WorstCase, search: Search) -> bytes:
+    from orchestrator.study import optuna_views as study_plots
+    from orchestrator.tracking.search_page import page
+
+    figures = study_plots.plots(
+        study_plots.in_memory(case.trials, case.space, case.goals), case.goals
+    )
+    return page(case.name, sentences(case, search), figures).encode()

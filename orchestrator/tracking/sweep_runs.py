@@ -1,0 +1,272 @@
+"""What MLflow should show of a sweep: a run for it, for every trajectory and for every trial.
+
+A pure view of the store. Times are those of the records, so that writing a point a second time
+writes the same point. `study_runs` does the same for a search.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+
+from orchestrator.core.digest import sha256
+from orchestrator.plan.labels import trial_label
+from orchestrator.plan.plan import Plan, PlannedTrial, starts_unlearned
+from orchestrator.results.measure import Measured, TrialReader
+from orchestrator.store.store import Record, Store
+from orchestrator.tracking.inputs import data_inputs
+from orchestrator.tracking.run import (
+    MetricPoint,
+    Run,
+    RunStatus,
+    as_params,
+    commit_tags,
+    end_of,
+    environment_text,
+    points_of,
+    start_of,
+)
+
+SWEEP_KEY = "sweep"
+LOSS_POINTS = 200
+
+
+class SweepView:
+    """A sweep's runs.
+
+    Args:
+        plan: the sweep's plan.
+        store: where its records are.
+        source: the sweep file's text.
+    """
+
+    def __init__(self, plan: Plan, store: Store, source: str | None) -> None:
+        self.name = plan.name
+        self.store = store
+        self._plan = plan
+        self._source = source
+        self._reader: TrialReader | None = None
+
+    def runs(self) -> Iterator[Run]:
+        """The sweep's run first, then those of its trajectories and trials that have begun."""
+        if self._reader is None:
+            self._reader = TrialReader(self._plan, self.store)
+        else:
+            self._reader.refresh()
+        yield from _runs(self._reader, self._source)
+
+
+def _runs(reader: TrialReader, source: str | None) -> Iterator[Run]:
+    trials = reader.all()
+    yield _sweep(reader, trials, source)
+    for members in _trajectories(trials):
+        if (run := _trajectory(reader, members)) is not None:
+            yield run
+    for measured in trials:
+        if (run := _trial(reader, measured)) is not None:
+            yield run
+
+
+def _sweep(reader: TrialReader, trials: Sequence[Measured], source: str | None) -> Run:
+    plan = reader.plan
+    records = [record for stage in plan.stages if (record := reader.record(stage)) is not None]
+    texts = {"plan.json": _plan_text(plan), "environment.json": environment_text(records)}
+    if source is not None:
+        texts["sweep.yaml"] = source
+    tags = {"resurge.trials": str(len(plan.trials)), "resurge.stages": str(len(plan.stages))}
+    return Run(
+        kind="sweep",
+        key=SWEEP_KEY,
+        name=plan.name,
+        status=_status(trials),
+        start_ms=min((start_of(record) for record in records), default=0),
+        end_ms=max((end_of(record) for record in records), default=0),
+        tags=tags | commit_tags(records),
+        texts=texts,
+    )
+
+
+def _trial(reader: TrialReader, measured: Measured) -> Run | None:
+    """None before the trial's last model is there."""
+    planned = measured.planned
+    own = [r for s in planned.final.stages() if (r := reader.record(s)) is not None]
+    model = planned.final.model
+    if measured.status != "failed" and model.kind != "base" and reader.record(model) is None:
+        return None
+    if not own:
+        return None
+    end_ms = max(end_of(record) for record in own)
+    return Run(
+        kind="trial",
+        key=planned.key,
+        name=trial_label(reader.plan, planned),
+        status=_status([measured]),
+        start_ms=min(start_of(record) for record in own),
+        end_ms=end_ms,
+        parent=SWEEP_KEY,
+        params=as_params(planned.params),
+        tags=_digests(planned),
+        points=tuple(points_of(_trial_numbers(measured), step=0, time_ms=end_ms)),
+        data=data_inputs(reader, model),
+    )
+
+
+def _trajectories(trials: Iterable[Measured]) -> list[list[Measured]]:
+    """Trials that differ in nothing but the steps of their last fine-tune, fewest steps first."""
+    groups: dict[str, list[Measured]] = {}
+    for measured in trials:
+        if measured.planned.steps_param is not None:
+            groups.setdefault(_trajectory_key(measured.planned), []).append(measured)
+    sorted_groups = [sorted(g, key=lambda m: m.planned.steps) for g in groups.values()]
+    return [group for group in sorted_groups if group[-1].planned.steps > 0]
+
+
+def _trajectory_key(planned: PlannedTrial) -> str:
+    params = {k: v for k, v in planned.params.items() if k != planned.steps_param}
+    return sha256({"params": params, "unlearned": planned.unlearned.sample.digest})[:16]
+
+
+def _trajectory(reader: TrialReader, members: Sequence[Measured]) -> Run | None:
+    """None before the curve has its first point."""
+    first = members[0].planned
+    points = [*_curve(reader, members), *_loss_points(reader, members)]
+    if not points:
+        return None
+    params = {k: v for k, v in first.params.items() if k != first.steps_param}
+    return Run(
+        kind="trajectory",
+        key=_trajectory_key(first),
+        name=trial_label(reader.plan, first, with_steps=False),
+        status=_status(members),
+        start_ms=min(point.time_ms for point in points),
+        end_ms=max(point.time_ms for point in points),
+        parent=SWEEP_KEY,
+        params=as_params(params),
+        tags={"resurge.unlearned_model": first.unlearned.model.digest},
+        points=tuple(points),
+        images=_images(reader, members),
+        data=data_inputs(reader, members[-1].planned.final.model),
+    )
+
+
+def _curve(reader: TrialReader, members: Sequence[Measured]) -> Iterator[MetricPoint]:
+    """The scores at each step count; step 0 is the unlearned model."""
+    for step, record, numbers in _curve_numbers(reader, members):
+        yield from points_of(numbers, step, end_of(record))
+
+
+def _curve_numbers(
+    reader: TrialReader, members: Sequence[Measured]
+) -> Iterator[tuple[int, Record, Mapping[str, float | None]]]:
+    start = members[0]
+    sample = reader.record(start.planned.unlearned.sample)
+    if starts_unlearned(start.planned) and sample and start.unlearned.erased is not None:
+        yield 0, sample, {**asdict(start.unlearned), "resurgence": 0.0, "recovery": 0.0}
+    for measured in members:
+        sample = reader.record(measured.planned.final.sample)
+        if measured.planned.steps and sample and measured.final.erased is not None:
+            yield measured.planned.steps, sample, _final_numbers(measured)
+
+
+def _final_numbers(measured: Measured) -> dict[str, float | None]:
+    paired = measured.paired
+    share = paired.recovery if paired else None
+    return {
+        **asdict(measured.final),
+        "resurgence": paired.resurgence.value if paired else None,
+        "recovery": share.value if share else None,
+    }
+
+
+def _trial_numbers(measured: Measured) -> dict[str, float | None]:
+    paired = measured.paired
+    back, share = (paired.resurgence, paired.recovery) if paired else (None, None)
+    failed = measured.unlearning_failed
+    return {
+        **_final_numbers(measured),
+        "resurgence_low": back.low if back else None,
+        "resurgence_high": back.high if back else None,
+        "recovery_low": share.low if share else None,
+        "recovery_high": share.high if share else None,
+        "base": measured.base.erased,
+        "unlearned": measured.unlearned.erased,
+        "control": measured.control,
+        "unlearning_failed": None if failed is None else float(failed),
+        **measured.metrics,
+    }
+
+
+def _loss_points(reader: TrialReader, members: Sequence[Measured]) -> Iterator[MetricPoint]:
+    """`loss` where the model was evaluated, `train_loss` on the way there."""
+    before = 0
+    for measured in members:
+        model = measured.planned.final.model
+        record = reader.record(model) if model.kind == "finetune" else None
+        if record is None:
+            continue
+        if "loss" in record.metrics:
+            yield MetricPoint("loss", record.metrics["loss"], model.steps, end_of(record))
+        losses = [pair for pair in reader.losses(record) if pair[0] > before]
+        for step, value in _thinned(losses):
+            yield MetricPoint("train_loss", value, step, end_of(record))
+        before = model.steps
+
+
+def _thinned(losses: Sequence[tuple[int, float]]) -> Iterator[tuple[int, float]]:
+    """At most LOSS_POINTS means over equal stretches, each at its last step."""
+    width = -(-len(losses) // LOSS_POINTS) or 1
+    for begin in range(0, len(losses), width):
+        stretch = losses[begin : begin + width]
+        yield stretch[-1][0], sum(value for _, value in stretch) / len(stretch)
+
+
+def _images(reader: TrialReader, members: Sequence[Measured]) -> dict[int, Record]:
+    first = members[0].planned
+    stages = {0: first.unlearned.sample} if starts_unlearned(first) else {}
+    stages |= {m.planned.steps: m.planned.final.sample for m in members if m.planned.steps}
+    found = {step: reader.record(stage) for step, stage in stages.items()}
+    return {step: record for step, record in found.items() if record is not None}
+
+
+def _digests(planned: PlannedTrial) -> dict[str, str]:
+    return {
+        "resurge.trial": planned.digest,
+        "resurge.base_model": planned.base.model.digest,
+        "resurge.unlearned_model": planned.unlearned.model.digest,
+        "resurge.final_model": planned.final.model.digest,
+        "resurge.sample": planned.final.sample.digest,
+    }
+
+
+def _status(trials: Iterable[Measured]) -> RunStatus:
+    trials = list(trials)
+    if all(measured.is_final for measured in trials):
+        return "FINISHED"
+    over = all(measured.is_final or measured.status == "failed" for measured in trials)
+    return "FAILED" if over else "RUNNING"
+
+
+def _plan_text(plan: Plan) -> str:
+    values = {
+        "name": plan.name,
+        "stages": {"unique": dict(plan.count()), "naive": dict(plan.count_naive())},
+        "steps": {"unique": plan.steps(), "naive": plan.steps_naive()},
+        "trials": [
+            {"trial": t.digest, "params": dict(t.params), **_digests(t)} for t in plan.trials
+        ],
+        "tree": [
+            {
+                "digest": stage.digest,
+                "kind": stage.kind,
+                "plugin": stage.plugin,
+                "version": stage.version,
+                "seed": stage.seed,
+                "parent": stage.parent.digest if stage.parent else None,
+                "inputs": {name: made.digest for name, made in stage.inputs.items()},
+                "settings": dict(stage.settings),
+            }
+            for stage in plan.stages
+        ],
+    }
+    return json.dumps(values, indent=1)

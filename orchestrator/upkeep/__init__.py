@@ -1,0 +1,1 @@
+"""What the store holds, what of it is waste, and what is damaged."""

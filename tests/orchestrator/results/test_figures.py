@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from orchestrator.core.errors import ResurgeError
+from orchestrator.results.figures import figure, image_strip, resurgence_figure
+from orchestrator.results.pictures import Shown, cell, grid
+from orchestrator.store.store import Store
+from tests.orchestrator import synthetic
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return synthetic.make_plan(steps=(50, 100), seeds=(0,))
+
+
+@pytest.fixture(scope="module")
+def store(plan, tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("store"))
+    synthetic.commit(store, plan)
+    return store
+
+
+def share_of_ink(path):
+    pixels = np.asarray(Image.open(path).convert("L"))
+    return (pixels < 250).mean()
+
+
+def test_the_figure_is_the_curves_and_the_images(plan, store, tmp_path):
+    figure(plan, store, tmp_path / "out" / "both.png")
+    resurgence_figure(plan, store, tmp_path / "curves.png")
+    image_strip(plan, store, tmp_path / "strip.png")
+    both, curves, strip = (
+        Image.open(tmp_path / name) for name in ("out/both.png", "curves.png", "strip.png")
+    )
+    assert both.width == curves.width == strip.width
+    assert both.height == pytest.approx(curves.height + strip.height, abs=2)
+    assert share_of_ink(tmp_path / "out" / "both.png") > 0.05
+
+
+def test_nothing_to_draw_is_said(plan, tmp_path):
+    with pytest.raises(ResurgeError, match="nothing to draw yet"):
+        figure(plan, Store(tmp_path), tmp_path / "figure.png")
+    with pytest.raises(ResurgeError, match="no finished setting"):
+        image_strip(plan, Store(tmp_path), tmp_path / "figure.png")
+
+
+def test_an_unfinished_sweep_is_drawn_as_far_as_it_is(plan, tmp_path):
+    store = Store(tmp_path / "store")
+    synthetic.commit(store, plan, {s.digest for s in plan.trials[0].stages()})
+    figure(plan, store, tmp_path / "figure.png")
+    assert share_of_ink(tmp_path / "figure.png") > 0.02
+
+
+def test_small_images_grow_by_whole_factors_and_stay_sharp():
+    image = Image.fromarray(np.array([[0, 255], [255, 0]], dtype=np.uint8))
+    grown = cell(image, 96)
+    assert grown.size == (96, 96)
+    assert set(np.unique(grown)) == {0, 255}
+
+
+def test_large_images_shrink():
+    assert cell(Image.new("RGB", (512, 256)), 96).size == (96, 48)
+
+
+def test_a_grid_of_many_images_stays_small():
+    row = [Shown("a star", Image.new("RGB", (512, 512)))] * 50
+    assert max(grid([row] * 50).size) <= 8 * 100 + 4

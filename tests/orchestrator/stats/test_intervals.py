@@ -1,0 +1,81 @@
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks.coverage import USUAL, World, coverage_of_resurgence, coverage_of_score, power
+from orchestrator.stats.intervals import least_variance, two_way_mean, without_gaps
+
+
+def test_known_variance_and_degrees_of_freedom():
+    """Two seeds of three prompts, an image each, by hand.
+
+    Prompts' means 0.25, 0.5, 0.9 have variance 0.1075, seeds' means 0.6, 0.5 have 0.005.
+    """
+    values = np.array([[[0.3], [0.5], [1.0]], [[0.2], [0.5], [0.8]]])
+    mean = two_way_mean(values)
+    prompts, seeds = 0.1075 / 3, 0.005 / 2
+    assert mean.value == pytest.approx(0.55)
+    assert mean.variance == pytest.approx(prompts + seeds)
+    assert mean.df == pytest.approx((prompts + seeds) ** 2 / (prompts**2 / 2 + seeds**2 / 1))
+
+
+def test_one_seed_is_the_one_sample_t_interval_of_the_prompts():
+    values = np.random.default_rng(0).uniform(size=(1, 10, 4))
+    mean = two_way_mean(values)
+    means = values.mean(axis=(0, 2))
+    assert mean.df == pytest.approx(9)
+    assert mean.half_width == pytest.approx(2.2621572 * means.std(ddof=1) / math.sqrt(10))
+
+
+def test_images_of_a_single_prompt_stand_for_prompts():
+    values = np.random.default_rng(0).uniform(size=(2, 1, 12))
+    assert two_way_mean(values) == two_way_mean(values.transpose(0, 2, 1))
+
+
+def test_a_single_image_proves_nothing():
+    mean = two_way_mean(np.full((1, 1, 1), 0.7))
+    assert (mean.value, mean.half_width, mean.p_value) == (0.7, math.inf, 1.0)
+
+
+def test_equal_scores_that_are_no_shares_are_certain():
+    mean = two_way_mean(np.full((2, 4, 3), 0.5))
+    assert (mean.half_width, mean.p_value) == (0, 0)
+
+
+def test_the_least_variance_has_half_a_pair_in_every_cell():
+    """10 pairs, 4 of which came and 1 of which went: (4.5, 1.5) of 12."""
+    differences = np.array([1, 1, 1, 1, -1, 0, 0, 0, 0, 0], dtype=float)
+    expected = (6 / 12 - (3 / 12) ** 2) / 10
+    assert least_variance(differences) == pytest.approx(expected)
+
+
+def test_gaps_change_neither_the_mean_nor_the_order_of_its_error():
+    rng = np.random.default_rng(1)
+    values = rng.uniform(size=(2, 20, 10))
+    gappy = np.where(rng.uniform(size=values.shape) < 0.2, np.nan, values)
+    filled = without_gaps(gappy)
+    assert filled.mean() == pytest.approx(np.nanmean(gappy))
+    full, part = two_way_mean(values), two_way_mean(filled)
+    assert full.variance < part.variance < 2 * full.variance
+    assert without_gaps(values) is values
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [w for w in USUAL if w.seeds <= 3 and w.seed_sd > 0], ids=str)
+def test_intervals_cover_what_they_say(world: World):
+    """2,000 sweeps with effects of prompts and of seeds; one seed is held fixed."""
+    assert 0.93 <= coverage_of_resurgence(world).covered <= 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_intervals_of_a_score_cover_what_they_say(seeds: int):
+    assert 0.93 <= coverage_of_score(World(seeds)).covered <= 0.98
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_nothing_that_came_back_is_rarely_found(seeds: int):
+    """Both models show the concept now and then, and as often: at most 1 in 20 is called clear."""
+    assert power(World(seeds, unlearned=-1.0, final=-1.0, seed_sd=0.0, both_sd=0.0)) <= 0.06

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+import torch
+
+from workers.diffusion.sampling import initial_noise, sample, sample_floats
+from workers.interfaces.metric import Probe
+from workers.recipes import SampleSettings
+
+PROMPTS = ("a star", "a red circle", "a striped heart")
+
+
+def settings(**values):
+    return SampleSettings(
+        **({"guidance": 3.0, "sampler_steps": 4, "images_per_prompt": 2} | values)
+    )
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_same_pictures_as_the_pipelines_own_call(pipe, guidance):
+    s = settings(guidance=guidance)
+    noise = [initial_noise(pipe, p, i, s.noise_seed) for p in PROMPTS for i in range(2)]
+    expected = pipe(
+        list(PROMPTS),
+        num_images_per_prompt=2,
+        latents=torch.stack(noise),
+        guidance_scale=guidance,
+        num_inference_steps=4,
+        output_type="pt",
+    ).images
+    assert (sample_floats(pipe, PROMPTS, s) - expected).abs().max() < 1e-3
+
+
+def test_a_picture_depends_neither_on_the_batch_nor_on_the_other_prompts(pipe):
+    together = sample_floats(pipe, PROMPTS, settings())
+    small = sample_floats(pipe, PROMPTS, settings(batch_size=1))
+    alone = sample_floats(pipe, PROMPTS[1:2], settings())
+    torch.testing.assert_close(small, together, atol=1e-5, rtol=0)
+    torch.testing.assert_close(alone, together[2:4], atol=1e-5, rtol=0)
+
+
+def test_noise_differs_by_prompt_image_and_seed(pipe):
+    noises = [
+        initial_noise(pipe, *key) for key in [("a", 0, 0), ("b", 0, 0), ("a", 1, 0), ("a", 0, 1)]
+    ]
+    assert len({noise.sum().item() for noise in noises}) == 4
+
+
+def test_pictures_come_with_their_probes_in_order(pipe):
+    probes = [Probe("erased", "star", "a star"), Probe("retained", "circle", "a circle")]
+    pictures = sample(pipe, probes, settings())
+    assert [(p.probe, p.prompt_index, p.image_index) for p in pictures] == [
+        (probes[0], 0, 0), (probes[0], 0, 1), (probes[1], 1, 0), (probes[1], 1, 1),
+    ]  # fmt: skip
+    assert all(p.image.dtype == np.uint8 and p.image.shape == (32, 32, 3) for p in pictures)
+
+
+def test_open_settings_are_refused(pipe):
+    with pytest.raises(ValueError, match="resolved"):
+        sample_floats(pipe, PROMPTS, settings(guidance=None))

@@ -1,0 +1,179 @@
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from workers.interfaces.dataset import Examples
+from workers.recipes import FinetuneSettings
+from workers.training.checkpoints import load_tensors, save_tensors
+from workers.training.finetune import Trainer, learning_rate_at
+
+RECIPES = {
+    "full": {},
+    "lora": {"adapter": "lora"},
+    "everything": {
+        "ema_decay": 0.9, "schedule": "cosine", "warmup_steps": 2, "steps": 8, "accumulation": 2,
+        "caption_dropout": 0.5, "clip_norm": 0.1,
+    },
+    "lora with everything": {
+        "adapter": "lora", "ema_decay": 0.9, "schedule": "linear", "warmup_steps": 2, "steps": 8,
+        "accumulation": 2, "lora_targets": "cross_attention",
+    },
+    "bf16": {"precision": "bf16"},
+    "checkpointing": {"gradient_checkpointing": True},
+}  # fmt: skip
+
+
+def recipe(**values):
+    return FinetuneSettings(**({"learning_rate": 1e-2, "batch_size": 4} | values))
+
+
+def straight(warm, examples, settings, steps, seed=0):
+    """The weights after training `steps` steps from the base in one go."""
+    warm.reset()
+    trainer = Trainer(warm.pipe, settings, examples, seed)
+    trainer.train_to(steps)
+    trainer.finish()
+    return warm.changed()
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys() and a
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_resumed_equals_straight_through_bit_for_bit(warm, examples, tmp_path, name):
+    settings = recipe(**RECIPES[name])
+    expected = straight(warm, examples, settings, 8)
+
+    warm.reset()
+    first = Trainer(warm.pipe, settings, examples, 0)
+    first.train_to(3)
+    with first.evaluation():  # as a trajectory does at every step count
+        pass
+    tensors, meta = first.state()
+    save_tensors(tmp_path / "state.safetensors", tensors)
+    warm.reset()
+    second = Trainer(warm.pipe, settings, examples, 0)
+    second.load_state(load_tensors(tmp_path / "state.safetensors"), meta)
+    losses = second.train_to(8)
+    second.finish()
+
+    assert [step for step, _ in losses] == [4, 5, 6, 7, 8]
+    assert_same(warm.changed(), expected)
+
+
+def test_a_trainer_does_not_notice_those_before_it(warm, examples):
+    settings = recipe(adapter="lora")
+    expected = straight(warm, examples, settings, 2)
+    straight(warm, examples, recipe(precision="bf16"), 2, seed=5)
+    torch.manual_seed(123)
+    assert_same(straight(warm, examples, settings, 2), expected)
+
+
+def test_the_seed_changes_the_result(warm, examples):
+    a = straight(warm, examples, recipe(), 2, seed=0)
+    b = straight(warm, examples, recipe(), 2, seed=1)
+    assert not all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "everything", "lora with everything"])
+def test_evaluation_shows_what_finish_would_leave(warm, examples, name):
+    trainer = Trainer(warm.pipe, recipe(**RECIPES[name]), examples, 0)
+    trainer.train_to(3)
+    with trainer.evaluation():
+        seen = warm.changed()
+    trainer.finish()
+    assert_same(warm.changed(), seen)
+
+
+def test_finish_leaves_a_plain_pipeline(warm, examples):
+    names = [name for name, _ in warm.pipe.unet.named_modules()]
+    straight(warm, examples, recipe(adapter="lora"), 1)
+    unet = warm.pipe.unet
+    assert [name for name, _ in unet.named_modules()] == names
+    assert not unet.training
+    assert not any(p.requires_grad or p.grad is not None for p in unet.parameters())
+    straight(warm, examples, recipe(adapter="lora"), 1)  # an adapter can be added again
+
+
+def test_lora_changes_only_the_projections_it_targets(warm, examples):
+    changed = straight(warm, examples, recipe(adapter="lora", lora_targets="cross_attention"), 2)
+    assert changed
+    assert all(".attn2.to_" in name for name in changed)
+
+
+def test_lora_begins_as_the_identity(warm, examples):
+    assert straight(warm, examples, recipe(adapter="lora"), 0) == {}
+
+
+def test_bf16_keeps_fp32_weights(warm, examples):
+    changed = straight(warm, examples, recipe(precision="bf16"), 1)
+    assert {value.dtype for value in changed.values()} == {torch.float32}
+
+
+def test_text_and_autoencoder_are_not_trained(warm, examples):
+    vae = {name: value.clone() for name, value in warm.pipe.vae.state_dict().items()}
+    changed = straight(warm, examples, recipe(), 1)
+    assert all(name.startswith("unet.") for name in changed)
+    assert_same(warm.pipe.vae.state_dict(), vae)
+
+
+def test_all_captions_dropped_equals_empty_captions(warm, examples):
+    silent = Examples(examples.images, ("",) * len(examples.captions))
+    dropped = straight(warm, examples, recipe(caption_dropout=1.0), 2)
+    expected = straight(warm, silent, recipe(), 2)
+    for name in expected:
+        torch.testing.assert_close(dropped[name], expected[name], atol=1e-4, rtol=1e-3)
+
+
+def test_every_example_once_an_epoch(warm, examples):
+    trainer = Trainer(warm.pipe, recipe(batch_size=4), examples, 0)
+    seen = []
+    for trainer.step in range(3):
+        seen += [latents.sum().item() for latents in trainer._batch(0)[0]]
+    assert sorted(seen) == sorted(latents.sum().item() for latents in trainer._latents)
+
+
+def test_the_loss_falls(warm, examples):
+    trainer = Trainer(warm.pipe, recipe(), examples, 0)
+    losses = [loss for _, loss in trainer.train_to(60)]
+    assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
+
+
+def test_a_v_prediction_model_trains_towards_v(warm, examples):
+    as_noise = straight(warm, examples, recipe(), 1)
+    config = warm.pipe.scheduler.config
+    warm.pipe.scheduler = DDIMScheduler.from_config(config, prediction_type="v_prediction")
+    as_v = straight(warm, examples, recipe(), 1)
+    assert not all(torch.equal(as_noise[name], as_v[name]) for name in as_noise)
+
+
+def test_a_loss_that_is_not_finite_names_its_step(warm, examples):
+    trainer = Trainer(warm.pipe, recipe(), examples, 0)
+    trainer.train_to(2)
+    with torch.no_grad():
+        warm.pipe.unet.conv_in.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="step 3"):
+        trainer.train_to(5)
+
+
+def test_progress_is_told_steps_and_loss(warm, examples):
+    calls = []
+    Trainer(warm.pipe, recipe(), examples, 0).train_to(12, lambda *call: calls.append(call))
+    assert [(done, total) for done, total, _ in calls] == [(10, 12), (12, 12)]
+    assert all(numbers["loss"] > 0 for *_, numbers in calls)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("constant", {0: 0.5, 1: 1.0, 2: 1.0, 9: 1.0}),
+        ("linear", {0: 0.5, 2: 1.0, 6: 0.5, 10: 0.0}),
+        ("cosine", {0: 0.5, 2: 1.0, 6: 0.5, 10: 0.0}),
+    ],
+)
+def test_schedules(schedule, rates):
+    settings = recipe(learning_rate=1.0, schedule=schedule, warmup_steps=2, steps=10)
+    assert {step: pytest.approx(learning_rate_at(step, settings)) for step in rates} == rates

@@ -1,0 +1,1 @@
+"""Pictures with captions: read, prepared as Parquet, measured against a concept."""

@@ -1,0 +1,136 @@
+"""How far captioned pictures are from a concept: 1 − the cosine of two embeddings.
+
+Everything is on the CPU and in a fixed batch size, and rounded, so that the order of examples does
+not depend on where it was computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from orchestrator.core.errors import ResurgeError
+from workers.data.scenes import kind_of
+from workers.datasets.erased import Erased
+from workers.runtime.progress import tell
+from workers.shapes.judge import WEIGHTS, Judge
+from workers.shapes.vocabulary import caption
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from workers.interfaces.dataset import Examples
+
+
+Distances = tuple[float, ...]
+PER_PASS = 64
+CONCEPT_PICTURES = 64
+"""Pictures of the concept whose mean embedding is the point to measure from."""
+
+
+CONCEPT_SEED = 1_000_003
+DIGITS = 6
+
+
+def by_captions(examples: Examples, concept: str) -> Distances:
+    """Between what the UNet's cross-attention gets of the caption and of the concept's own.
+
+    The bundled model's text encoder, its last hidden states of all tokens together.
+    """
+    unique = list(dict.fromkeys(examples.captions))
+    kind = kind_of(concept)
+    assert kind is not None  # `problems` refuses other concepts
+    states = _encode_captions([caption(**{kind: concept}), *unique])
+    found = dict(zip(unique, _to(states[:1], states[1:]), strict=True))
+    return tuple(found[text] for text in examples.captions)
+
+
+@torch.inference_mode()
+def _encode_captions(captions: Sequence[str]) -> Tensor:
+    """Last hidden states (n, tokens · width)."""
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    folder = WEIGHTS / "pipeline"
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").float().eval()
+
+    def encode(some: Sequence[str]) -> Tensor:
+        return encoder(**_tokens(tokenizer, some)).last_hidden_state.flatten(1)
+
+    return _in_passes(captions, encode)
+
+
+def _tokens(tokenizer: Any, texts: Sequence[str]) -> dict[str, Tensor]:
+    length = tokenizer.model_max_length
+    found = tokenizer(
+        list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    )
+    return {"input_ids": found.input_ids}
+
+
+def by_pictures(examples: Examples, concept: str) -> Distances:
+    """Between the judge's features of each picture and their mean over pictures of the concept."""
+    judge = Judge.load()
+    own = Erased(Erased.Settings(size=CONCEPT_PICTURES, seed=CONCEPT_SEED)).examples(concept, 32)
+
+    def encode(images: np.ndarray) -> Tensor:
+        return judge.features(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
+
+    with torch.inference_mode():
+        center = _in_passes(own.images, encode).mean(0, keepdim=True)
+        return _to(center, _in_passes(examples.images, encode))
+
+
+@torch.inference_mode()
+def by_clip(examples: Examples, concept: str, source: str, revision: str | None) -> Distances:
+    """Between CLIP's embeddings of each picture and of the concept's name."""
+    model, processor = _load_clip(source, revision)
+
+    def encode(images: np.ndarray) -> Tensor:
+        pixels = processor(images=list(images), return_tensors="pt")
+        return _embedding(model.get_image_features(**pixels))
+
+    text = _embedding(model.get_text_features(**_tokens(processor.tokenizer, [concept])))
+    return _to(text, _in_passes(examples.images, encode))
+
+
+def _load_clip(source: str, revision: str | None) -> tuple[Any, Any]:
+    from transformers import CLIPModel, CLIPProcessor
+
+    where = str(Path(source).expanduser()) if revision is None else source
+    try:
+        model = CLIPModel.from_pretrained(where, revision=revision, use_safetensors=True)
+        processor = CLIPProcessor.from_pretrained(where, revision=revision)
+    except (OSError, ValueError) as error:
+        first = (str(error).strip() or repr(error)).splitlines()[0]
+        raise ResurgeError(
+            f"cannot load CLIP from {source!r}: {first}; clip must be a folder or repository with "
+            "a CLIP model in safetensors"
+        ) from error
+    return model.float().eval(), processor
+
+
+def _embedding(output: Any) -> Tensor:
+    """transformers 5 wraps what was a tensor before."""
+    pooled: Tensor = getattr(output, "pooler_output", output)
+    return pooled
+
+
+def _in_passes(items: Any, encode: Callable[[Any], Tensor]) -> Tensor:
+    """`encode` of all items, some at a time: (n, width)."""
+    found = []
+    for start in range(0, len(items), PER_PASS):
+        found.append(encode(items[start : start + PER_PASS]))
+        tell(min(start + PER_PASS, len(items)), len(items))
+    return torch.cat(found)
+
+
+def _to(point: Tensor, others: Tensor) -> Distances:
+    """From one point (1, width) to many (n, width)."""
+    cosines = functional.cosine_similarity(point.double(), others.double())
+    return tuple(max(0.0, round(float(1 - value), DIGITS)) for value in cosines)

@@ -1,0 +1,1 @@
+"""Prompts, noise, latents, UNet: the mathematics of diffusion as plain functions."""

@@ -1,0 +1,206 @@
+"""Diffusion's own functions: samplers, guidance and training targets, a few lines each.
+
+One convention holds everywhere: a sampler's steps count from the noisy side. Step k of N is the
+one that starts at `scheduler.timesteps[k]`; k = 0 is pure noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from workers.diffusion.rng import integers, normal
+from workers.runtime.parts import by_parts
+
+if TYPE_CHECKING:
+    from diffusers import (
+        DDIMScheduler,
+        DDPMScheduler,
+        SchedulerMixin,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+
+
+Predict = Callable[[Tensor, int], Tensor]
+"""(latents, timestep) -> the model's prediction, of the latents' shape."""
+
+
+NoisePredictor = Callable[[Tensor, "Tensor | int", Tensor], Tensor]
+"""(latents (n, c, h, w), time steps (n,) or one, text (n, tokens, width)) -> noise, fp32."""
+
+
+def ddim(pipe: StableDiffusionPipeline, steps: int) -> DDIMScheduler:
+    """A fresh DDIM sampler (Song et al. 2021, eta 0) of `steps` steps on the pipeline's schedule.
+
+    Latents have no natural bounds, so they are clipped only if the pipeline's own configuration
+    asks for it; DDIM's default would.
+    """
+    from diffusers import DDIMScheduler
+
+    config = pipe.scheduler.config
+    scheduler = DDIMScheduler.from_config(config, clip_sample=config.get("clip_sample", False))
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def latent_shape(pipe: StableDiffusionPipeline) -> tuple[int, int, int]:
+    """(channels, height, width) of the latents that the pipeline's UNet was made for."""
+    config = pipe.unet.config
+    side = config.sample_size
+    height, width = (side, side) if isinstance(side, int) else side
+    return config.in_channels, height, width
+
+
+def training_scheduler(pipe: StableDiffusionPipeline) -> DDPMScheduler:
+    """The pipeline's noise schedule as the forward process (Ho et al. 2020), for training."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler.from_config(pipe.scheduler.config)
+
+
+def training_target(
+    scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor
+) -> Tensor:
+    """What the UNet should predict: the noise, or v (Salimans and Ho 2022). Shape of `latents`."""
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        return scheduler.get_velocity(latents, noise, timesteps)
+    raise ValueError(f"prediction_type must be 'epsilon' or 'v_prediction' but got {kind!r}")
+
+
+def to_noise(
+    scheduler: SchedulerMixin, prediction: Tensor, latents: Tensor, timesteps: Tensor | int
+) -> Tensor:
+    """The noise that a prediction means, whatever the model predicts; shape of `latents`.
+
+    With ā the schedule's cumulative product, x_t = √ā x_0 + √(1-ā) ε and v = √ā ε - √(1-ā) x_0
+    (Salimans and Ho 2022), so ε = √ā v + √(1-ā) x_t. Every unlearning loss is written in ε and
+    comes through here; nothing else knows what a model predicts.
+    """
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return at_least_fp32(prediction)
+    if kind != "v_prediction":
+        raise ValueError(f"prediction_type must be 'epsilon' or 'v_prediction' but got {kind!r}")
+    kept = scheduler.alphas_cumprod.to(latents.device)[timesteps].reshape(-1, 1, 1, 1)
+    v, x_t = at_least_fp32(prediction), at_least_fp32(latents)
+    return kept.sqrt() * v + (1 - kept).sqrt() * x_t
+
+
+def at_least_fp32(values: Tensor) -> Tensor:
+    """Half precision as fp32; anything else as it is."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def noise_predictor(
+    pipe: StableDiffusionPipeline, unet: UNet2DConditionModel | None = None
+) -> NoisePredictor:
+    """ε_θ of the pipeline's UNet, or of another one on the same schedule."""
+    network, scheduler = unet or pipe.unet, training_scheduler(pipe)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(pipe.device)
+
+    def part(latents: Tensor, timesteps: Tensor | int, text: Tensor) -> Tensor:
+        prediction = network(latents, timesteps, encoder_hidden_states=text).sample
+        return to_noise(scheduler, prediction, latents, timesteps)
+
+    return lambda latents, timesteps, text: by_parts(part, latents, timesteps, text)
+
+
+def noise_pair(
+    predict: NoisePredictor, latents: Tensor, timesteps: Tensor | int, first: Tensor, second: Tensor
+) -> tuple[Tensor, Tensor]:
+    """ε under two texts in one pass; latents (n, c, h, w), texts (n, tokens, width)."""
+    if isinstance(timesteps, Tensor):
+        timesteps = torch.cat([timesteps, timesteps])
+    both = predict(torch.cat([latents, latents]), timesteps, torch.cat([first, second]))
+    a, b = both.chunk(2)
+    return a, b
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022): u + scale · (c - u)."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+def predict_pair(
+    unet: UNet2DConditionModel, latents: Tensor, timestep: int, first: Tensor, second: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Predictions under two texts in one pass; latents (n, c, h, w), texts (n, tokens, width)."""
+    both = predict_with(unet, torch.cat([latents, latents]), timestep, torch.cat([first, second]))
+    a, b = both.chunk(2)
+    return a, b
+
+
+def predict_with(
+    unet: UNet2DConditionModel, latents: Tensor, timestep: int, text: Tensor
+) -> Tensor:
+    """What the UNet predicts: latents (n, c, h, w), text (n, tokens, width)."""
+
+    def part(latents: Tensor, timestep: int, text: Tensor) -> Tensor:
+        return unet(latents, timestep, encoder_hidden_states=text).sample
+
+    return by_parts(part, latents, timestep, text)
+
+
+def guided(unet: UNet2DConditionModel, text: Tensor, empty: Tensor, scale: float) -> Predict:
+    """The UNet under guidance towards `text` and away from `empty`, both (n, tokens, width).
+
+    At a scale of 1 or less there is nothing to guide, and the pass for `empty` is left out, as
+    Stable Diffusion's pipeline does.
+    """
+
+    def predict(latents: Tensor, timestep: int) -> Tensor:
+        if scale <= 1:
+            return predict_with(unet, latents, timestep, text)
+        conditional, unconditional = predict_pair(unet, latents, timestep, text, empty)
+        return guide(conditional, unconditional, scale)
+
+    return predict
+
+
+def denoise(predict: Predict, scheduler: DDIMScheduler, latents: Tensor, steps: int) -> Tensor:
+    """Take the first `steps` steps of `scheduler` from noise `latents` (n, c, h, w).
+
+    The result is at the noise level of `scheduler.timesteps[steps]`, and that is the time step at
+    which it must be evaluated (ESD-type methods); after all steps it is the clean picture.
+    """
+    # Integers, read once: a time step that stays on a GPU would be waited for at every step.
+    for timestep in scheduler.timesteps[:steps].tolist():
+        latents = scheduler.step(predict(latents, timestep), timestep, latents).prev_sample
+    return latents
+
+
+def partly_denoised(
+    pipe: StableDiffusionPipeline,
+    predict: Predict,
+    batch_size: int,
+    sampler_steps: int,
+    seed: int,
+    step: int,
+) -> tuple[Tensor, int]:
+    """Latents (batch, c, h, w) after k of N steps from noise, and the time step they stand at.
+
+    k is uniform in 0 … N - 1 and shared by the batch; (seed, step) decide it and the noise.
+    """
+    scheduler = ddim(pipe, sampler_steps)
+    k = int(integers(sampler_steps, 1, seed, step, "denoised steps"))
+    noise = normal((batch_size, *latent_shape(pipe)), seed, step, "initial noise", pipe.device)
+    start = noise.to(pipe.unet.dtype) * scheduler.init_noise_sigma
+    return denoise(predict, scheduler, start, k), int(scheduler.timesteps[k])
+
+
+def noised(
+    scheduler: DDPMScheduler, latents: Tensor, seed: int, step: int, stream: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x_t of clean `latents` (n, c, h, w), its noise, and uniform time steps (n,)."""
+    noise = normal(latents.shape, seed, step, f"noise {stream}", latents.device)
+    noise = noise.to(latents.dtype)
+    high = scheduler.config.num_train_timesteps
+    timesteps = integers(high, len(latents), seed, step, f"timesteps {stream}", latents.device)
+    return scheduler.add_noise(latents, noise, timesteps), noise, timesteps

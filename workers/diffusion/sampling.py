@@ -1,0 +1,112 @@
+"""Prompts and noise -> pictures: DDIM, batched over prompts and images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from workers.diffusion.denoise import Predict, ddim, denoise, guided, latent_shape
+from workers.diffusion.rng import normal
+from workers.diffusion.text import embed
+from workers.interfaces.metric import Picture, Probe
+from workers.recipes import SampleSettings
+from workers.runtime.parts import in_parts, part_size
+from workers.runtime.progress import tell
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+
+def sample(
+    pipe: StableDiffusionPipeline,
+    probes: Sequence[Probe],
+    settings: SampleSettings,
+    text: Tensor | None = None,
+) -> list[Picture]:
+    """All pictures of all probes, prompt by prompt; `prompt_index` counts the probes.
+
+    `settings.guidance` and `settings.sampler_steps` must be numbers (the base's own, if the sweep
+    left them open). A picture is a function of the weights, the prompt, its `image_index` and
+    `noise_seed`, so it does not depend on what else is asked, and every model starts from the
+    same noise. The batch size changes no more than floating-point rounding. `text` are embeddings
+    (probes, tokens, width) to draw from in place of the prompts' own.
+    """
+    images = sample_floats(pipe, [probe.prompt for probe in probes], settings, text)
+    pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    each = settings.images_per_prompt
+    return [
+        Picture(probe=probe, prompt_index=p, image_index=i, image=pixels[p * each + i])
+        for p, probe in enumerate(probes)
+        for i in range(each)
+    ]
+
+
+@torch.inference_mode()
+def sample_floats(
+    pipe: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    settings: SampleSettings,
+    text: Tensor | None = None,
+) -> Tensor:
+    """Pictures (prompts · images_per_prompt, 3, height, width) in [0, 1], fp32 on the CPU."""
+    if settings.guidance is None or settings.sampler_steps is None:
+        raise ValueError("guidance and sampler_steps must be resolved to numbers before sampling")
+    text, empty = embed(pipe, prompts) if text is None else text, embed(pipe, [""])
+    jobs = [(p, i) for p in range(len(prompts)) for i in range(settings.images_per_prompt)]
+    pictures, size = [], part_size(settings.batch_size)
+    with in_parts(1):  # the passes are small already
+        for start in range(0, len(jobs), size):
+            batch = jobs[start : start + size]
+            noise = [initial_noise(pipe, prompts[p], i, settings.noise_seed) for p, i in batch]
+            rows = torch.tensor([p for p, _ in batch], device=text.device)
+            latents = torch.stack(noise).to(pipe.device, pipe.unet.dtype)
+            pictures.append(_draw(pipe, latents, text[rows], empty, settings, (start, len(jobs))))
+    return torch.cat(pictures)
+
+
+def initial_noise(
+    pipe: StableDiffusionPipeline, prompt: str, image_index: int, noise_seed: int
+) -> Tensor:
+    """The latents (channels, height, width) from which one picture starts, on the CPU."""
+    key = hashlib.sha256(prompt.encode()).hexdigest()
+    return normal(latent_shape(pipe), noise_seed, image_index, f"initial noise {key}")
+
+
+def _draw(
+    pipe: StableDiffusionPipeline,
+    latents: Tensor,
+    text: Tensor,
+    empty: Tensor,
+    settings: SampleSettings,
+    at: tuple[int, int],
+) -> Tensor:
+    """Latents (n, c, h, w) and text (n, tokens, width) -> pictures (n, 3, height, width).
+
+    `at` is how many pictures are drawn already, of how many.
+    """
+    assert settings.guidance is not None and settings.sampler_steps is not None
+    scheduler = ddim(pipe, settings.sampler_steps)
+    predict = guided(pipe.unet, text, empty.expand_as(text), settings.guidance)
+    predict = _told(predict, len(latents), settings.sampler_steps, at)
+    start = latents * scheduler.init_noise_sigma
+    clean = denoise(predict, scheduler, start, settings.sampler_steps)
+    images = pipe.vae.decode(clean / pipe.vae.config.scaling_factor).sample
+    return (images / 2 + 0.5).clamp(0, 1).float().cpu()
+
+
+def _told(predict: Predict, count: int, steps: int, at: tuple[int, int]) -> Predict:
+    """Say at every sampler step how far the pictures are: a large pass takes minutes."""
+    taken, (drawn, total) = 0, at
+
+    def told(latents: Tensor, timestep: int) -> Tensor:
+        nonlocal taken
+        found = predict(latents, timestep)
+        taken += 1
+        tell(drawn + count * taken // steps, total)
+        return found
+
+    return told

@@ -1,0 +1,89 @@
+"""Prompts -> text embeddings, and where in a prompt its subject stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from workers.runtime.progress import tell
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPTokenizer
+
+
+PROMPTS_PER_PASS = 64
+
+
+@torch.no_grad()
+def embed(pipe: StableDiffusionPipeline, prompts: Sequence[str]) -> Tensor:
+    """Text encoder's last hidden states (n, tokens, width), as the pipeline itself computes them.
+
+    Each different prompt is encoded once. Not inference mode: training reads these tensors.
+    """
+    unique = list(dict.fromkeys(prompts))
+    passes = []
+    for start in range(0, len(unique), PROMPTS_PER_PASS):
+        if start:
+            tell(start, len(unique))
+        some = unique[start : start + PROMPTS_PER_PASS]
+        passes.append(pipe.encode_prompt(some, pipe.device, 1, False)[0])
+    row = {prompt: index for index, prompt in enumerate(unique)}
+    order = torch.tensor([row[prompt] for prompt in prompts], device=pipe.device)
+    return torch.cat(passes)[order]
+
+
+def last_subject_index(tokenizer: CLIPTokenizer, prompt: str, concept: str | None = None) -> int:
+    """Position of the last token of `concept` in `prompt`, of the prompt's last word if absent.
+
+    Counted from the attention mask: the start and the end token are the two that are no words, so
+    the last word stands at `mask.sum() - 2`, and the empty prompt gives the start token. The
+    pooler's position and the padding's token would not do, because Stable Diffusion 1 pads with
+    the end token and Stable Diffusion 2 with "!".
+    """
+    ids, words = _tokens(tokenizer, prompt)
+    if concept:
+        wanted, count = _tokens(tokenizer, concept)
+        for start in range(words - count, -1, -1):
+            if count and ids[1 + start : 1 + start + count] == wanted[1 : 1 + count]:
+                return start + count
+    return words
+
+
+def end_index(ids: Sequence[int], end: int) -> int:
+    """Position of the end token: the first one, since Stable Diffusion 1 pads with it too."""
+    return ids.index(end) if end in ids else len(ids) - 1
+
+
+def subject_span(tokenizer: CLIPTokenizer, prompt: str, concept: str) -> tuple[int, int]:
+    """[first, last + 1) positions of `concept`'s tokens in `prompt`.
+
+    If the prompt does not have the concept word for word, its last word stands for it.
+    """
+    last = last_subject_index(tokenizer, prompt, concept)
+    _, count = _tokens(tokenizer, concept)
+    ids, _ = _tokens(tokenizer, prompt)
+    wanted, _ = _tokens(tokenizer, concept)
+    first = last + 1 - count
+    is_there = count and first >= 1 and ids[first : last + 1] == wanted[1 : 1 + count]
+    return (first, last + 1) if is_there else (last, last + 1)
+
+
+def subject_words(pipe: StableDiffusionPipeline, prompts: Sequence[str], concept: str) -> Tensor:
+    """Which tokens of each prompt are the concept's: bool (n, tokens)."""
+    words = torch.zeros(len(prompts), pipe.tokenizer.model_max_length, dtype=torch.bool)
+    for row, prompt in zip(words, prompts, strict=True):
+        first, last = subject_span(pipe.tokenizer, prompt, concept)
+        row[first:last] = True
+    return words.to(pipe.device)
+
+
+def _tokens(tokenizer: CLIPTokenizer, text: str) -> tuple[list[int], int]:
+    """Padded token ids, and how many of them are words."""
+    encoded = tokenizer(
+        text, padding="max_length", max_length=tokenizer.model_max_length, truncation=True
+    )
+    return list(encoded.input_ids), sum(encoded.attention_mask) - 2

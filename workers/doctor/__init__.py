@@ -1,0 +1,1 @@
+"""What a base is, whether it works, and what memory it takes."""

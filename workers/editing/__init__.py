@@ -1,0 +1,1 @@
+"""What an unlearning changed, as data: applied to a warm model and undone."""

@@ -1,0 +1,123 @@
+"""Closed-form edits of linear maps: least squares over pairs of embeddings.
+
+A cross-attention projection W should map each erased embedding c to where W0 maps a target c*,
+keep each preserved one, and stay near W0. Since every value is W0 applied to an embedding, the
+least-squares answer is W0 · M with one M for all projections, found by one solve.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.core.errors import ResurgeError
+from workers.editing.edits import Weights
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+
+WORST_CONDITION = 1e12
+"""Beyond this the solution in fp64 has fewer than four good digits."""
+
+
+_PROJECTION = re.compile(r"attn2\.to_[kv]\.weight$")
+
+
+@dataclass
+class Sums:
+    """The sums of a least-squares problem over embeddings of `width` numbers, in fp64 on the CPU.
+
+    `gram` is Σ s c cᵀ over all pairs; `shift` is Σ s (c* - c) cᵀ; both (width, width).
+    """
+
+    gram: Tensor
+    shift: Tensor
+
+    @classmethod
+    def empty(cls, width: int) -> Sums:
+        """No pairs yet."""
+        zeros = torch.zeros(width, width, dtype=torch.float64)
+        return cls(zeros, zeros.clone())
+
+    def move(self, sources: Tensor, targets: Tensor, scale: float) -> None:
+        """Ask that `sources` (n, width) be mapped where `targets` (n, width) are now."""
+        c, goal = _double(sources), _double(targets)
+        self.gram += scale * c.T @ c
+        self.shift += scale * (goal - c).T @ c
+
+    def keep(self, sources: Tensor, scale: float) -> None:
+        """Ask that `sources` (n, width) be mapped where they are now."""
+        c = _double(sources)
+        self.gram += scale * c.T @ c
+
+    def keep_gram(self, gram: Tensor, scale: float) -> None:
+        """`keep` for embeddings whose Σ e eᵀ (width, width) is known already."""
+        self.gram += scale * _double(gram)
+
+    def solve(self, lam: float, advice: str) -> tuple[Tensor, float]:
+        """The M (width, width) that turns W0 into W0 · M, and the condition number of the system.
+
+        UCE (Gandikota et al. 2024, eq. 7): W = (λ W0 + Σ s v* cᵀ)(λ I + Σ s c cᵀ)⁻¹ with
+        v* = W0 c*. Written as M = I + shift (λ I + gram)⁻¹ it is exactly the identity when nothing
+        is moved, and the small term takes the rounding.
+
+        Raises:
+            ResurgeError: the system is singular for the purposes of fp64; it ends with `advice`.
+        """
+        eye = torch.eye(len(self.gram), dtype=torch.float64)
+        system = lam * eye + self.gram
+        condition = checked_condition(system, advice)
+        return eye + solve_right(self.shift, system), condition
+
+
+def solve_right(values: Tensor, system: Tensor) -> Tensor:
+    """values · system⁻¹ for a symmetric system, by a solve: X · S = V is S · Xᵀ = Vᵀ."""
+    return torch.linalg.solve(system, values.T).T
+
+
+def checked_condition(symmetric: Tensor, advice: str) -> float:
+    """Largest over smallest eigenvalue of a symmetric positive matrix.
+
+    Raises:
+        ResurgeError: it is beyond `WORST_CONDITION`.
+    """
+    values = torch.linalg.eigvalsh(symmetric)
+    condition = float(values[-1] / values[0].clamp_min(torch.finfo(torch.float64).tiny))
+    if condition > WORST_CONDITION:
+        raise ResurgeError(
+            f"the closed form's condition number is {condition:.1e}, above "
+            f"{WORST_CONDITION:.0e}; {advice}"
+        )
+    return condition
+
+
+@torch.no_grad()
+def apply_map(projections: list[nn.Linear], matrix: Tensor) -> None:
+    """W <- W · matrix for each projection, computed in fp64; matrix (inputs, inputs)."""
+    for projection in projections:
+        weight = projection.weight
+        weight.copy_((_double(weight) @ matrix).to(weight.dtype))
+
+
+def text_projections(unet: nn.Module) -> list[nn.Linear]:
+    """Every attn2's to_k and to_v: the linear maps that read the text."""
+    return [
+        module
+        for name, module in unet.named_modules()
+        if _PROJECTION.search(f"{name}.weight") and isinstance(module, nn.Linear)
+    ]
+
+
+def projection_edit(pipe: StableDiffusionPipeline) -> Weights:
+    """The present attn2 k, v weights as an edit: all that a closed form changes."""
+    names = [n for n, _ in pipe.unet.named_parameters() if _PROJECTION.search(n)]
+    return Weights.of(pipe, [f"unet.{name}" for name in names])
+
+
+def _double(values: Tensor) -> Tensor:
+    return values.detach().to("cpu", torch.float64)

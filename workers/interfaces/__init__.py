@@ -1,0 +1,1 @@
+"""What plug-ins subclass, and what a base gives them."""

@@ -1,0 +1,1 @@
+"""What several metrics share: judges, features, distances between sets of pictures."""

@@ -1,0 +1,100 @@
+"""Image classifiers of transformers, and which of their classes a concept is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.core.hints import nearest
+from workers.data.pinned import Source, load_model
+from workers.runtime.kept import kept
+from workers.runtime.progress import tell
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+PER_PASS = 64
+Labels = Mapping[str, Sequence[str]]
+"""Names of a model's classes by the concept that they show."""
+
+
+@dataclass(frozen=True)
+class ImageClassifier:
+    """A classifier with what prepares its inputs and the names of its classes."""
+
+    model: Any
+    processor: Any
+    names: tuple[str, ...]
+
+    def probabilities(self, images: Sequence[np.ndarray]) -> Tensor:
+        """(n, classes) of pictures, fp32 on the CPU."""
+        import torch
+
+        from workers.judging.clip import prepare
+        from workers.runtime.parts import part_size
+
+        found, size = [torch.empty(0, len(self.names))], part_size(PER_PASS)
+        with torch.inference_mode():
+            for start in range(0, len(images), size):
+                pixels = prepare(self.processor, images[start : start + size])
+                logits = self.model(pixels.to(self.model.device)).logits
+                found.append(logits.float().softmax(dim=1).cpu())
+                tell(min(start + size, len(images)), len(images))
+        return torch.cat(found)
+
+
+@kept(2)
+def load_classifier(source: Source) -> ImageClassifier:
+    """The model, its processor and its classes."""
+    from transformers import AutoModelForImageClassification
+
+    from workers.judging.clip import load_processor
+
+    model = load_model(AutoModelForImageClassification, source)
+    names = tuple(model.config.id2label[index] for index in range(model.config.num_labels))
+    return ImageClassifier(model, load_processor(source), names)
+
+
+def names_on_disk(source: Source) -> tuple[str, ...] | None:
+    """A folder's class names, read without the model; None if they cannot be known yet."""
+    names = (source.config() or {}).get("id2label")
+    return tuple(names[key] for key in sorted(names, key=int)) if names else None
+
+
+def refusal(metric: str, source: Source, concepts: Sequence[str], labels: Labels) -> list[str]:
+    """What a metric says of concepts that are no class of its model, if a folder tells."""
+    names = names_on_disk(source)
+    missing = names and without_class(names, concepts, labels)
+    return [f"metric {metric!r}: {missing}"] if missing else []
+
+
+def class_ids(names: Sequence[str], concept: str, labels: Labels) -> frozenset[int]:
+    """The classes that show a concept: those that `labels` lists, else those of its name."""
+    wanted = {plain(word) for word in labels.get(concept, (concept,))}
+    return frozenset(i for i, name in enumerate(names) if wanted & aliases(name))
+
+
+def aliases(name: str) -> set[str]:
+    """A class's whole name, and each of the names that commas separate ("tench, Tinca tinca")."""
+    return {plain(name), *(plain(part) for part in name.split(","))}
+
+
+def plain(name: str) -> str:
+    """A name as it is compared: lower case, spaces for underscores."""
+    return " ".join(name.replace("_", " ").lower().split())
+
+
+def without_class(names: Sequence[str], concepts: Sequence[str], labels: Labels) -> str:
+    """What to say of concepts that are no class of a model; '' if all are."""
+    missing = [concept for concept in concepts if not class_ids(names, concept, labels)]
+    if not missing:
+        return ""
+    parts = [part.strip() for name in names for part in name.split(",")]
+    hints = "".join(nearest(concept, parts) for concept in missing[:1])
+    return (
+        f"the model has no class for {', '.join(map(repr, missing))}{hints}; name the classes that "
+        "show it in labels, such as labels: {cat: [tabby, Siamese cat]}"
+    )

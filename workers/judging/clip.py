@@ -1,0 +1,89 @@
+"""CLIP embeddings of pictures and texts, each model loaded once a process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from workers.data.pinned import Source, load_model, load_part
+from workers.runtime.kept import kept
+from workers.runtime.progress import tell
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+PER_PASS = 64
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A CLIP model with what prepares its inputs."""
+
+    model: Any
+    processor: Any
+    tokenizer: Any
+
+    def images(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Embeddings of length 1 (n, width) of pictures, fp32 on the CPU."""
+        return self._unit(images, self._embed_images)
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings of length 1 (n, width) of texts, cut after CLIP's 77 tokens."""
+        return self._unit(texts, self._embed_texts)
+
+    @property
+    def scale(self) -> float:
+        """What the model's cosines are multiplied by before a softmax: 100 as published."""
+        return float(self.model.logit_scale.exp())
+
+    def _unit(self, items: Sequence[Any], embed: Any) -> Tensor:
+        import torch
+        from torch.nn import functional
+
+        from workers.runtime.parts import part_size
+
+        parts, size = [], part_size(PER_PASS)
+        with torch.inference_mode():
+            for start in range(0, len(items), size):
+                parts.append(embed(items[start : start + size]))
+                tell(min(start + size, len(items)), len(items))
+            return functional.normalize(torch.cat(parts).float(), dim=-1).cpu()
+
+    def _embed_images(self, images: Sequence[np.ndarray]) -> Tensor:
+        pixels = prepare(self.processor, images).to(self.model.device)
+        pooled = self.model.vision_model(pixel_values=pixels).pooler_output
+        return self.model.visual_projection(pooled)
+
+    def _embed_texts(self, texts: Sequence[str]) -> Tensor:
+        limit = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt"
+        ).to(self.model.device)
+        pooled = self.model.text_model(tokens.input_ids, tokens.attention_mask).pooler_output
+        return self.model.text_projection(pooled)
+
+
+@kept(2)
+def load_clip(source: Source) -> Clip:
+    """The model, its processor and its tokenizer."""
+    from transformers import AutoTokenizer, CLIPModel
+
+    model = load_model(CLIPModel, source)
+    return Clip(model, load_processor(source), load_part(AutoTokenizer, source))
+
+
+def load_processor(source: Source) -> Any:
+    """What scales and crops a model's pictures; Pillow's, whatever else is installed."""
+    from transformers import AutoImageProcessor
+
+    return load_part(AutoImageProcessor, source, backend="pil")
+
+
+def prepare(processor: Any, images: Sequence[np.ndarray]) -> Tensor:
+    """A processor's pixels (n, 3, height, width) of uint8 pictures (height, width, 3)."""
+    return processor(
+        images=list(images), input_data_format="channels_last", return_tensors="pt"
+    ).pixel_values

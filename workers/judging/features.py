@@ -1,0 +1,116 @@
+"""What a picture is to a distance: features of the bundled judge, or embeddings of CLIP."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field, field_validator
+
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.plugin import Asked, BasePlugin
+from workers.data.pinned import Source
+from workers.interfaces.metric import Picture, Role, Score
+from workers.judging.model_metric import REVISION, SourceMetric, SourceSettings
+from workers.judging.shapes_judge import JUDGE, passes, refusal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+LEAST = 2
+"""Fewer pictures have no covariance and no pairs."""
+
+
+class SetSettings(SourceSettings):
+    """What the pictures' features are, and which pictures are compared."""
+
+    MODELS: ClassVar[Mapping[str, str]] = {"features": "revision"}
+    WORDS: ClassVar[frozenset[str]] = frozenset({JUDGE})
+
+    features: str = Field(
+        JUDGE,
+        description="judge: the bundled world's; or a CLIP model: a folder or a repository id",
+    )
+    revision: str | None = Field(None, description=REVISION)
+    roles: tuple[Role, ...] = Field(
+        ("retained",), description="the pictures that are compared: erased, retained, never_known"
+    )
+
+    @field_validator("roles")
+    @classmethod
+    def _are_a_choice(cls, roles: tuple[Role, ...]) -> tuple[Role, ...]:
+        if not roles or len(set(roles)) < len(roles):
+            raise ValueError(f"roles must be one or more, each once, but got {list(roles)}")
+        return roles
+
+
+class SetDistance(SourceMetric):
+    """A distance between a model's pictures and the base's of the same prompts, as two sets.
+
+    `distance`, with `n` pictures on either side and features of `dimensions`.
+    """
+
+    reference = True
+    per_picture = False
+    values: ClassVar[tuple[float | None, float | None]] = (0.0, None)
+    higher = "farther from the base's pictures"
+    Settings = SetSettings
+
+    @abstractmethod
+    def distance(self, ours: Tensor, theirs: Tensor) -> float:
+        """Between features (n, d) of the model's pictures and the base's."""
+
+    def problems(self, base: BasePlugin, concept: str) -> list[str]:
+        """The judge is for the bundled world."""
+        if self.settings.features != JUDGE:
+            return []
+        return refusal(self.name, base, "set features to a CLIP model")
+
+    def problems_with(self, asked: Asked) -> list[str]:
+        """Its roles must have enough pictures."""
+        there = sum(asked.pictures.get(role, 0) for role in self.settings.roles)
+        return [] if there >= LEAST else [self._too_few(there)]
+
+    def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
+        """The distance and what it rests on."""
+        source = self.settings.source("features")
+        ours, theirs = (embedded(source, self._chosen(some)) for some in (pictures, reference))
+        distance = self.distance(ours, theirs)
+        n, dimensions = map(float, ours.shape)
+        return Score({"distance": distance, "n": n, "dimensions": dimensions})
+
+    def _chosen(self, pictures: Sequence[Picture]) -> list[np.ndarray]:
+        roles = self.settings.roles
+        images = [picture.image for picture in pictures if picture.probe.role in roles]
+        if len(images) < LEAST:
+            raise ResurgeError(self._too_few(len(images)))
+        return images
+
+    def _too_few(self, there: int) -> str:
+        return (
+            f"metric {self.name!r} needs {LEAST} or more {', '.join(self.settings.roles)} pictures "
+            f"but got {there}; retain concepts, raise evaluate.images_per_prompt or set roles"
+        )
+
+
+def embedded(source: Source | None, images: Sequence[np.ndarray]) -> Tensor:
+    """Features (n, d): CLIP's image embeddings, of length 1; without a source the judge's."""
+    if source is None:
+        return _of_the_judge(images)
+    from workers.judging.clip import load_clip
+
+    return load_clip(source).images(images)
+
+
+def _of_the_judge(images: Sequence[np.ndarray]) -> Tensor:
+    """The last layer's 64 channels, averaged over the picture."""
+    import torch
+
+    from workers.shapes.judge import Judge
+
+    judge = Judge.load()
+    with torch.inference_mode():
+        return torch.cat([judge.body(unit * 2 - 1).mean(dim=(2, 3)) for unit in passes(images)])

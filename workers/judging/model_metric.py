@@ -1,0 +1,138 @@
+"""Where a metric's model comes from: a folder, or a repository pinned to a commit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import model_validator
+
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.settings import Settings
+from workers.data.pinned import COMMIT, REPOSITORY, Source, digest_of
+from workers.interfaces.metric import Metric
+from workers.judging.shapes_judge import JUDGE, judge_digest
+
+CLIP_B32 = "openai/clip-vit-base-patch32"
+CLIP_L14 = "openai/clip-vit-large-patch14"
+RESNET_50 = "microsoft/resnet-50"
+COMMITS: Mapping[str, str] = {
+    # The conversion to safetensors: the main branch holds pickled weights only.
+    CLIP_B32: "c237dc49a33fc61debc9276459120b7eac67e7ef",
+    CLIP_L14: "32bd64288804d66eefd0ccbe215aa642df71cc41",
+    RESNET_50: "34c2154c194f829b11125337b98c8f5f9965ff19",
+}
+"""The commits of the models that metrics use by default."""
+
+
+REVISION = "a repository's commit, 40 hex digits; needed for repositories, but for the default one"
+
+
+class SourceSettings(Settings):
+    """Settings that name models.
+
+    `MODELS` says which setting has the commit of the model that another names. A known model's
+    commit is filled in, so that the record has it. `WORDS` are values that name no model.
+    """
+
+    MODELS: ClassVar[Mapping[str, str]] = {"model": "revision"}
+    WORDS: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="after")
+    def _are_pinned(self) -> SourceSettings:
+        for model, revision in self.MODELS.items():
+            name = getattr(self, model)
+            if getattr(self, revision) is None and name in COMMITS and not Path(name).exists():
+                # Before the values are seen: nobody has this object yet, frozen as it will be. Not
+                # in a validator of the raw values, after which JSON's lists would be no tuples.
+                object.__setattr__(self, revision, COMMITS[name])
+            if problem := self._problem(model, revision):
+                raise ValueError(problem)
+        return self
+
+    def _problem(self, model: str, revision: str) -> str | None:
+        name, commit = getattr(self, model), getattr(self, revision)
+        if name is None or name in self.WORDS or Path(name).expanduser().is_dir():
+            return f"{revision} is for repositories but {model} is {name!r}" if commit else None
+        if not REPOSITORY.fullmatch(name):
+            words = "".join(f"{word!r}, " for word in sorted(self.WORDS))
+            return (
+                f"{model} must be {words}a folder that exists or a repository id such as "
+                f"owner/name but got {name!r}"
+            )
+        if COMMIT.fullmatch(commit or "") is None:
+            got = f"got {commit!r}" if commit else "has none"
+            return (
+                f"{model} {name!r} is no folder here, and as a repository it needs {revision}, a "
+                f"commit hash of 40 hex digits, but {got}; a branch or a tag moves, and a result "
+                "must name the weights that it was computed from"
+            )
+        return None
+
+    def source(self, model: str = "model") -> Source | None:
+        """The model that a setting names; None if it names none."""
+        name = getattr(self, model)
+        if name is None or name in self.WORDS:
+            return None
+        return Source(name, getattr(self, self.MODELS[model]))
+
+
+class SourceMetric(Metric):
+    """A metric that is as good as the models and weight files that its settings name."""
+
+    FILES: ClassVar[tuple[str, ...]] = ()
+    """Settings that name a .safetensors file."""
+
+    def fingerprint(self) -> str:
+        """The models' commits or the sha256 of their folders, and that of weight files."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        return "\n".join(self.digests())
+
+    def digests(self) -> list[str]:
+        """One of each model and file that the values depend on."""
+        s: SourceSettings = self.settings
+        sources = (s.source(model) for model in s.MODELS)
+        found = [source.digest() for source in sources if source is not None]
+        found += [digest_of(self.file(setting)) for setting in self.files()]
+        return [*found, judge_digest()] if self.asks_the_judge() else found
+
+    def asks_the_judge(self) -> bool:
+        """Whether a setting names the bundled world's judge."""
+        return any(self._is_judge(name) for name in type(self.settings).model_fields)
+
+    def _is_judge(self, setting: str) -> bool:
+        return bool(getattr(self.settings, setting) == JUDGE)
+
+    def files(self) -> tuple[str, ...]:
+        """The settings that do name a file."""
+        return tuple(name for name in self.FILES if not self._is_judge(name))
+
+    def file(self, setting: str) -> Path:
+        """The weight file that a setting names.
+
+        Raises:
+            ResurgeError: there is none, or it is of another format.
+        """
+        path = Path(getattr(self.settings, setting)).expanduser()
+        if not path.is_file() or path.suffix != ".safetensors":
+            there = "" if path.exists() else ", which does not exist"
+            raise ResurgeError(
+                f"metric {self.name!r}: {setting} must be a .safetensors file but got "
+                f"{str(path)!r}{there}; see docs/metrics.md for what it holds"
+            )
+        return path
+
+    def file_problems(self) -> list[str]:
+        """What is wrong with the weight files, before anything runs."""
+        found = []
+        for setting in self.files():
+            try:
+                self.file(setting)
+            except ResurgeError as error:
+                found.append(str(error))
+        return found

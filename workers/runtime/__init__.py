@@ -1,0 +1,1 @@
+"""What any work in a worker may need: progress, pace, parts, causes of failure."""

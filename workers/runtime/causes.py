@@ -1,0 +1,60 @@
+"""Why a stage failed: whose fault an exception is decides what is done about it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+import torch
+
+from orchestrator.core.errors import CorruptObject, ResurgeError, StoreUnavailable
+from orchestrator.messages import Cause
+
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "DefaultCPUAllocator",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_NO_SPACE = ("No space left", "Disk quota exceeded")
+
+
+def cause_of(error: BaseException) -> Cause:
+    """The cause that the exception, or else the nearest one that led to it, speaks of."""
+    return next(filter(None, map(_own_cause, _chain(error))), "bug")
+
+
+def message_of(error: BaseException) -> str:
+    """What to show of an exception: our own errors and those of the numbers are sentences."""
+    is_sentence = isinstance(error, ResurgeError | FloatingPointError) and str(error)
+    return str(error) if is_sentence else repr(error)
+
+
+def _own_cause(error: BaseException) -> Cause | None:
+    text = str(error)
+    # CUDA's and the CPU allocator's are both RuntimeErrors; some have no class of their own.
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return "oom"
+    if isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY):
+        return "oom"
+    if isinstance(error, FloatingPointError):
+        return "nan"
+    if isinstance(error, StoreUnavailable | CorruptObject):
+        return "storage"
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return "storage"
+    # Libraries written in other languages (safetensors, Arrow) pass on the words alone.
+    return "storage" if any(words in text for words in _NO_SPACE) else None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception, what it was raised from or while handling, and so on."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

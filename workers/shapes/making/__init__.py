@@ -1,0 +1,1 @@
+"""How the bundled model and its judge were made. Not part of an installation."""

@@ -1,0 +1,116 @@
+"""Train the judge on pictures, on reconstructions of them, and on pictures that show no shape."""
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from workers.shapes.judge import CLASSES, NONE, Judge
+from workers.shapes.making.data import LabelledPictures, draw_pictures, endless_batches, to_unit
+from workers.shapes.making.train_vae import reconstruct
+from workers.shapes.vocabulary import ALL_SHAPES
+
+BATCH = 64
+LEARNING_RATE = 2e-3
+NONE_SHARE = 0.15
+NONE_INDEX = CLASSES["shape"].index(NONE)
+
+
+def train_judge(
+    vae: AutoencoderKL, pictures_seed: int, count: int, steps: int, generator: torch.Generator
+) -> Judge:
+    """Fit a judge to `count` pictures of all shapes, half of them seen through `vae`."""
+    pictures = draw_pictures(count, pictures_seed, ALL_SHAPES)
+    views = torch.stack([to_unit(pictures.images), reconstruct(vae, pictures.images)])
+    judge = Judge().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    batches = endless_batches(len(pictures), BATCH, generator)
+    progress = tqdm(range(steps), desc="judge", mininterval=5)
+    for _ in progress:
+        index = next(batches)
+        view = torch.randint(2, (BATCH,), generator=generator)
+        images, labels = _with_shapeless(views[view, index], pictures.labels[index], generator)
+        loss = _loss(judge, augment(images, generator), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        progress.set_postfix(loss=f"{loss.item():.4f}")
+    return judge.eval().requires_grad_(False)
+
+
+def judge_accuracy(judge: Judge, images: Tensor, pictures: LabelledPictures) -> dict[str, float]:
+    """Return the share of images (n, 3, 32, 32) in [0, 1] that each head names rightly."""
+    probabilities = judge.probabilities(images)
+    return {
+        head: (values.argmax(1) == pictures.labels[:, column]).float().mean().item()
+        for column, (head, values) in enumerate(probabilities.items())
+    }
+
+
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Vary images (n, 3, 32, 32) in brightness, sharpness and noise."""
+    count = len(images)
+    gain = 1 + 0.2 * (torch.rand(count, 3, 1, 1, generator=generator) - 0.5)
+    offset = 0.1 * (torch.rand(count, 1, 1, 1, generator=generator) - 0.5)
+    blur = 0.6 * torch.rand(count, 1, 1, 1, generator=generator)
+    images = torch.lerp(images, functional.avg_pool2d(images, 3, 1, 1), blur)
+    level = 0.06 * torch.rand(count, 1, 1, 1, generator=generator)
+    noise = level * torch.randn(images.shape, generator=generator)
+    return (images * gain + offset + noise).clamp(0, 1)
+
+
+def _with_shapeless(
+    images: Tensor, labels: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Replace the first few images of a batch by ones that show no shape."""
+    count = int(len(images) * NONE_SHARE)
+    images, labels = images.clone(), labels.clone()
+    images[:count] = shapeless(images[:count], labels[:count], generator)
+    labels[:count, 0] = NONE_INDEX
+    return images, labels
+
+
+def shapeless(images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Spoil images (n, 3, 32, 32) with labels (n, 3) until none shows a shape.
+
+    Each becomes an empty background, noise, a smear, an even blend with the next image (if that is
+    of another shape), or a shuffle of its own patches.
+    """
+    count = len(images)
+    background = images[:, :, :1, :1].expand_as(images)
+    noise = _coarse_noise(images, generator)
+    smear = functional.interpolate(functional.avg_pool2d(images, 16), 32, mode="bilinear")
+    different = (labels[:, 0] != labels[:, 0].roll(1)).view(-1, 1, 1, 1)
+    blend = torch.where(different, (images + images.roll(1, 0)) / 2, background)
+    shuffled = _shuffle_patches(images, generator)
+    ways = torch.stack([background, noise, smear, blend, shuffled])
+    way = torch.randint(len(ways), (count,), generator=generator)
+    return ways[way, torch.arange(count)]
+
+
+def _coarse_noise(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return random blotches (n, 3, 32, 32) of cells of four pixels on the images' backgrounds."""
+    cells = torch.rand(len(images), 3, 8, 8, generator=generator)
+    blotches = functional.interpolate(cells, 32, mode="bilinear")
+    return torch.lerp(images[:, :, :1, :1].expand_as(images), blotches, 0.7)
+
+
+def _shuffle_patches(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Shuffle the sixteen 8-pixel patches of images (n, 3, 32, 32), the same way in all."""
+    patches = functional.unfold(images, 8, stride=8)
+    order = torch.randperm(patches.shape[-1], generator=generator)
+    return functional.fold(patches[:, :, order], 32, 8, stride=8)
+
+
+def _loss(judge: Judge, images: Tensor, labels: Tensor) -> Tensor:
+    """Sum the heads' cross-entropies; colour and fill count only where there is a shape."""
+    logits = judge(images)
+    shown = labels[:, 0] != NONE_INDEX
+    return (
+        functional.cross_entropy(logits["shape"], labels[:, 0], label_smoothing=0.01)
+        + functional.cross_entropy(logits["color"][shown], labels[shown, 1])
+        + functional.cross_entropy(logits["fill"][shown], labels[shown, 2])
+    )
