@@ -10,10 +10,8 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import catalog as cli_known
-from orchestrator.cli import cluster as cli_cluster
-from orchestrator.cli import servers as cli_servers
-from orchestrator.cli import trial as cli_trial
+from orchestrator.cli import catalog, servers, trial
+from orchestrator.cli import cluster as cluster_commands
 from orchestrator.cli.common import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
@@ -96,7 +94,7 @@ def search(sweep: SweepFile, overrides: Overrides = None, home: HomeOption = Non
     """
     from orchestrator.cli.show.worst_cases import show_space, show_worst_cases
     from orchestrator.run.job import open_sweep
-    from orchestrator.search.search import run as run_search
+    from orchestrator.search.search import run_search
 
     place = Home.find(home)
     found = open_sweep(sweep, overrides or (), place)
@@ -124,7 +122,7 @@ def status(sweep: SweepFile, home: HomeOption = None, cluster: ClusterOption = N
     from orchestrator.run.job import open_job
 
     if cluster:
-        cli_cluster.show_cluster_status(sweep, cluster)
+        cluster_commands.show_cluster_status(sweep, cluster)
     else:
         show_status(open_job(sweep, (), Home.find(home)), out)
 
@@ -151,11 +149,12 @@ def results(
     """Print resurgence, recovery, control, interval and p-value of every setting."""
     from orchestrator.cli.show.results import choose_format, show_results, show_times
     from orchestrator.cli.show.status import show_heads
+    from orchestrator.cluster.view import open_anywhere
     from orchestrator.results.settings_table import text
 
     axes = tuple(axis.strip() for axis in by.split(",")) if by else ()
     form = choose_format(csv, as_json, time_to_resurgence, threshold, axes)
-    job = cli_cluster.open_anywhere(sweep, home, cluster)
+    job = open_anywhere(sweep, home, cluster)
     if form is not None:
         sys.stdout.write(text(job.plan, job.store, form, axes, time_to_resurgence, threshold))
     elif time_to_resurgence:
@@ -195,7 +194,7 @@ def export(
 
 
 # In the order in which --help shows them.
-for module in (cli_cluster, cli_servers, cli_known, cli_trial):
+for module in (cluster_commands, servers, catalog, trial):
     for name, command in module.COMMANDS.items():
         app.command(name)(command)
 
