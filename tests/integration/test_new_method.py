@@ -17,8 +17,8 @@ METHOD = '''
 
 from pydantic import Field
 
-from orchestrator.plugin import PresetSettings
-from workers.unlearners.base import Unlearned, Unlearner
+from orchestrator.core.settings import PresetSettings
+from workers.interfaces.unlearner import Unlearned, Unlearner
 
 
 class DimSettings(PresetSettings):
@@ -40,7 +40,7 @@ class Dim(Unlearner):
     def unlearn(self, erasure):
         import torch
 
-        from workers.edits import Weights
+        from workers.editing.edits import Weights
 
         pipe, names = erasure.pipe, []
         with torch.no_grad():

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import Field
-from torch import Tensor
 
 from orchestrator.core.plugin import UnlearnerPlugin
 from orchestrator.core.settings import PresetSettings
@@ -16,6 +15,7 @@ from workers.runtime.progress import TellProgress
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
+    from torch import Tensor
 
     from workers.interfaces.edit import ModelEdit
 

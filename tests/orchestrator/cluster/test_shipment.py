@@ -71,7 +71,7 @@ def test_the_sweep_the_plug_ins_and_the_code_go_along(
     assert (shipment.working_dir / "small.yaml").read_text().startswith("# why")
     assert [module.name for module in shipment.modules] == ["orchestrator", "workers"]
     orchestrator, workers = (names(module) for module in shipment.modules)
-    assert {"cli.py", "py.typed", "executors/ray.py"} <= orchestrator
+    assert {"cli/main.py", "py.typed", "executors/ray.py"} <= orchestrator
     assert {"runner.py", "shapes/weights/judge.safetensors"} <= workers
     assert not [name for name in orchestrator | workers if "__pycache__" in name]
     assert [freight.what for freight in shipment.freight] == ["sweep", "plug-ins", "code"]

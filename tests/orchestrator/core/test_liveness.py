@@ -41,7 +41,7 @@ def test_a_process_survives_json() -> None:
 
 
 def test_a_killed_process_of_this_machine_is_dead_at_once(watch: Watch) -> None:
-    code = "from orchestrator.liveness import Process; import json; "
+    code = "from orchestrator.core.liveness import Process; import json; "
     code += "print(json.dumps(Process.here().to_json()), flush=True); input()"
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -33,7 +33,7 @@ IN_A_COMMENT = "planted-in-a-comment"
 LEAK = """
 import os
 
-from workers.unlearners.base import Erasure, Unlearned, Unlearner
+from workers.interfaces.unlearner import Erasure, Unlearned, Unlearner
 
 
 class Leak(Unlearner):

@@ -171,7 +171,7 @@ def test_planning_loads_nothing_heavy_and_is_quick() -> None:
     code = (
         "import sys, time\n"
         "sys.argv = ['resurge', 'plan', 'sweeps/quickstart.yaml', '--home', '/nonexistent/home']\n"
-        "from orchestrator.cli import app\n"
+        "from orchestrator.cli.main import app\n"
         "app(standalone_mode=False)\n"
         f"print('LOADED', [m for m in {HEAVY!r} if m in sys.modules])\n"
         "print('CPU', time.process_time())\n"

@@ -34,7 +34,8 @@ seeds: 2
 PLUGINS = '''
 from pathlib import Path
 from pydantic import Field
-from orchestrator.plugin import BasePlugin, DatasetPlugin, MetricPlugin, Settings, UnlearnerPlugin
+from orchestrator.core.plugin import BasePlugin, DatasetPlugin, MetricPlugin, UnlearnerPlugin
+from orchestrator.core.settings import Settings
 
 class Words(BasePlugin):
     """Knows every word."""
@@ -315,8 +316,8 @@ def test_reading_a_sweep_loads_nothing_heavy(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text(QUICKSTART)
     code = (
-        "import sys; from pathlib import Path; from orchestrator.sweep import load\n"
-        "from orchestrator.grid import trials; trials(load(Path(sys.argv[1])))\n"
+        "import sys; from pathlib import Path; from orchestrator.sweepfile.load import load\n"
+        "from orchestrator.sweep.sweep import trials; trials(load(Path(sys.argv[1])))\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'ray', 'mlflow', 'optuna', 'numpy'}\n"
         "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or None)"
     )

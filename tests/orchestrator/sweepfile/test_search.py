@@ -263,9 +263,9 @@ def test_planning_a_search_loads_nothing_heavy(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text(SWEEP)
     code = (
-        "import sys; from pathlib import Path; from orchestrator.sweep import load\n"
-        "from orchestrator.search_plan import Points\n"
-        "points = Points(load(Path(sys.argv[1])))\n"
+        "import sys; from pathlib import Path; from orchestrator.sweepfile.load import load\n"
+        "from orchestrator.study.points import PointPlanner\n"
+        "points = PointPlanner(load(Path(sys.argv[1])))\n"
         "space = points.search.space.within({'unlearn.method': 'uce'})\n"
         "points.plan(points.trials(next(space.corners())))\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'ray', 'mlflow', 'optuna'}\n"
@@ -282,7 +282,7 @@ def test_reading_a_search_loads_no_numpy(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text(SWEEP)
     code = (
-        "import sys; from pathlib import Path; from orchestrator.sweep import load\n"
+        "import sys; from pathlib import Path; from orchestrator.sweepfile.load import load\n"
         "load(Path(sys.argv[1])); sys.exit('numpy' in sys.modules)"
     )
     root = Path(__file__).parents[3]

@@ -111,7 +111,7 @@ def test_the_gradient_is_that_of_the_loss(brief, erasure, monkeypatch, name):
         handle = torch.nn.modules.module.register_module_forward_hook(constants.hook)
         with monkeypatch.context() as patch:
             found = lambda *args, **kwargs: constants.of(lambda: attack(*args, **kwargs))  # noqa: E731
-            patch.setattr(workers.soft_prompt, "attack", found)
+            patch.setattr(workers.diffusion.soft_prompt, "attack", found)
             try:
                 seen.extend((phase.name, *pair) for pair in slopes(phase, constants))
             finally:

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.workers.test_parts import batches_of
 
 import workers.training.optimise
 from orchestrator.core.registry import find, registry
+from tests.workers.runtime.test_parts import batches_of
 from tests.workers.unlearners.small import small
 from workers.interfaces.unlearner import TrainSettings
 from workers.runtime.parts import in_parts
