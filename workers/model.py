@@ -28,8 +28,9 @@ from workers.training.checkpoints import StoreCheckpoints, latest_state, load_te
 from workers.training.finetune import LossNotFinite, Trainer
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
     from torch import Tensor
+
+    from workers.interfaces.pipeline import Pipeline
 
 
 def plugin_of(kind: PluginKind, name: str, settings: Mapping[str, Any]) -> Any:
@@ -75,7 +76,7 @@ class Model:
         self.stage = target
 
     @contextmanager
-    def evaluation(self) -> Iterator[StableDiffusionPipeline]:
+    def evaluation(self) -> Iterator[Pipeline]:
         """The pipeline as it is to be judged: averaged and merged weights in place."""
         if self.trainer is None:
             yield self.warm.pipe
@@ -131,7 +132,7 @@ class Model:
         }
 
         @contextmanager
-        def at(which: Which) -> Iterator[StableDiffusionPipeline]:
+        def at(which: Which) -> Iterator[Pipeline]:
             self.become(stages[which])
             with self.evaluation() as pipe:
                 yield pipe

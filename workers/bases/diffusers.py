@@ -17,6 +17,8 @@ from workers.interfaces.base import Base
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
+    from workers.interfaces.pipeline import Pipeline
+
 
 TEMPLATES = (
     "a photo of {}",
@@ -160,7 +162,7 @@ class Diffusers(Base):
         s = self.settings
         return {"source": s.source, "revision": s.revision, "torch_dtype": s.torch_dtype}
 
-    def load(self, device: str) -> StableDiffusionPipeline:
+    def load(self, device: str) -> Pipeline:
         """Read the pipeline without its safety checker."""
         s = self.settings
         return load_pipeline(
@@ -181,7 +183,7 @@ def load_pipeline(
     dtype: Dtype = "float32",
     allow_pickle: bool = False,
     config: str | None = None,
-) -> StableDiffusionPipeline:
+) -> Pipeline:
     """Read a Stable Diffusion pipeline, in evaluation mode, quiet, its scheduler as it is.
 
     The hub is asked for repositories, and for the configuration of a checkpoint file that comes
@@ -224,7 +226,8 @@ def load_pipeline(
         if part.dtype != options["dtype"]:
             part.to(options["dtype"])
         part.eval().requires_grad_(False)
-    return pipe.to(device)
+    moved: Pipeline = pipe.to(device)
+    return moved
 
 
 def _read_layout(
@@ -297,7 +300,7 @@ def _refusal(file: Path) -> str:
     )
 
 
-def _refuse_other_models(pipe: StableDiffusionPipeline, source: str) -> None:
+def _refuse_other_models(pipe: Pipeline, source: str) -> None:
     kind = pipe.scheduler.config.get("prediction_type", "epsilon")
     if kind not in PREDICTIONS:
         raise ResurgeError(

@@ -13,7 +13,7 @@ from workers.interfaces.base import Base
 from workers.shapes.vocabulary import ALL_SHAPES, COLORS, FILLS, NOVEL_SHAPES, SHAPES, caption
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from workers.interfaces.pipeline import Pipeline
 
 KINDS = (SHAPES, COLORS, FILLS)
 WEIGHTS = Path(__file__).parent.parent / "shapes" / "weights" / "pipeline"
@@ -69,7 +69,7 @@ class Shapes(Base):
             total.update(f"{file.relative_to(WEIGHTS).as_posix()}\0{content}\n".encode())
         return total.hexdigest()
 
-    def load(self, device: str) -> StableDiffusionPipeline:
+    def load(self, device: str) -> Pipeline:
         """Read the bundled weights, stored in half precision, in fp32."""
         from workers.bases.diffusers import load_pipeline
 

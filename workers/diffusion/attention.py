@@ -13,12 +13,13 @@ from torch.nn import functional
 from workers.runtime.parts import in_parts
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
     from diffusers.models.attention_processor import Attention
+
+    from workers.interfaces.pipeline import UNet
 
 
 @contextmanager
-def recorded(unet: UNet2DConditionModel) -> Iterator[dict[str, Tensor]]:
+def recorded(unet: UNet) -> Iterator[dict[str, Tensor]]:
     """Inside, each forward pass leaves every attn2's probabilities, by the module's path.
 
     Each is (n, heads, height · width, tokens) and keeps its graph. The attention is computed

@@ -16,13 +16,9 @@ from workers.diffusion.rng import integers, normal
 from workers.runtime.parts import by_parts
 
 if TYPE_CHECKING:
-    from diffusers import (
-        DDIMScheduler,
-        DDPMScheduler,
-        SchedulerMixin,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
+    from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
+
+    from workers.interfaces.pipeline import Pipeline, UNet
 
 
 Predict = Callable[[Tensor, int], Tensor]
@@ -33,7 +29,7 @@ NoisePredictor = Callable[[Tensor, "Tensor | int", Tensor], Tensor]
 """(latents (n, c, h, w), time steps (n,) or one, text (n, tokens, width)) -> noise, fp32."""
 
 
-def ddim(pipe: StableDiffusionPipeline, steps: int) -> DDIMScheduler:
+def ddim(pipe: Pipeline, steps: int) -> DDIMScheduler:
     """A fresh DDIM sampler (Song et al. 2021, eta 0) of `steps` steps on the pipeline's schedule.
 
     Latents have no natural bounds, so they are clipped only if the pipeline's own configuration
@@ -47,7 +43,7 @@ def ddim(pipe: StableDiffusionPipeline, steps: int) -> DDIMScheduler:
     return scheduler
 
 
-def latent_shape(pipe: StableDiffusionPipeline) -> tuple[int, int, int]:
+def latent_shape(pipe: Pipeline) -> tuple[int, int, int]:
     """(channels, height, width) of the latents that the pipeline's UNet was made for."""
     config = pipe.unet.config
     side = config.sample_size
@@ -55,7 +51,7 @@ def latent_shape(pipe: StableDiffusionPipeline) -> tuple[int, int, int]:
     return config.in_channels, height, width
 
 
-def training_scheduler(pipe: StableDiffusionPipeline) -> DDPMScheduler:
+def training_scheduler(pipe: Pipeline) -> DDPMScheduler:
     """The pipeline's noise schedule as the forward process (Ho et al. 2020), for training."""
     from diffusers import DDPMScheduler
 
@@ -98,9 +94,7 @@ def at_least_fp32(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
-def noise_predictor(
-    pipe: StableDiffusionPipeline, unet: UNet2DConditionModel | None = None
-) -> NoisePredictor:
+def noise_predictor(pipe: Pipeline, unet: UNet | None = None) -> NoisePredictor:
     """ε_θ of the pipeline's UNet, or of another one on the same schedule."""
     network, scheduler = unet or pipe.unet, training_scheduler(pipe)
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(pipe.device)
@@ -129,7 +123,7 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
 
 
 def predict_pair(
-    unet: UNet2DConditionModel, latents: Tensor, timestep: int, first: Tensor, second: Tensor
+    unet: UNet, latents: Tensor, timestep: int, first: Tensor, second: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Predictions under two texts in one pass; latents (n, c, h, w), texts (n, tokens, width)."""
     both = predict_with(unet, torch.cat([latents, latents]), timestep, torch.cat([first, second]))
@@ -137,9 +131,7 @@ def predict_pair(
     return a, b
 
 
-def predict_with(
-    unet: UNet2DConditionModel, latents: Tensor, timestep: int, text: Tensor
-) -> Tensor:
+def predict_with(unet: UNet, latents: Tensor, timestep: int, text: Tensor) -> Tensor:
     """What the UNet predicts: latents (n, c, h, w), text (n, tokens, width)."""
 
     def part(latents: Tensor, timestep: int, text: Tensor) -> Tensor:
@@ -148,7 +140,7 @@ def predict_with(
     return by_parts(part, latents, timestep, text)
 
 
-def guided(unet: UNet2DConditionModel, text: Tensor, empty: Tensor, scale: float) -> Predict:
+def guided(unet: UNet, text: Tensor, empty: Tensor, scale: float) -> Predict:
     """The UNet under guidance towards `text` and away from `empty`, both (n, tokens, width).
 
     At a scale of 1 or less there is nothing to guide, and the pass for `empty` is left out, as
@@ -177,7 +169,7 @@ def denoise(predict: Predict, scheduler: DDIMScheduler, latents: Tensor, steps: 
 
 
 def partly_denoised(
-    pipe: StableDiffusionPipeline,
+    pipe: Pipeline,
     predict: Predict,
     batch_size: int,
     sampler_steps: int,

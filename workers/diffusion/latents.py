@@ -12,14 +12,14 @@ from workers.runtime.parts import part_size
 from workers.runtime.progress import tell
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from workers.interfaces.pipeline import Pipeline
 
 
 IMAGES_PER_PASS = 32
 
 
 @torch.no_grad()
-def encode_images(pipe: StableDiffusionPipeline, examples: Examples) -> Tensor:
+def encode_images(pipe: Pipeline, examples: Examples) -> Tensor:
     """Pictures uint8 (n, height, width, 3) -> scaled latents (n, c, h, w): the posterior's mode."""
     latents, count, size = [], len(examples.images), part_size(IMAGES_PER_PASS)
     for start in range(0, count, size):

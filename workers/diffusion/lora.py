@@ -15,8 +15,9 @@ from workers.diffusion.rng import generator
 from workers.recipes import FinetuneSettings
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
     from peft.tuners.lora import LoraLayer
+
+    from workers.interfaces.pipeline import UNet
 
 
 ADAPTER = "finetune"
@@ -39,7 +40,7 @@ def projections(unet: nn.Module) -> dict[str, nn.Linear]:
 class Lora:
     """Low-rank adapters beside the attention projections; the weights under them do not move."""
 
-    def __init__(self, unet: UNet2DConditionModel, settings: FinetuneSettings, seed: int) -> None:
+    def __init__(self, unet: UNet, settings: FinetuneSettings, seed: int) -> None:
         from peft import LoraConfig
 
         self._unet = unet

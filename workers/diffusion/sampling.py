@@ -18,11 +18,11 @@ from workers.runtime.parts import in_parts, part_size
 from workers.runtime.progress import tell
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from workers.interfaces.pipeline import Pipeline
 
 
 def sample(
-    pipe: StableDiffusionPipeline,
+    pipe: Pipeline,
     probes: Sequence[Probe],
     settings: SampleSettings,
     text: Tensor | None = None,
@@ -47,7 +47,7 @@ def sample(
 
 @torch.inference_mode()
 def sample_floats(
-    pipe: StableDiffusionPipeline,
+    pipe: Pipeline,
     prompts: Sequence[str],
     settings: SampleSettings,
     text: Tensor | None = None,
@@ -68,16 +68,14 @@ def sample_floats(
     return torch.cat(pictures)
 
 
-def initial_noise(
-    pipe: StableDiffusionPipeline, prompt: str, image_index: int, noise_seed: int
-) -> Tensor:
+def initial_noise(pipe: Pipeline, prompt: str, image_index: int, noise_seed: int) -> Tensor:
     """The latents (channels, height, width) from which one picture starts, on the CPU."""
     key = hashlib.sha256(prompt.encode()).hexdigest()
     return normal(latent_shape(pipe), noise_seed, image_index, f"initial noise {key}")
 
 
 def _draw(
-    pipe: StableDiffusionPipeline,
+    pipe: Pipeline,
     latents: Tensor,
     text: Tensor,
     empty: Tensor,

@@ -12,14 +12,14 @@ from orchestrator.core.errors import ResurgeError
 from workers.diffusion.rng import normal
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from workers.interfaces.pipeline import Pipeline
 
 
 SoftLoss = Callable[[Tensor, int], Tensor]
 """(soft embeddings (n, tokens, width), step) -> a scalar with its graph."""
 
 
-def token_ids(pipe: StableDiffusionPipeline, prompts: Sequence[str], soft_tokens: int) -> Tensor:
+def token_ids(pipe: Pipeline, prompts: Sequence[str], soft_tokens: int) -> Tensor:
     """Token ids (n, length) with room for `soft_tokens` right after the start token.
 
     Raises:
@@ -40,7 +40,7 @@ def token_ids(pipe: StableDiffusionPipeline, prompts: Sequence[str], soft_tokens
     return torch.tensor(rows, device=pipe.device)
 
 
-def encode(pipe: StableDiffusionPipeline, ids: Tensor, soft: Tensor | None = None) -> Tensor:
+def encode(pipe: Pipeline, ids: Tensor, soft: Tensor | None = None) -> Tensor:
     """Text embeddings (n, tokens, width) of `ids` (n, tokens), with gradients.
 
     `soft` (n, k, width) takes the place of the token embeddings right after the start token.
@@ -61,7 +61,7 @@ def encode(pipe: StableDiffusionPipeline, ids: Tensor, soft: Tensor | None = Non
 
 
 def new_soft(
-    pipe: StableDiffusionPipeline, count: int, soft_tokens: int, seed: int, step: int, stream: str
+    pipe: Pipeline, count: int, soft_tokens: int, seed: int, step: int, stream: str
 ) -> Tensor:
     """Random embeddings (count, soft_tokens, width) with the vocabulary's own spread."""
     table = pipe.text_encoder.get_input_embeddings().weight

@@ -11,15 +11,14 @@ from torch import Tensor
 from workers.runtime.progress import tell
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
-    from transformers import CLIPTokenizer
+    from workers.interfaces.pipeline import Pipeline, Tokenizer
 
 
 PROMPTS_PER_PASS = 64
 
 
 @torch.no_grad()
-def embed(pipe: StableDiffusionPipeline, prompts: Sequence[str]) -> Tensor:
+def embed(pipe: Pipeline, prompts: Sequence[str]) -> Tensor:
     """Text encoder's last hidden states (n, tokens, width), as the pipeline itself computes them.
 
     Each different prompt is encoded once. Not inference mode: training reads these tensors.
@@ -36,7 +35,7 @@ def embed(pipe: StableDiffusionPipeline, prompts: Sequence[str]) -> Tensor:
     return torch.cat(passes)[order]
 
 
-def last_subject_index(tokenizer: CLIPTokenizer, prompt: str, concept: str | None = None) -> int:
+def last_subject_index(tokenizer: Tokenizer, prompt: str, concept: str | None = None) -> int:
     """Position of the last token of `concept` in `prompt`, of the prompt's last word if absent.
 
     Counted from the attention mask: the start and the end token are the two that are no words, so
@@ -58,7 +57,7 @@ def end_index(ids: Sequence[int], end: int) -> int:
     return ids.index(end) if end in ids else len(ids) - 1
 
 
-def subject_span(tokenizer: CLIPTokenizer, prompt: str, concept: str) -> tuple[int, int]:
+def subject_span(tokenizer: Tokenizer, prompt: str, concept: str) -> tuple[int, int]:
     """[first, last + 1) positions of `concept`'s tokens in `prompt`.
 
     If the prompt does not have the concept word for word, its last word stands for it.
@@ -72,7 +71,7 @@ def subject_span(tokenizer: CLIPTokenizer, prompt: str, concept: str) -> tuple[i
     return (first, last + 1) if is_there else (last, last + 1)
 
 
-def subject_words(pipe: StableDiffusionPipeline, prompts: Sequence[str], concept: str) -> Tensor:
+def subject_words(pipe: Pipeline, prompts: Sequence[str], concept: str) -> Tensor:
     """Which tokens of each prompt are the concept's: bool (n, tokens)."""
     words = torch.zeros(len(prompts), pipe.tokenizer.model_max_length, dtype=torch.bool)
     for row, prompt in zip(words, prompts, strict=True):
@@ -81,7 +80,7 @@ def subject_words(pipe: StableDiffusionPipeline, prompts: Sequence[str], concept
     return words.to(pipe.device)
 
 
-def _tokens(tokenizer: CLIPTokenizer, text: str) -> tuple[list[int], int]:
+def _tokens(tokenizer: Tokenizer, text: str) -> tuple[list[int], int]:
     """Padded token ids, and how many of them are words."""
     encoded = tokenizer(
         text, padding="max_length", max_length=tokenizer.model_max_length, truncation=True

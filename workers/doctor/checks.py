@@ -23,7 +23,7 @@ from workers.recipes import FinetuneSettings, SampleSettings
 from workers.training.finetune import Trainer
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from workers.interfaces.pipeline import Pipeline
 
 
 GREY = 128
@@ -109,7 +109,7 @@ def weights_format(base: Base) -> Check:
     )
 
 
-def components(pipe: StableDiffusionPipeline) -> Check:
+def components(pipe: Pipeline) -> Check:
     """The parts that have weights, in millions of parameters."""
     sizes = [f"{part} {count(getattr(pipe, part)) / 1e6:.1f} M" for part in PARTS]
     _, height, width = latent_shape(pipe)
@@ -118,7 +118,7 @@ def components(pipe: StableDiffusionPipeline) -> Check:
     return Check("components", "ok", found)
 
 
-def tokenizer(pipe: StableDiffusionPipeline) -> Check:
+def tokenizer(pipe: Pipeline) -> Check:
     """Its vocabulary and length must be the text encoder's."""
     size, length = len(pipe.tokenizer), pipe.tokenizer.model_max_length
     config = pipe.text_encoder.config
@@ -130,7 +130,7 @@ def tokenizer(pipe: StableDiffusionPipeline) -> Check:
     return Check("tokenizer", "ok", found)
 
 
-def padding(pipe: StableDiffusionPipeline) -> Check:
+def padding(pipe: Pipeline) -> Check:
     """The token after a prompt's end: models are sensitive to it, and versions differ."""
     token = pipe.tokenizer.pad_token
     if token == pipe.tokenizer.eos_token:
@@ -141,7 +141,7 @@ def padding(pipe: StableDiffusionPipeline) -> Check:
     return Check("padding", "warn", repr(token), advice)
 
 
-def subject_position(pipe: StableDiffusionPipeline, prompt: str, concept: str) -> Check:
+def subject_position(pipe: Pipeline, prompt: str, concept: str) -> Check:
     """Methods that edit a concept's token must find it whatever the padding."""
     index = last_subject_index(pipe.tokenizer, prompt, concept)
     ids = pipe.tokenizer(prompt).input_ids
@@ -152,7 +152,7 @@ def subject_position(pipe: StableDiffusionPipeline, prompt: str, concept: str) -
     return Check("subject position", "fail", found, advice)
 
 
-def prediction(pipe: StableDiffusionPipeline) -> Check:
+def prediction(pipe: Pipeline) -> Check:
     """What the UNet predicts, and on which noise schedule."""
     config = pipe.scheduler.config
     kind = config.get("prediction_type", "epsilon")
@@ -161,7 +161,7 @@ def prediction(pipe: StableDiffusionPipeline) -> Check:
     return Check("prediction", "ok", found)
 
 
-def text_width(pipe: StableDiffusionPipeline) -> Check:
+def text_width(pipe: Pipeline) -> Check:
     """The text encoder must give what the UNet's cross-attention takes."""
     given, taken = pipe.text_encoder.config.hidden_size, pipe.unet.config.cross_attention_dim
     if given == taken:
@@ -170,7 +170,7 @@ def text_width(pipe: StableDiffusionPipeline) -> Check:
     return Check("text width", "fail", found, "the two are parts of different models")
 
 
-def memory(pipe: StableDiffusionPipeline, free: int) -> Iterator[Check]:
+def memory(pipe: Pipeline, free: int) -> Iterator[Check]:
     """A line for each kind of work; `free` bytes were there before the pipeline was loaded."""
     is_cpu = pipe.device.type == "cpu"
     for need in estimates(pipe).values():
@@ -184,7 +184,7 @@ def memory(pipe: StableDiffusionPipeline, free: int) -> Iterator[Check]:
         yield Check(f"memory: {need.work}", status, found, advice)
 
 
-def sampling_step(pipe: StableDiffusionPipeline, base: Base, prompt: str) -> Check:
+def sampling_step(pipe: Pipeline, base: Base, prompt: str) -> Check:
     """One picture in one DDIM step: is it made of finite numbers?"""
     settings = SampleSettings(
         images_per_prompt=1, guidance=base.guidance, sampler_steps=1, batch_size=1
@@ -198,7 +198,7 @@ def sampling_step(pipe: StableDiffusionPipeline, base: Base, prompt: str) -> Che
     return Check("sampling step", "fail", f"the picture is not finite ({took})", advice)
 
 
-def training_step(pipe: StableDiffusionPipeline, prompt: str) -> Check:
+def training_step(pipe: Pipeline, prompt: str) -> Check:
     """One step of the training loop on one grey picture; the UNet's weights are put back.
 
     Full fine-tuning if it fits into memory, else LoRA.
@@ -224,7 +224,7 @@ def training_step(pipe: StableDiffusionPipeline, prompt: str) -> Check:
     return Check(name, "ok", f"{took:.1f} s for one picture and one step ({what}), loss {loss:.3f}")
 
 
-def _adapter_that_fits(pipe: StableDiffusionPipeline) -> Literal["full", "lora"] | None:
+def _adapter_that_fits(pipe: Pipeline) -> Literal["full", "lora"] | None:
     """What the step would add to the loaded pipeline, against what is free now."""
     needs = estimates(pipe)
     loaded = sum(
@@ -241,6 +241,6 @@ def _adapter_that_fits(pipe: StableDiffusionPipeline) -> Literal["full", "lora"]
 
 
 @torch.no_grad()
-def _restore(pipe: StableDiffusionPipeline, before: dict[str, torch.Tensor]) -> None:
+def _restore(pipe: Pipeline, before: dict[str, torch.Tensor]) -> None:
     for name, value in pipe.unet.named_parameters():
         value.copy_(before[name])

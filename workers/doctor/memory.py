@@ -34,7 +34,7 @@ from workers.diffusion.denoise import latent_shape
 from workers.diffusion.lora import TARGETS
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from workers.interfaces.pipeline import Pipeline
 
 
 LORA_RANK = 4
@@ -53,7 +53,7 @@ class PeakMemory:
     host_bytes: int
 
 
-def estimates(pipe: StableDiffusionPipeline) -> dict[str, PeakMemory]:
+def estimates(pipe: Pipeline) -> dict[str, PeakMemory]:
     """By a short name: sampling, closed_form, attn2, full, lora. See the module's formulas."""
     size = pipe.unet.dtype.itemsize
     unet, text, vae = (count(part) for part in (pipe.unet, pipe.text_encoder, pipe.vae))
@@ -107,7 +107,7 @@ def free_bytes(device: str) -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
 
 
-def _skips(pipe: StableDiffusionPipeline) -> int:
+def _skips(pipe: Pipeline) -> int:
     """Numbers in the maps that the UNet's down blocks hand to its up blocks."""
     widths, layers = pipe.unet.config.block_out_channels, pipe.unet.config.layers_per_block
     _, height, width = latent_shape(pipe)
@@ -120,12 +120,12 @@ def _skips(pipe: StableDiffusionPipeline) -> int:
     return total
 
 
-def _widest(pipe: StableDiffusionPipeline) -> int:
+def _widest(pipe: Pipeline) -> int:
     _, height, width = latent_shape(pipe)
     return int(pipe.unet.config.block_out_channels[0] * height * width)
 
 
-def _autoencoder(pipe: StableDiffusionPipeline) -> int:
+def _autoencoder(pipe: Pipeline) -> int:
     _, height, width = latent_shape(pipe)
     scale, channels = pipe.vae_scale_factor, pipe.vae.config.block_out_channels
     return int(4 * channels[:2][-1] * height * width * scale**2)

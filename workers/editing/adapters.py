@@ -24,8 +24,9 @@ from workers.interfaces.edit import ModelEdit, Undo
 from workers.runtime.parts import in_parts
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
     from torch.utils.hooks import RemovableHandle
+
+    from workers.interfaces.pipeline import Pipeline, UNet
 
 
 FINGERPRINT_WIDTH = 64
@@ -43,7 +44,7 @@ class Adapters(ModelEdit):
         return self.values
 
     @contextmanager
-    def on(self, pipe: StableDiffusionPipeline) -> Iterator[None]:
+    def on(self, pipe: Pipeline) -> Iterator[None]:
         """Inside, `pipe` has the adapters."""
         undo = self.apply(pipe)
         try:
@@ -52,7 +53,7 @@ class Adapters(ModelEdit):
             undo()
 
     @abstractmethod
-    def apply(self, pipe: StableDiffusionPipeline) -> Undo: ...
+    def apply(self, pipe: Pipeline) -> Undo: ...
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -97,7 +98,7 @@ class Bottlenecks(Adapters):
         self._added: dict[str, Tensor] | None = None
 
     @classmethod
-    def new(cls, unet: UNet2DConditionModel, rank: int, seed: int) -> Bottlenecks:
+    def new(cls, unet: UNet, rank: int, seed: int) -> Bottlenecks:
         """Kaiming-uniform `down` and zero `up`: the identity."""
         values: dict[str, Tensor] = {}
         for path, module in unet.named_modules():
@@ -114,7 +115,7 @@ class Bottlenecks(Adapters):
                 }
         return cls(values)
 
-    def apply(self, pipe: StableDiffusionPipeline) -> Undo:
+    def apply(self, pipe: Pipeline) -> Undo:
         self._to(pipe.device)
         modules = dict(pipe.unet.named_modules())
         handles = [modules[path].register_forward_hook(self._hook(path)) for path in self.paths()]
@@ -174,7 +175,7 @@ class GatedLora(Adapters):
     @classmethod
     def new(
         cls,
-        unet: UNet2DConditionModel,
+        unet: UNet,
         concept: str,
         rank: int,
         scale: float,
@@ -200,7 +201,7 @@ class GatedLora(Adapters):
         """The same adapters as they are used after training."""
         return GatedLora(self.tensors(), self.concept, self.scale)
 
-    def apply(self, pipe: StableDiffusionPipeline) -> Undo:
+    def apply(self, pipe: Pipeline) -> Undo:
         self._to(pipe.device)
         modules = dict(pipe.unet.named_modules())
         gates = PromptGates(pipe, self.concept) if self.is_gated else None
@@ -242,7 +243,7 @@ class PromptGates:
     token, T the set of a text's word tokens ("Facilitated Transport" in the paper).
     """
 
-    def __init__(self, pipe: StableDiffusionPipeline, concept: str) -> None:
+    def __init__(self, pipe: Pipeline, concept: str) -> None:
         self._end = pipe.tokenizer.eos_token_id
         self._start = pipe.tokenizer.bos_token_id
         encoded = pipe.tokenizer(

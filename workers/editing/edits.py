@@ -17,14 +17,14 @@ from orchestrator.core.errors import ResurgeError
 from workers.interfaces.edit import ModelEdit
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from workers.interfaces.pipeline import Pipeline
 
 
 EDITABLE = ("unet", "text_encoder")
 """The pipeline's parts that edits may change; the autoencoder and the tokenizer stay."""
 
 
-def live_parameters(pipe: StableDiffusionPipeline) -> dict[str, nn.Parameter]:
+def live_parameters(pipe: Pipeline) -> dict[str, nn.Parameter]:
     """The editable weights, named "unet.…" and "text_encoder.…"."""
     return {
         f"{part}.{name}": value
@@ -41,14 +41,14 @@ class Weights(ModelEdit):
     kind = "weights"
 
     @classmethod
-    def of(cls, pipe: StableDiffusionPipeline, names: Sequence[str] | None = None) -> Weights:
+    def of(cls, pipe: Pipeline, names: Sequence[str] | None = None) -> Weights:
         """The present values of the named weights; of all of the UNet's if none are named."""
         live = live_parameters(pipe)
         chosen = [n for n in live if n.startswith("unet.")] if names is None else names
         return cls({name: snapshot(live[name]) for name in chosen})
 
     @torch.no_grad()
-    def apply(self, pipe: StableDiffusionPipeline) -> None:
+    def apply(self, pipe: Pipeline) -> None:
         live = live_parameters(pipe)
         _refuse([n for n, t in self.values.items() if n not in live or live[n].shape != t.shape])
         for name, value in self.values.items():
@@ -75,7 +75,7 @@ class LowRank(ModelEdit):
     kind = "lora"
 
     @torch.no_grad()
-    def apply(self, pipe: StableDiffusionPipeline) -> None:
+    def apply(self, pipe: Pipeline) -> None:
         layers = dict(pipe.unet.named_modules())
         _refuse([p for p, f in self.factors.items() if not _fits(layers.get(p), f)])
         for path, (down, up) in self.factors.items():

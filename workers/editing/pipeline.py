@@ -14,7 +14,7 @@ from workers.interfaces.edit import ModelEdit, Undo
 from workers.runtime.progress import tell
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from workers.interfaces.pipeline import Pipeline
 
 
 class WarmPipeline:
@@ -34,7 +34,7 @@ class WarmPipeline:
     def _load(self) -> None:
         # A download cannot tell how far it is: a sign before it and one after.
         tell(0, 1)
-        self.pipe: StableDiffusionPipeline = self.base.load(self.device)
+        self.pipe: Pipeline = self.base.load(self.device)
         tell(0, 1)
         self._base = {name: snapshot(value) for name, value in live_parameters(self.pipe).items()}
 

@@ -18,7 +18,7 @@ from orchestrator.core.errors import ResurgeError
 from workers.editing.edits import Weights
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from workers.interfaces.pipeline import Pipeline
 
 
 WORST_CONDITION = 1e12
@@ -113,7 +113,7 @@ def text_projections(unet: nn.Module) -> list[nn.Linear]:
     ]
 
 
-def projection_edit(pipe: StableDiffusionPipeline) -> Weights:
+def projection_edit(pipe: Pipeline) -> Weights:
     """The present attn2 k, v weights as an edit: all that a closed form changes."""
     names = [n for n, _ in pipe.unet.named_parameters() if _PROJECTION.search(n)]
     return Weights.of(pipe, [f"unet.{name}" for name in names])

@@ -11,8 +11,7 @@ from workers.diffusion.denoise import NoisePredictor, guide, guided, noise_pair,
 from workers.diffusion.rng import integers
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
-
+    from workers.interfaces.pipeline import UNet
     from workers.interfaces.unlearner import Erasure
 
 
@@ -36,7 +35,7 @@ def erased_target(concept: Tensor, anchor: Tensor, eta: float) -> Tensor:
 def draw(
     erasure: Erasure,
     settings: DrawSettings,
-    unet: UNet2DConditionModel,
+    unet: UNet,
     text: Tensor,
     empty: Tensor,
     step: int,

@@ -15,8 +15,9 @@ from workers.diffusion.rng import integers
 from workers.diffusion.text import embed
 
 if TYPE_CHECKING:
-    from diffusers import DDPMScheduler, StableDiffusionPipeline
+    from diffusers import DDPMScheduler
 
+    from workers.interfaces.pipeline import Pipeline
     from workers.interfaces.unlearner import Erasure
     from workers.materials.images import Pictures
 
@@ -42,7 +43,7 @@ class PictureSet:
     @classmethod
     def of(
         cls,
-        pipe: StableDiffusionPipeline,
+        pipe: Pipeline,
         scheduler: DDPMScheduler,
         pictures: Pictures,
         prompts: Sequence[str] | None = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.core.plugin import BasePlugin
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from workers.interfaces.pipeline import Pipeline
 
 
 class Base(BasePlugin):
@@ -18,7 +18,7 @@ class Base(BasePlugin):
     """
 
     @abstractmethod
-    def load(self, device: str) -> StableDiffusionPipeline:
+    def load(self, device: str) -> Pipeline:
         """The pipeline on `device`, in evaluation mode, its safety checker off; in float32 unless
         the settings say otherwise.
 

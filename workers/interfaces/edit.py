@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
     from torch import Tensor
+
+    from workers.interfaces.pipeline import Pipeline
 
 
 Undo = Callable[[], None]
@@ -20,7 +21,7 @@ class ModelEdit(ABC):
     kind: ClassVar[str]
 
     @abstractmethod
-    def apply(self, pipe: StableDiffusionPipeline) -> Undo | None:
+    def apply(self, pipe: Pipeline) -> Undo | None:
         """Change `pipe`; return what takes hooks off again, None if only weights changed.
 
         Raises:

@@ -11,8 +11,9 @@ from orchestrator.core.plugin import MaterialPlugin
 from workers.runtime.progress import TellProgress
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
     from torch import Tensor
+
+    from workers.interfaces.pipeline import Pipeline
 
 
 MATERIAL_FILE = "material.safetensors"
@@ -22,7 +23,7 @@ MATERIAL_FILE = "material.safetensors"
 class Work:
     """What a material is made from: the model, what was asked, and the material before it."""
 
-    pipe: StableDiffusionPipeline
+    pipe: Pipeline
     asked: Mapping[str, Any]
     source: Any
     progress: TellProgress

@@ -14,9 +14,9 @@ from orchestrator.core.plugin import MetricPlugin
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from diffusers import StableDiffusionPipeline
 
     from workers.interfaces.dataset import Examples
+    from workers.interfaces.pipeline import Pipeline
     from workers.recipes import SampleSettings
     from workers.runtime.progress import TellProgress
 
@@ -73,7 +73,7 @@ class Subject:
     prompts: tuple[str, ...]
     sampling: SampleSettings
     reference: Sequence[Picture]
-    at: Callable[[Which], AbstractContextManager[StableDiffusionPipeline]]
+    at: Callable[[Which], AbstractContextManager[Pipeline]]
     examples: Callable[[], Examples | None]
     progress: TellProgress
 

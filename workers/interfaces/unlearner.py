@@ -14,10 +14,10 @@ from orchestrator.core.settings import PresetSettings
 from workers.runtime.progress import TellProgress
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
     from torch import Tensor
 
     from workers.interfaces.edit import ModelEdit
+    from workers.interfaces.pipeline import Pipeline
 
 
 class Checkpoints(Protocol):
@@ -68,10 +68,11 @@ class Erasure:
 
     `prompts` ask for the concept, `retained_prompts` for what should survive, `anchor_prompts` are
     `prompts` with another concept in its place, in the same order. `materials` are what the method
-    asked for in `needs`. All randomness is drawn from `workers.rng` with `seed` and the step.
+    asked for in `needs`. All randomness is drawn by `workers.diffusion.rng` with `seed` and the
+    step.
     """
 
-    pipe: StableDiffusionPipeline
+    pipe: Pipeline
     concept: str
     prompts: tuple[str, ...]
     retained_prompts: tuple[str, ...]

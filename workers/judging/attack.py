@@ -16,8 +16,9 @@ from orchestrator.core.settings import Settings
 from workers.interfaces.metric import Metric, Probe, Score, Subject
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
     from torch import Tensor
+
+    from workers.interfaces.pipeline import Pipeline
 
 
 class AttackSettings(Settings):
@@ -60,9 +61,7 @@ class Attack(Metric):
     higher = "easier to bring back"
 
     @abstractmethod
-    def find(
-        self, pipe: StableDiffusionPipeline, subject: Subject, prompts: Sequence[str]
-    ) -> Tensor:
+    def find(self, pipe: Pipeline, subject: Subject, prompts: Sequence[str]) -> Tensor:
         """Attacked text embeddings (prompts, tokens, width); no weight is moved."""
 
     @property
@@ -91,7 +90,7 @@ class Attack(Metric):
 
     def _judged(
         self,
-        pipe: StableDiffusionPipeline,
+        pipe: Pipeline,
         subject: Subject,
         prompts: Sequence[str],
         text: Tensor,

@@ -12,10 +12,10 @@ from workers.interfaces.metric import Metric, Score, Subject
 from workers.runtime.progress import tell
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
     from torch import Tensor
 
     from workers.interfaces.dataset import Examples
+    from workers.interfaces.pipeline import Pipeline
 
 
 class FinetuneSuccessSettings(Settings):
@@ -62,7 +62,7 @@ class FinetuneSuccess(Metric):
         numbers = {"share": share, "loss_before": was, "loss_final": now}
         return Score(numbers | ({"improvement": 1 - now / was} if was > 0 else {}))
 
-    def _losses(self, pipe: StableDiffusionPipeline, examples: Examples) -> Tensor:
+    def _losses(self, pipe: Pipeline, examples: Examples) -> Tensor:
         """Squared error of each triple's predicted noise: fp64 (draws,) on the CPU."""
         import torch
 

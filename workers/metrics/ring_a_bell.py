@@ -11,8 +11,9 @@ from workers.interfaces.metric import Subject
 from workers.judging.attack import Attack, AttackSettings
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
     from torch import Tensor
+
+    from workers.interfaces.pipeline import Pipeline
 
 
 class RingABellSettings(AttackSettings):
@@ -39,9 +40,7 @@ class RingABell(Attack):
     version = 2
     Settings = RingABellSettings
 
-    def find(
-        self, pipe: StableDiffusionPipeline, subject: Subject, prompts: Sequence[str]
-    ) -> Tensor:
+    def find(self, pipe: Pipeline, subject: Subject, prompts: Sequence[str]) -> Tensor:
         """One search a prompt."""
         import torch
 
@@ -57,7 +56,7 @@ class RingABell(Attack):
             subject.progress(row + 1, len(targets), {})
         return torch.cat(found)
 
-    def _search(self, pipe: StableDiffusionPipeline, target: Tensor, row: int) -> Tensor:
+    def _search(self, pipe: Pipeline, target: Tensor, row: int) -> Tensor:
         """The best prompt's embedding (1, tokens, width)."""
         import torch
 
@@ -72,7 +71,7 @@ class RingABell(Attack):
             errors = (encode(pipe, population) - target).square().mean(dim=(1, 2))
             return encode(pipe, population[errors.argmin()][None])
 
-    def _first(self, pipe: StableDiffusionPipeline, row: int) -> Tensor:
+    def _first(self, pipe: Pipeline, row: int) -> Tensor:
         """Random prompts, as token ids (candidates, length)."""
         s = self.settings
         length, shape = pipe.tokenizer.model_max_length, (s.candidates, s.tokens)
@@ -82,9 +81,7 @@ class RingABell(Attack):
         ids[:, 1 : 1 + s.tokens] = self._words(pipe, shape, row, "first")
         return ids
 
-    def _children(
-        self, pipe: StableDiffusionPipeline, elite: Tensor, row: int, generation: int
-    ) -> Tensor:
+    def _children(self, pipe: Pipeline, elite: Tensor, row: int, generation: int) -> Tensor:
         """As many as there are parents: one cut between two of them, then mutations."""
         import torch
 
@@ -104,9 +101,7 @@ class RingABell(Attack):
         children[:, place] = torch.where(mutates, fresh, mixed).to(children.device)
         return children
 
-    def _words(
-        self, pipe: StableDiffusionPipeline, shape: Sequence[int], row: int, stream: str
-    ) -> Tensor:
+    def _words(self, pipe: Pipeline, shape: Sequence[int], row: int, stream: str) -> Tensor:
         """Random ids of words, no special tokens."""
         import torch
 
@@ -123,7 +118,7 @@ def without_words(prompt: str, concept: str) -> str:
     return " ".join(prompt.replace(concept, " ").split())
 
 
-def _tensor(ids: list[list[int]], pipe: StableDiffusionPipeline) -> Tensor:
+def _tensor(ids: list[list[int]], pipe: Pipeline) -> Tensor:
     import torch
 
     return torch.tensor(ids, device=pipe.device)

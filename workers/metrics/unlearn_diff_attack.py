@@ -11,8 +11,9 @@ from workers.interfaces.metric import Subject
 from workers.judging.attack import Attack, AttackSettings
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
     from torch import Tensor
+
+    from workers.interfaces.pipeline import Pipeline
 
 
 class UnlearnDiffAttackSettings(AttackSettings):
@@ -40,9 +41,7 @@ class UnlearnDiffAttack(Attack):
     reference = True
     Settings = UnlearnDiffAttackSettings
 
-    def find(
-        self, pipe: StableDiffusionPipeline, subject: Subject, prompts: Sequence[str]
-    ) -> Tensor:
+    def find(self, pipe: Pipeline, subject: Subject, prompts: Sequence[str]) -> Tensor:
         """One optimisation for all prompts at once."""
         import torch
         from torch.nn import functional
@@ -73,7 +72,7 @@ class UnlearnDiffAttack(Attack):
                 return encode(pipe, ids)
             return encode(pipe, ids, soft)
 
-    def _targets(self, pipe: StableDiffusionPipeline, subject: Subject, prompt: str) -> Tensor:
+    def _targets(self, pipe: Pipeline, subject: Subject, prompt: str) -> Tensor:
         """The base's pictures of a prompt as latents (n, c, h, w)."""
         import numpy as np
 
@@ -88,7 +87,7 @@ class UnlearnDiffAttack(Attack):
         return encode_images(pipe, Examples(np.stack(images), (prompt,) * len(images)))
 
 
-def nearest_tokens(pipe: StableDiffusionPipeline, soft: Tensor) -> Tensor:
+def nearest_tokens(pipe: Pipeline, soft: Tensor) -> Tensor:
     """Ids (n, k) of the words whose embeddings have the largest cosine to `soft` (n, k, width)."""
     import torch
     from torch.nn import functional

@@ -33,7 +33,8 @@ from workers.training.selection import refuse_half_precision
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from diffusers import StableDiffusionPipeline
+
+    from workers.interfaces.pipeline import Pipeline
 
 
 STEPS_PER_REPORT = 10
@@ -79,7 +80,7 @@ class Trainer:
 
     def __init__(
         self,
-        pipe: StableDiffusionPipeline,
+        pipe: Pipeline,
         settings: FinetuneSettings,
         examples: Examples,
         seed: int,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from orchestrator.core.errors import ResurgeError
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
+    from workers.interfaces.pipeline import UNet
 
 
 Group = Literal["full", "xattn", "xattn_kv", "outside_xattn_layers", "noxattn"]
@@ -65,7 +65,7 @@ def refuse_half_precision(parameters: Mapping[str, Tensor]) -> None:
         )
 
 
-def frozen_copy(unet: UNet2DConditionModel, trained: Mapping[str, nn.Parameter]) -> Any:
+def frozen_copy(unet: UNet, trained: Mapping[str, nn.Parameter]) -> Any:
     """The UNet as it is now, to be a teacher: what is not trained is shared, not copied."""
     chosen = {id(value) for value in trained.values()}
     shared = {id(v): v for v in (*unet.parameters(), *unet.buffers()) if id(v) not in chosen}

@@ -16,7 +16,8 @@ from workers.materials.masks import Masks
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import CLIPTokenizer
+
+    from workers.interfaces.pipeline import Tokenizer
 
 _CELEBRITY = {
     "iterations": 50, "learning_rate": 1e-4, "batch_size": 1, "lam": 0.0, "prior_scale": 1e-4,
@@ -247,12 +248,12 @@ def surroundings(erasure: Erasure) -> tuple[Tensor, Tensor]:
     return torch.cat(sources), torch.cat(targets)
 
 
-def _words(tokenizer: CLIPTokenizer, text: str) -> list[int]:
+def _words(tokenizer: Tokenizer, text: str) -> list[int]:
     """Token ids from the start token to the last word."""
     return list(tokenizer(text, truncation=True).input_ids[:-1])
 
 
-def _first_difference(tokenizer: CLIPTokenizer, one: str, other: str) -> int:
+def _first_difference(tokenizer: Tokenizer, one: str, other: str) -> int:
     pairs = zip(_words(tokenizer, one), _words(tokenizer, other), strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), len(_words(tokenizer, one)))
 

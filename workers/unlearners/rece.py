@@ -10,8 +10,9 @@ from orchestrator.core.settings import Presets, PresetSettings
 from workers.interfaces.unlearner import Erasure, Unlearned, Unlearner
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
     from torch import Tensor
+
+    from workers.interfaces.pipeline import Pipeline
 
 
 _SD = {"preserve_scale": 0.1}
@@ -89,9 +90,7 @@ class RECE(Unlearner):
             edit = min(low, key=lambda candidate: candidate[1])[2]
         return Unlearned([edit], {"condition": condition, "reach": reach})
 
-    def _erase(
-        self, pipe: StableDiffusionPipeline, sources: Tensor, goal: Tensor, kept: Tensor
-    ) -> float:
+    def _erase(self, pipe: Pipeline, sources: Tensor, goal: Tensor, kept: Tensor) -> float:
         """One UCE edit of the present weights; all (n, width). Returns the condition number."""
         from workers.erasure.closed_form import Sums, apply_map, text_projections
 
@@ -105,7 +104,7 @@ class RECE(Unlearner):
 
 
 def derived_embeddings(
-    pipe: StableDiffusionPipeline, original: list[Tensor], concept: Tensor, lam: float
+    pipe: Pipeline, original: list[Tensor], concept: Tensor, lam: float
 ) -> Tensor:
     """c' (n, width), fp64, of embeddings `concept` (n, width); `original` are the W⁰."""
     import torch
@@ -122,7 +121,7 @@ def derived_embeddings(
     return solve_right(concept.cpu().double() @ cross.T, gram)
 
 
-def _moved(pipe: StableDiffusionPipeline, original: list[Tensor], kept: Tensor) -> float:
+def _moved(pipe: Pipeline, original: list[Tensor], kept: Tensor) -> float:
     """How far the projections moved the retained embeddings, relative to where they were."""
     from workers.erasure.closed_form import text_projections
 

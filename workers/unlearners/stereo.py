@@ -13,8 +13,9 @@ from workers.interfaces.unlearner import Erasure, TrainSettings, Unlearned, Unle
 from workers.materials.images import Images
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
     from torch import Tensor
+
+    from workers.interfaces.pipeline import UNet
 
 
 class STEREOSettings(TrainSettings):
@@ -104,9 +105,7 @@ class STEREO(Unlearner):
         edit = Weights.of(pipe, [f"unet.{name}" for name in parameters])
         return Unlearned([edit], {"loss": mean, "found": float(s.rounds)})
 
-    def _erase(
-        self, erasure: Erasure, frozen: UNet2DConditionModel, known: Tensor, name: str
-    ) -> float:
+    def _erase(self, erasure: Erasure, frozen: UNet, known: Tensor, name: str) -> float:
         """ESD against `known` (n, tokens, width); the final one goes towards the anchor."""
         import torch
         from torch.nn import functional
