@@ -85,14 +85,17 @@ class Tiny(Base):
 
     def load(self, device: str):
         import torch
+        from transformers import CLIPTextModel
 
-        from workers.shapes.making.architecture import assemble, new_text_encoder, new_unet, new_vae
-        from workers.shapes.making.tokenizer import build_tokenizer
+        from workers.bases.shapes import Shapes
 
         note("load")
+        pipe = Shapes(Shapes.Settings()).load("cpu")
         torch.manual_seed(0)
-        parts = new_vae(), new_text_encoder(build_tokenizer()), new_unet()
-        return assemble(*(part.eval() for part in parts)).to(device)
+        pipe.vae = type(pipe.vae).from_config(pipe.vae.config).eval()
+        pipe.text_encoder = CLIPTextModel(pipe.text_encoder.config).eval()
+        pipe.unet = type(pipe.unet).from_config(pipe.unet.config).eval()
+        return pipe.to(device)
 
 
 class NudgeSettings(Settings):
