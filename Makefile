@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TOOLS := $(VENV)/.tools
 # A file's tests stay together: they share servers. In the files' own order, which begins with what
 # takes longest (tests/conftest.py).
 PARALLEL ?= -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-slow test-docker cluster-secrets check format test-cluster bench chaos coverage bench-search evidence methods tuning worst-case clean
+.PHONY: help install tools demo test test-fast test-slow test-docker cluster-secrets check format test-cluster bench chaos coverage bench-search evidence methods tuning worst-case clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -16,39 +17,47 @@ help: ## Show this list
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Resurge needs Python 3.11 or later")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable .
+	touch $@
+
+# What the tests need besides: linters, a browser's driver, PostgreSQL, NudeNet's AGPL weights.
+$(TOOLS): $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[dev]'
 	touch $@
 
-install: $(STAMP) ## Install Resurge and its tools into .venv
+install: $(STAMP) ## Install Resurge into .venv
+
+tools: $(TOOLS) ## Install what developing it takes as well: the tests' and checks' tools
 
 demo: install ## Measure concept resurgence on the bundled model: about ten minutes on two cores
 	$(BIN)/resurge run sweeps/quickstart.yaml
 
-test: install ## Run all tests but those of full-sized models and of the images
+test: tools ## Run all tests but those of full-sized models and of the images
 	$(BIN)/python -m pytest -m "not full_size and not docker_lines and not long" $(PARALLEL)
 
-test-fast: install ## Run the tests that take no more than a few seconds each
+test-fast: tools ## Run the tests that take no more than a few seconds each
 	$(BIN)/python -m pytest -m "not slow and not integration and not cluster and not docker_lines and not full_size" $(PARALLEL)
 
 # open_clip_torch is wanted for CLIP's vocabulary only; torchvision, which it asks for, cannot be
 # installed beside the pinned torch.
-test-slow: install ## Run full-sized models through a sweep: 24 GB of memory
+test-slow: tools ## Run full-sized models through a sweep: 24 GB of memory
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt open_clip_torch
 	$(BIN)/python -m pytest -m full_size -s
 
 # As root, with Debian's buildah, podman, runc, debootstrap and iproute2; 10 GB of disk.
-test-docker: install ## Build both images of docker/ and run the compose file's services
+test-docker: tools ## Build both images of docker/ and run the compose file's services
 	$(BIN)/python -m pytest -m docker_lines tests/docker
 
 cluster-secrets: ## Make the secrets of docker/compose.yaml, or keep those that are there
 	docker/secrets.sh
 
-check: install ## What CI checks besides the tests: ruff and mypy
+check: tools ## What CI checks besides the tests: ruff, mypy and vulture
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/vulture
 
-format: install ## Let ruff format and sort
+format: tools ## Let ruff format and sort
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -62,10 +71,10 @@ worst-case: install ## Search for the worst case of three methods and write docs
 	$(BIN)/resurge search sweeps/worst_case.yaml
 	$(BIN)/python -m benchmarks.worst_case docs
 
-test-cluster: install ## Run the quickstart and every kind of event on a cluster of network namespaces: as root, a quarter of an hour
+test-cluster: tools ## Run the quickstart and every kind of event on a cluster of network namespaces: as root, a quarter of an hour
 	$(BIN)/python -m pytest -m cluster tests/integration/cluster -s
 
-chaos: install ## Disturb a cluster of network namespaces thirty times and compare: as root, half an hour
+chaos: tools ## Disturb a cluster of network namespaces thirty times and compare: as root, half an hour
 	$(BIN)/python -m tests.integration.cluster.chaos
 
 coverage: install ## How often the intervals hold the truth, on simulated sweeps: two minutes

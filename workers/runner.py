@@ -344,7 +344,7 @@ def leave_on_sigterm(runner: Runner) -> None:
         return
     earlier = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL  # None: one that is not Python's
 
-    def leave(number: int, frame: object) -> None:
+    def leave(number: int, _frame: object) -> None:
         signal.signal(signal.SIGTERM, earlier)
         runner.stop()
 

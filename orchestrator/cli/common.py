@@ -62,7 +62,7 @@ def become(command: list[str], settings: Mapping[str, str] | None = None) -> Non
     os.execve(executable, command, {**os.environ, **(settings or {})})
 
 
-def interrupt(number: int, frame: FrameType | None) -> None:
+def interrupt(number: int, _frame: FrameType | None) -> None:
     """A signal's handler: a batch system's kind request is a Ctrl-C."""
     raise KeyboardInterrupt
 

@@ -353,7 +353,7 @@ def _digest_of_file(path: Path) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _sha256(path: Path, modified_ns: int, size_bytes: int) -> str:
+def _sha256(path: Path, _modified_ns: int, size_bytes: int) -> str:
     """Read once a process, as long as time and size stay: weights are gigabytes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -80,6 +80,6 @@ def _weights() -> Path:
     if not (WEIGHTS / "model_index.json").is_file():
         raise ResurgeError(
             f"the bundled model is missing from {WEIGHTS}; "
-            "make it with `python -m workers.shapes.train`"
+            "make it with `python -m workers.shapes.making.train`"
         )
     return WEIGHTS

@@ -1,4 +1,4 @@
-"""Make everything in `weights/`: `python -m workers.shapes.train`. See weights/README.md."""
+"""Make everything in `weights/`: `python -m workers.shapes.making.train`. See weights/README.md."""
 
 import argparse
 import time
