@@ -36,7 +36,8 @@ def judge_digest() -> str:
     for path in (FOLDER / name for name in FILES):
         if not path.is_file():
             raise ResurgeError(
-                f"the judge's {path} is missing; make it with `python -m workers.shapes.making.train`"
+                f"the judge's {path} is missing; "
+                "make it with `python -m workers.shapes.making.train`"
             )
         total.update(path.read_bytes())
     return total.hexdigest()
