@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -136,6 +137,22 @@ def test_imports_point_down(name: str) -> None:
             assert room_of(imported) in WORKERS_MAY_IMPORT, f"{name} imports {imported}"
         elif (package, other) == ("orchestrator", "workers") and room != "executors":
             assert f"workers.{room_of(imported)}" in allowed, f"{name} imports {imported}"
+
+
+DRAWN = re.findall(r"```mermaid\n(.*?)```", (ROOT / "docs/architecture.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize(("table", "drawn"), [(ORCHESTRATOR, DRAWN[0]), (WORKERS, DRAWN[1])])
+def test_the_drawing_shows_the_rooms_and_only_arrows_of_the_table(
+    table: dict[str, str], drawn: str
+) -> None:
+    arrows = [
+        (start, end)
+        for start, ends in re.findall(r"^ *(\w+) --> (.+)$", drawn, re.MULTILINE)
+        for end in ends.split(" & ")
+    ]
+    assert {room for arrow in arrows for room in arrow} - {"head"} == set(table)
+    assert not [(start, end) for start, end in arrows if end not in f"{table[start]} head".split()]
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
