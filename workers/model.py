@@ -25,7 +25,7 @@ from workers.runtime.pace import Pace
 from workers.runtime.progress import TellProgress
 from workers.runtime.release import give_back
 from workers.training.checkpoints import StoreCheckpoints, latest_state, load_tensors, save_tensors
-from workers.training.finetune import LossNotFinite, Trainer
+from workers.training.finetune import Trainer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,9 +42,8 @@ def plugin_of(kind: PluginKind, name: str, settings: Mapping[str, Any]) -> Any:
 class Model:
     """One base in memory with the edits of a model stage made.
 
-    `stage` is what the pipeline is now. `numbers` are the last unlearning's, `losses` the (step,
-    loss) pairs of the present trajectory from its first step on. `store`, `progress` and `pace`
-    belong to the task at hand and are set by it.
+    `stage` is what the pipeline is now. `numbers` are the last unlearning's. `store`, `progress`
+    and `pace` belong to the task at hand and are set by it.
     """
 
     store: Store
@@ -56,7 +55,6 @@ class Model:
         self.stage = root
         self.warm = WarmPipeline(plugin_of("base", root.plugin, root.settings), device)
         self.trainer: Trainer | None = None
-        self.losses: list[tuple[int, float]] = []
         self.numbers: dict[str, float] = {}
 
     def become(self, target: Stage) -> None:
@@ -152,14 +150,19 @@ class Model:
         self.pace.leave_if_asked()
         self.progress(done, total, numbers)
 
+    @property
+    def losses(self) -> Sequence[tuple[int, float]]:
+        """The (step, loss) pairs of the present trajectory from its first step on."""
+        assert self.trainer is not None  # it is the task at hand
+        return self.trainer.losses
+
     def checkpoint(self) -> None:
         """Store the training state, so that nothing up to here has to be trained again."""
         self._keep_state(self.stage)
 
     def _keep_state(self, target: Stage) -> None:
         assert self.trainer is not None and target.trajectory is not None
-        tensors, state = self.trainer.state()
-        values = {"trainer": state, "losses": self.losses}
+        tensors, values = self.trainer.state()
         with self.store.scratch() as folder:
             path = folder / "checkpoint.safetensors"
             save_tensors(path, tensors)
@@ -238,32 +241,23 @@ class Model:
         """From the latest checkpoint at or before the target, else from the parent."""
         self.become(_parent(target))
         self._settle()
-        self.trainer = self._new_trainer(target)
-        self.losses = []
+        settings = FinetuneSettings.model_validate(target.settings["settings"])
+        self.trainer = Trainer(self.warm.pipe, settings, self._examples(target), target.seed or 0)
         assert target.trajectory is not None
         kept = latest_state(self.store, target.trajectory, at_most=target.steps)
         if kept is not None:
-            _, tensors, state = kept
-            self.trainer.load_state(tensors, state["trainer"])
-            self.losses = [(int(step), float(loss)) for step, loss in state["losses"]]
+            self.trainer.load_state(*kept[1:])
         self._train(target)
 
     def _train(self, target: Stage) -> None:
         """Train on; the state is saved whenever that is due on the way."""
-        trainer = self.trainer
-        assert trainer is not None
-        while trainer.step < target.steps:
-            try:
-                self.losses += trainer.train_to(target.steps, self.progress, self.pace.is_due)
-            except LossNotFinite as error:
-                raise LossNotFinite(str(error), [*self.losses, *error.curve]) from None
-            if trainer.step < target.steps:
-                self._keep_state(target)
-                self.pace.leave_if_asked()
+        assert self.trainer is not None
 
-    def _new_trainer(self, target: Stage) -> Trainer:
-        settings = FinetuneSettings.model_validate(target.settings["settings"])
-        return Trainer(self.warm.pipe, settings, self._examples(target), target.seed or 0)
+        def save() -> None:
+            self._keep_state(target)
+            self.pace.leave_if_asked()
+
+        self.trainer.train_to(target.steps, self.progress, self.pace.is_due, save)
 
     def _examples(self, target: Stage) -> Examples:
         """The prepared data that a fine-tune trains on."""

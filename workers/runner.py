@@ -306,7 +306,7 @@ class _TaskRun:
         cause, message = cause_of(error), redact(message_of(error))
         if cause == "oom":
             let_go()
-        curve = tuple(getattr(error, "curve", self.curve)) if cause == "nan" else ()
+        curve = (getattr(error, "curve", ()) or tuple(self.curve)) if cause == "nan" else ()
         log_path = self.order.log_path
         self.emit(StageFailed(self.task.id, stage.key, message, log_path, cause, curve))
 

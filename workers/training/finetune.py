@@ -1,4 +1,4 @@
-"""The one training loop: ordinary fine-tuning of the UNet, resumable at any step.
+"""Ordinary fine-tuning of the UNet, resumable at any step.
 
 Everything random (order of examples, noise, time steps, caption dropout, LoRA's beginning) is a
 function of (seed, step, micro-batch), so training resumed at a step goes on exactly as if it had
@@ -8,7 +8,7 @@ never stopped.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,10 +25,9 @@ from workers.diffusion.rng import generator, integers, normal
 from workers.diffusion.text import embed
 from workers.interfaces.dataset import Examples
 from workers.recipes import FinetuneSettings
-from workers.runtime.pace import SIGN_EVERY_S, Every
 from workers.runtime.parts import part_size
 from workers.runtime.progress import TellProgress
-from workers.training.optimise import load_optimizer_state, optimizer_state
+from workers.training.loop import LossNotFinite, Training, put_state, state_of, train
 from workers.training.selection import refuse_half_precision
 
 if TYPE_CHECKING:
@@ -37,15 +36,7 @@ if TYPE_CHECKING:
     from workers.interfaces.pipeline import Pipeline
 
 
-STEPS_PER_REPORT = 10
-
-
-class LossNotFinite(FloatingPointError):
-    """A loss was not finite; `curve` has the (step, loss) pairs before it."""
-
-    def __init__(self, message: str, curve: Sequence[tuple[int, float]]) -> None:
-        super().__init__(message)
-        self.curve = tuple(curve)
+STATE = ("param", "ema")
 
 
 @dataclass(frozen=True)
@@ -87,7 +78,8 @@ class Trainer:
     ) -> None:
         self.pipe, self.settings, self.seed = pipe, settings, seed
         self.step = 0
-        self._pending: list[tuple[int, Tensor]] = []
+        self.losses: list[tuple[int, float]] = []
+        refuse_half_precision(dict(pipe.unet.named_parameters()))
         self._accelerator = new_accelerator(settings.precision, pipe.device)
         self._scheduler = training_scheduler(pipe)
         self._latents = encode_images(pipe, examples)
@@ -95,75 +87,81 @@ class Trainer:
         self._text = embed(pipe, ["", *captions])
         row = {caption: index for index, caption in enumerate(captions, start=1)}
         self._text_rows = torch.tensor([row[c] for c in examples.captions], device=pipe.device)
-        self._prepare_parameters()
+        pipe.unet.eval().requires_grad_(False)
+        if settings.gradient_checkpointing:
+            pipe.unet.enable_gradient_checkpointing()
+        self._lora = Lora(pipe.unet, settings, seed) if settings.adapter == "lora" else None
+        self._training = self._new_training()
 
-    def _prepare_parameters(self) -> None:
-        s, unet = self.settings, self.pipe.unet
-        refuse_half_precision(dict(unet.named_parameters()))
-        unet.eval().requires_grad_(False)
-        if s.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
-        self._lora = Lora(unet, s, self.seed) if s.adapter == "lora" else None
-        self._params = self._lora.parameters() if self._lora else dict(unet.named_parameters())
-        for value in self._params.values():
+    def _new_training(self) -> Training:
+        s = self.settings
+        lora, unet = self._lora, self.pipe.unet
+        parameters = lora.parameters() if lora else dict(unet.named_parameters())
+        for value in parameters.values():
             value.requires_grad_(True)
-        self._optimizer = torch.optim.AdamW(
-            self._params.values(),
-            lr=s.learning_rate,
-            betas=(s.beta1, s.beta2),
-            weight_decay=s.weight_decay,
-            fused=True,
+        average = {n: v.detach().clone() for n, v in parameters.items()} if s.ema_decay else {}
+        return Training(
+            parameters=parameters,
+            optimizer=torch.optim.AdamW(
+                parameters.values(),
+                lr=s.learning_rate,
+                betas=(s.beta1, s.beta2),
+                weight_decay=s.weight_decay,
+                fused=True,
+            ),
+            backward=self._backward,
+            rate=lambda step: learning_rate_at(step, s),
+            clip_norm=s.clip_norm,
+            after_step=self._follow if s.ema_decay else None,
+            carried=average,
+            advice=f"lower finetune.learning_rate ({s.learning_rate:g})",
         )
-        self._ema = [p.detach().clone() for p in self._params.values()] if s.ema_decay else None
 
     def train_to(
         self,
-        step: int,
+        stop: int,
         progress: TellProgress | None = None,
         is_due: Callable[[], bool] = lambda: False,
-    ) -> list[tuple[int, float]]:
-        """Train until `step` optimiser steps are done in all; return the new (step, loss) pairs.
+        save: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Train until `stop` optimiser steps are done in all; `losses` has each one's.
 
-        It returns early, after any step, where `is_due` says that the state is to be saved.
+        Before the last step the state is saved whenever `is_due` says so, after it has been told.
 
         Raises:
             LossNotFinite: the weights are then worthless.
         """
-        losses: list[tuple[int, float]] = []
-        is_over, sign = False, Every(SIGN_EVERY_S)
-        # The loss is read in batches: reading it at every step would make the CPU wait for the GPU.
-        while self.step < step and not is_over:
-            loss = self._one_step()
-            self.step += 1
-            self._pending.append((self.step, loss))
-            is_over = is_due()
-            is_last = self.step == step or is_over
-            if len(self._pending) >= STEPS_PER_REPORT or is_last or sign.is_due():
-                losses += self._read(losses)
-                if progress is not None:
-                    progress(self.step, step, {"loss": losses[-1][1]})
-                sign.done()
-        return losses
 
-    def _one_step(self) -> Tensor:
-        s = self.settings
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate_at(self.step, s)
+        def told(step: int, read: Tensor) -> None:
+            self.losses += enumerate(read.tolist(), start=step - len(read) + 1)
+            self.step = step
+            if progress is not None:
+                progress(step, stop, {"loss": self.losses[-1][1]})
+            if step < stop and is_due():
+                save()
+
+        try:
+            train(self._training, self.step, stop, told, is_due)
+        except LossNotFinite as error:
+            error.curve = (*self.losses, *error.last)
+            raise
+
+    def _backward(self, step: int) -> Tensor:
         total = torch.zeros((), device=self.pipe.device)
-        for micro in range(s.accumulation):
-            for share, part in self._noised(micro).parts():
+        for micro in range(self.settings.accumulation):
+            for share, part in self._noised(step, micro).parts():
                 with self._accelerator.autocast():
-                    loss = self._loss(part) * share / s.accumulation
+                    loss = self._loss(part) * share / self.settings.accumulation
                 self._accelerator.backward(loss)
                 total += loss.detach()
-        if s.clip_norm is not None:
-            self._accelerator.clip_grad_norm_(list(self._params.values()), s.clip_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        if self._ema is not None:
-            values = [p.detach() for p in self._params.values()]
-            torch._foreach_lerp_(self._ema, values, 1 - s.ema_decay)
         return total
+
+    def _follow(self, step: int) -> None:
+        """Move the average towards the parameters."""
+        assert self.settings.ema_decay is not None
+        values = [p.detach() for p in self._training.parameters.values()]
+        average = list(self._training.carried.values())
+        torch._foreach_lerp_(average, values, 1 - self.settings.ema_decay)
 
     def _loss(self, batch: Batch) -> Tensor:
         """Mean squared error, a scalar; fp32 even under autocast."""
@@ -172,10 +170,10 @@ class Trainer:
         ).sample
         return functional.mse_loss(predicted.float(), batch.target.float())
 
-    def _noised(self, micro: int) -> Batch:
-        """This step's micro-batch, noised."""
-        latents, text = self._batch(micro)
-        at = (self.seed, self.step)
+    def _noised(self, step: int, micro: int) -> Batch:
+        """A step's micro-batch, noised."""
+        latents, text = self._batch(step, micro)
+        at = (self.seed, step)
         device = latents.device
         noise = normal(latents.shape, *at, f"noise {micro}", device)
         high = self._scheduler.config.num_train_timesteps
@@ -184,56 +182,33 @@ class Trainer:
         target = training_target(self._scheduler, latents, noise, timesteps)
         return Batch(noisy, timesteps, text, target)
 
-    def _batch(self, micro: int) -> tuple[Tensor, Tensor]:
-        """Latents (batch, c, h, w) and text (batch, tokens, width) of this step's micro-batch."""
+    def _batch(self, step: int, micro: int) -> tuple[Tensor, Tensor]:
+        """Latents (batch, c, h, w) and text (batch, tokens, width) of a step's micro-batch."""
         s, count = self.settings, len(self._latents)
-        start = (self.step * s.accumulation + micro) * s.batch_size
+        start = (step * s.accumulation + micro) * s.batch_size
         places = range(start, start + s.batch_size)
         chosen = torch.tensor([_order(self.seed, p // count, count)[p % count] for p in places])
         chosen = chosen.to(self._latents.device, non_blocking=True)
         rows = self._text_rows[chosen]
         if s.caption_dropout > 0:
-            draw = generator(self.seed, self.step, f"caption dropout {micro}")
+            draw = generator(self.seed, step, f"caption dropout {micro}")
             dropped = torch.rand(s.batch_size, generator=draw) < s.caption_dropout
             dropped = dropped.to(rows.device, non_blocking=True)
             rows = rows.masked_fill(dropped, 0)  # row 0 is the empty caption
         return self._latents[chosen], self._text[rows]
 
-    def _read(self, before: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-        """The losses since the last look; those `before` them are for the error."""
-        values = torch.stack([loss for _, loss in self._pending]).tolist()
-        read = [(step, value) for (step, _), value in zip(self._pending, values, strict=True)]
-        self._pending.clear()
-        for index, (step, value) in enumerate(read):
-            if not math.isfinite(value):
-                raise LossNotFinite(
-                    f"the loss is {value} at step {step}; "
-                    f"lower finetune.learning_rate ({self.settings.learning_rate:g})",
-                    [*before, *read[:index]],
-                )
-        return read
-
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that the loop carries from step to step, and JSON beside it: to be written at once,
+        """All that training carries from step to step, and JSON beside it: to be written at once,
         because on a CPU the tensors are the live ones (copies would double what training takes).
         """
-        tensors = {f"param.{name}": value for name, value in self._params.items()}
-        tensors |= optimizer_state(self._optimizer, self._params)
-        if self._ema is not None:
-            tensors |= {f"ema.{n}": e for n, e in zip(self._params, self._ema, strict=True)}
-        return {n: value.detach().to("cpu") for n, value in tensors.items()}, {"step": self.step}
+        tensors = {n: value.cpu() for n, value in state_of(self._training, *STATE).items()}
+        return tensors, {"trainer": {"step": self.step}, "losses": self.losses}
 
-    @torch.no_grad()
-    def load_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Go on from what `state` gave, in a trainer made with the same arguments."""
-        for name, value in self._params.items():
-            value.copy_(tensors[f"param.{name}"])
-        load_optimizer_state(self._optimizer, self._params, tensors)
-        if self._ema is not None:
-            for name, average in zip(self._params, self._ema, strict=True):
-                average.copy_(tensors[f"ema.{name}"])
-        self.step = int(meta["step"])
-        self._pending.clear()
+        put_state(self._training, tensors, *STATE)
+        self.step = int(values["trainer"]["step"])
+        self.losses = [(int(step), float(loss)) for step, loss in values["losses"]]
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
@@ -242,7 +217,9 @@ class Trainer:
         The moving average stands in for the parameters if there is one (of LoRA's factors if it is
         LoRA), and LoRA is merged.
         """
-        raw = self._use_average()
+        parameters = list(self._training.parameters.values())
+        raw = [value.detach().clone() for value in parameters] if self._training.carried else []
+        self._use_average()
         try:
             if self._lora is None:
                 yield
@@ -250,7 +227,9 @@ class Trainer:
                 with self._lora.merged():
                     yield
         finally:
-            self._put_back(raw)
+            with torch.no_grad():
+                for parameter, value in zip(parameters, raw, strict=False):
+                    parameter.copy_(value)
 
     def finish(self) -> None:
         """Make `pipe` a plain pipeline that holds the result; the trainer is then used up."""
@@ -260,22 +239,13 @@ class Trainer:
         if self.settings.gradient_checkpointing:
             self.pipe.unet.disable_gradient_checkpointing()
         self.pipe.unet.requires_grad_(False)
-        self._optimizer.state.clear()
+        self._training.optimizer.state.clear()
 
     @torch.no_grad()
-    def _use_average(self) -> list[Tensor] | None:
-        """Put the moving average into the model; return the parameters that it displaced."""
-        if self._ema is None:
-            return None
-        raw = [value.detach().clone() for value in self._params.values()]
-        self._put_back(self._ema)
-        return raw
-
-    @torch.no_grad()
-    def _put_back(self, values: list[Tensor] | None) -> None:
-        if values is not None:
-            for parameter, value in zip(self._params.values(), values, strict=True):
-                parameter.copy_(value)
+    def _use_average(self) -> None:
+        """Put the moving average, if there is one, into the model."""
+        for name, average in self._training.carried.items():
+            self._training.parameters[name].copy_(average)
 
 
 def learning_rate_at(step: int, settings: FinetuneSettings) -> float:

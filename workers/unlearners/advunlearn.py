@@ -94,10 +94,9 @@ class AdvUnlearn(Unlearner):
         from workers.diffusion.rng import integers
         from workers.diffusion.soft_prompt import encode, token_ids
         from workers.diffusion.text import embed
-        from workers.editing.edits import Weights
         from workers.erasure.adversary import Adversary
         from workers.erasure.negative_guidance import draw, erased_noise
-        from workers.training.optimise import Phase, adam, from_loss, optimise, training
+        from workers.training.optimise import from_loss, train_weights
 
         s, pipe = self.settings, erasure.pipe
         predict = noise_predictor(pipe)
@@ -137,9 +136,4 @@ class AdvUnlearn(Unlearner):
             kept = functional.mse_loss(predict(there, timestep, encode(pipe, kept_ids[more])), stay)
             return total + s.retain_weight * kept
 
-        with training(erasure, s, parameters):
-            optimizer = adam(parameters, s.learning_rate)
-            phase = Phase("train", s.iterations, parameters, optimizer, from_loss(loss))
-            mean = optimise(erasure, s, phase)
-        names = [f"text_encoder.{name}" for name in parameters]
-        return Unlearned([Weights.of(pipe, names)], {"loss": mean})
+        return train_weights(erasure, s, parameters, from_loss(loss), "text_encoder")

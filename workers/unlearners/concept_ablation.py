@@ -74,9 +74,8 @@ class ConceptAblation(PictureUnlearner):
 
         from workers.diffusion.denoise import noise_predictor, training_scheduler
         from workers.diffusion.text import embed
-        from workers.editing.edits import Weights
         from workers.erasure.relabel import PictureSet, counterparts, denoising_loss, relabel_loss
-        from workers.training.optimise import Phase, adam, from_loss, optimise, training
+        from workers.training.optimise import from_loss, train_weights
         from workers.training.selection import select
 
         s, pipe = self.settings, erasure.pipe
@@ -96,8 +95,4 @@ class ConceptAblation(PictureUnlearner):
             prior = denoising_loss(predict, anchor.batch(*at, "prior"), anchor.text)
             return ablated + s.prior_weight * prior
 
-        with training(erasure, s, parameters):
-            optimizer = adam(parameters, s.learning_rate, s.weight_decay)
-            phase = Phase("train", s.iterations, parameters, optimizer, from_loss(loss))
-            mean = optimise(erasure, s, phase)
-        return Unlearned([Weights.of(pipe, [f"unet.{n}" for n in parameters])], {"loss": mean})
+        return train_weights(erasure, s, parameters, from_loss(loss), weight_decay=s.weight_decay)

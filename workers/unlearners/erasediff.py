@@ -71,9 +71,8 @@ class EraseDiff(PictureUnlearner):
         """Train the group."""
         import torch
 
-        from workers.editing.edits import Weights
         from workers.erasure.relabel import Relabelling
-        from workers.training.optimise import Phase, adam, optimise, training
+        from workers.training.optimise import train_weights
         from workers.training.selection import select
 
         s, pipe = self.settings, erasure.pipe
@@ -101,11 +100,7 @@ class EraseDiff(PictureUnlearner):
                 value.grad = r + weight * f
             return (kept + gone).detach()
 
-        with training(erasure, s, parameters):
-            optimizer = adam(parameters, s.learning_rate)
-            phase = Phase("train", s.iterations, parameters, optimizer, backward)
-            mean = optimise(erasure, s, phase)
-        return Unlearned([Weights.of(pipe, [f"unet.{n}" for n in parameters])], {"loss": mean})
+        return train_weights(erasure, s, parameters, backward)
 
 
 def gradient_after(

@@ -119,9 +119,8 @@ class ESD(Unlearner):
 
         from workers.diffusion.denoise import noise_predictor
         from workers.diffusion.text import embed
-        from workers.editing.edits import Weights
         from workers.erasure.negative_guidance import draw, draw_rows, erased_noise
-        from workers.training.optimise import Phase, adam, from_loss, optimise, training
+        from workers.training.optimise import from_loss, train_weights
         from workers.training.selection import frozen_copy, select
 
         s, pipe = self.settings, erasure.pipe
@@ -138,8 +137,4 @@ class ESD(Unlearner):
             target = erased_noise(teacher, latents, timestep, text, anchor, s.negative_guidance)
             return functional.mse_loss(student(latents, timestep, text), target)
 
-        with training(erasure, s, parameters):
-            optimizer = adam(parameters, s.learning_rate)
-            phase = Phase("train", s.iterations, parameters, optimizer, from_loss(loss))
-            mean = optimise(erasure, s, phase)
-        return Unlearned([Weights.of(pipe, [f"unet.{n}" for n in parameters])], {"loss": mean})
+        return train_weights(erasure, s, parameters, from_loss(loss))

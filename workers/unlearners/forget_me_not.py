@@ -55,13 +55,11 @@ class ForgetMeNot(PictureUnlearner):
 
     def unlearn(self, erasure: Erasure) -> Unlearned:
         """Train the group."""
-
         from workers.diffusion.attention import recorded
         from workers.diffusion.denoise import noise_predictor, training_scheduler
         from workers.diffusion.text import subject_words
-        from workers.editing.edits import Weights
         from workers.erasure.relabel import PictureSet
-        from workers.training.optimise import Phase, adam, from_loss, optimise, training
+        from workers.training.optimise import from_loss, train_weights
         from workers.training.selection import select
 
         s, pipe = self.settings, erasure.pipe
@@ -77,11 +75,8 @@ class ForgetMeNot(PictureUnlearner):
             return attention_norm(maps, words[batch.rows])
 
         # For the whole training: gradient checkpointing runs a forward pass again on the way back.
-        with recorded(pipe.unet) as maps, training(erasure, s, parameters):
-            optimizer = adam(parameters, s.learning_rate, weight_decay=1e-2)
-            phase = Phase("train", s.iterations, parameters, optimizer, from_loss(loss))
-            mean = optimise(erasure, s, phase)
-        return Unlearned([Weights.of(pipe, [f"unet.{n}" for n in parameters])], {"loss": mean})
+        with recorded(pipe.unet) as maps:
+            return train_weights(erasure, s, parameters, from_loss(loss), weight_decay=1e-2)
 
 
 def attention_norm(maps: Mapping[str, Tensor], words: Tensor) -> Tensor:

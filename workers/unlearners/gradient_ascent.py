@@ -44,9 +44,8 @@ class GradientAscent(PictureUnlearner):
         from torch import Tensor
 
         from workers.diffusion.denoise import noise_predictor, training_scheduler
-        from workers.editing.edits import Weights
         from workers.erasure.relabel import PictureSet, denoising_loss
-        from workers.training.optimise import Phase, adam, from_loss, optimise, training
+        from workers.training.optimise import from_loss, train_weights
         from workers.training.selection import select
 
         s, pipe = self.settings, erasure.pipe
@@ -61,8 +60,4 @@ class GradientAscent(PictureUnlearner):
             kept = denoising_loss(predict, retain.batch(*at, "retain"), retain.text)
             return s.retain_weight * kept - gone
 
-        with training(erasure, s, parameters):
-            optimizer = adam(parameters, s.learning_rate, weight_decay=0.0)
-            phase = Phase("train", s.iterations, parameters, optimizer, from_loss(loss))
-            mean = optimise(erasure, s, phase)
-        return Unlearned([Weights.of(pipe, [f"unet.{n}" for n in parameters])], {"loss": mean})
+        return train_weights(erasure, s, parameters, from_loss(loss), weight_decay=0.0)

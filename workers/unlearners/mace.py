@@ -152,13 +152,12 @@ class MACE(Unlearner):
 
     def _mute(self, erasure: Erasure) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
         """Part 2: the LoRA's (down, up) by path, and its last loss."""
-
         from workers.diffusion.attention import recorded
         from workers.diffusion.denoise import noise_predictor, training_scheduler
         from workers.diffusion.rng import integers, normal
         from workers.diffusion.text import embed, subject_words
         from workers.editing.adapters import GatedLora
-        from workers.training.optimise import Phase, adam, from_loss, optimise, training
+        from workers.training.optimise import from_loss, minimise
 
         s, pipe = self.settings, erasure.pipe
         lora = GatedLora.new(
@@ -181,10 +180,10 @@ class MACE(Unlearner):
             return attention_inside(maps, words[rows], masks[rows])
 
         # For the whole training: gradient checkpointing runs a forward pass again on the way back.
-        with lora.on(pipe), recorded(pipe.unet) as maps, training(erasure, s, lora.parameters()):
-            optimizer = adam(lora.parameters(), s.learning_rate, weight_decay=1e-2)
-            phase = Phase("lora", s.iterations, lora.parameters(), optimizer, from_loss(loss))
-            mean = optimise(erasure, s, phase)
+        with lora.on(pipe), recorded(pipe.unet) as maps:
+            mean = minimise(
+                erasure, s, lora.parameters(), from_loss(loss), name="lora", weight_decay=1e-2
+            )
         values = lora.tensors()
         return {p: (values[f"{p}.down"], values[f"{p}.up"]) for p in lora.paths()}, mean
 

@@ -83,7 +83,7 @@ class Receler(Unlearner):
         from workers.editing.adapters import Bottlenecks
         from workers.erasure.adversary import Adversary
         from workers.erasure.negative_guidance import draw, erased_noise
-        from workers.training.optimise import Phase, adam, from_loss, optimise, training
+        from workers.training.optimise import from_loss, minimise
 
         s, pipe = self.settings, erasure.pipe
         erasers = Bottlenecks.new(pipe.unet, s.rank, erasure.seed)
@@ -110,10 +110,8 @@ class Receler(Unlearner):
                 erased = functional.mse_loss(predict(latents, timestep, adversarial), target)
             return erased + s.local_weight * outside(added, mask)
 
-        with erasers.on(pipe), training(erasure, s, erasers.parameters()):
-            optimizer = adam(erasers.parameters(), s.learning_rate)
-            phase = Phase("train", s.iterations, erasers.parameters(), optimizer, from_loss(loss))
-            mean = optimise(erasure, s, phase)
+        with erasers.on(pipe):
+            mean = minimise(erasure, s, erasers.parameters(), from_loss(loss))
         return Unlearned([Bottlenecks(erasers.tensors())], {"loss": mean})
 
     def _seen(

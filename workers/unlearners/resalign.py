@@ -98,7 +98,7 @@ class ResAlign(PictureUnlearner):
         import torch
 
         from workers.editing.edits import LowRank, snapshot
-        from workers.training.optimise import Phase, adam, optimise, training
+        from workers.training.optimise import minimise
 
         s = self.settings
         space = LoraSpace(erasure, s.rank, s.gradient_checkpointing)
@@ -120,10 +120,7 @@ class ResAlign(PictureUnlearner):
             space.pull_back(slopes)
             return plain.detach()
 
-        with training(erasure, plain_settings, space.parameters):
-            optimizer = adam(space.parameters, s.learning_rate, weight_decay=1e-2)
-            phase = Phase("train", s.iterations, space.parameters, optimizer, backward)
-            mean = optimise(erasure, s, phase)
+        mean = minimise(erasure, plain_settings, space.parameters, backward, weight_decay=1e-2)
         factors = {
             path: tuple(snapshot(space.parameters[f"{path}.{part}"]) for part in ("down", "up"))
             for path in space.paths

@@ -68,10 +68,9 @@ class SalUn(PictureUnlearner):
         """Train the whole UNet under the mask."""
         from torch import Tensor
 
-        from workers.editing.edits import Weights
         from workers.erasure.relabel import Relabelling
         from workers.materials.saliency import unpack
-        from workers.training.optimise import Phase, adam, from_loss, optimise, training
+        from workers.training.optimise import from_loss, train_weights
         from workers.training.selection import select
 
         s, pipe = self.settings, erasure.pipe
@@ -89,10 +88,4 @@ class SalUn(PictureUnlearner):
                 if value.grad is not None:
                     value.grad.mul_(masks[name])
 
-        with training(erasure, s, parameters):
-            optimizer = adam(parameters, s.learning_rate)
-            phase = Phase(
-                "train", s.iterations, parameters, optimizer, from_loss(loss), on_gradients=mask
-            )
-            mean = optimise(erasure, s, phase)
-        return Unlearned([Weights.of(pipe, [f"unet.{n}" for n in parameters])], {"loss": mean})
+        return train_weights(erasure, s, parameters, from_loss(loss), on_gradients=mask)

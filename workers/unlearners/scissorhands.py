@@ -86,9 +86,8 @@ class Scissorhands(PictureUnlearner):
         """Cut, then repair the whole UNet."""
         import torch
 
-        from workers.editing.edits import Weights
         from workers.erasure.relabel import Relabelling
-        from workers.training.optimise import Phase, adam, optimise, training
+        from workers.training.optimise import train_weights
         from workers.training.selection import select
 
         s, pipe = self.settings, erasure.pipe
@@ -108,13 +107,8 @@ class Scissorhands(PictureUnlearner):
                 project([p.grad for p in parameters.values() if p.grad is not None], own)
             return loss.detach()
 
-        with training(erasure, s, parameters):
-            optimizer = adam(parameters, s.learning_rate)
-            phase = Phase("repair", s.iterations, parameters, optimizer, backward)
-            mean = optimise(erasure, s, phase)
-        return Unlearned(
-            [Weights.of(pipe, [f"unet.{n}" for n in parameters])], {"loss": mean, "cut": share}
-        )
+        made = train_weights(erasure, s, parameters, backward, name="repair")
+        return Unlearned(made.edits, {**made.numbers, "cut": share})
 
     def _cut(self, erasure: Erasure, parameters: Mapping[str, nn.Parameter]) -> float:
         """Re-initialise the chosen weights; return their share."""

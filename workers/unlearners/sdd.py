@@ -65,7 +65,7 @@ class SDD(Unlearner):
         from workers.diffusion.text import embed
         from workers.editing.edits import Weights, snapshot
         from workers.erasure.negative_guidance import draw, draw_rows
-        from workers.training.optimise import Phase, adam, from_loss, optimise, training
+        from workers.training.optimise import from_loss, minimise
         from workers.training.selection import frozen_copy, select
 
         s, pipe = self.settings, erasure.pipe
@@ -87,12 +87,9 @@ class SDD(Unlearner):
             values = [parameters[name].detach() for name in average]
             torch._foreach_lerp_([p.data for p in average.values()], values, 1 - s.ema_decay)
 
-        with training(erasure, s, parameters):
-            phase = Phase(
-                "train", s.iterations, parameters,
-                adam(parameters, s.learning_rate, s.weight_decay), from_loss(loss),
-                carried=average, clip_norm=s.clip_norm, after_step=follow,
-            )  # fmt: skip
-            mean = optimise(erasure, s, phase)
+        mean = minimise(
+            erasure, s, parameters, from_loss(loss), weight_decay=s.weight_decay,
+            carried=average, clip_norm=s.clip_norm, after_step=follow,
+        )  # fmt: skip
         values = {f"unet.{name}": snapshot(value) for name, value in average.items()}
         return Unlearned([Weights(values)], {"loss": mean})

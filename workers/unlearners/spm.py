@@ -70,7 +70,7 @@ class SPM(Unlearner):
         from workers.diffusion.text import embed
         from workers.editing.adapters import GatedLora
         from workers.erasure.negative_guidance import draw, draw_rows, erased_noise
-        from workers.training.optimise import Phase, adam, from_loss, optimise, training
+        from workers.training.optimise import from_loss, minimise
 
         s, pipe = self.settings, erasure.pipe
         membrane = GatedLora.new(pipe.unet, erasure.concept, s.rank, s.scale, erasure.seed)
@@ -88,17 +88,15 @@ class SPM(Unlearner):
             kept = functional.mse_loss(predict(latents, timestep, anchors), stay)
             return erased + s.anchor_weight * kept
 
-        with membrane.on(pipe), training(erasure, s, membrane.parameters()):
-            optimizer = adam(membrane.parameters(), s.learning_rate, weight_decay=0.0)
-            phase = Phase(
-                "train", s.iterations, membrane.parameters(), optimizer, from_loss(loss),
-                rate=self._rate,
+        with membrane.on(pipe):
+            mean = minimise(
+                erasure, s, membrane.parameters(), from_loss(loss), weight_decay=0.0,
+                rate=lambda step: s.learning_rate * self._rate(step),
             )  # fmt: skip
-            mean = optimise(erasure, s, phase)
         return Unlearned([membrane.gated()], {"loss": mean})
 
     def _rate(self, step: int) -> float:
-        """Linear warm-up, then cosine decays with restarts."""
+        """Share of the highest rate: linear warm-up, then cosine decays with restarts."""
         s = self.settings
         if step < s.warmup_steps:
             return (step + 1) / s.warmup_steps

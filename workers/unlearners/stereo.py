@@ -85,7 +85,6 @@ class STEREO(Unlearner):
 
         from workers.diffusion.text import embed
         from workers.editing.edits import Weights
-        from workers.training.optimise import training
         from workers.training.selection import frozen_copy, select
 
         s, pipe = self.settings, erasure.pipe
@@ -93,15 +92,13 @@ class STEREO(Unlearner):
         frozen = frozen_copy(pipe.unet, parameters)
         known = embed(pipe, erasure.prompts)
         for turn in range(s.rounds):
-            with training(erasure, s, parameters):
-                self._erase(erasure, frozen, known, f"erase {turn}")
+            self._erase(erasure, frozen, known, f"erase {turn}")
             found = self._invert(erasure, turn)
             known = torch.cat([known, found])
         with torch.no_grad():
             for name, value in select(frozen, "xattn").items():
                 parameters[name].copy_(value)
-        with training(erasure, s, parameters):
-            mean = self._erase(erasure, frozen, known, "final")
+        mean = self._erase(erasure, frozen, known, "final")
         edit = Weights.of(pipe, [f"unet.{name}" for name in parameters])
         return Unlearned([edit], {"loss": mean, "found": float(s.rounds)})
 
@@ -113,7 +110,7 @@ class STEREO(Unlearner):
         from workers.diffusion.denoise import noise_predictor
         from workers.diffusion.text import embed
         from workers.erasure.negative_guidance import draw, draw_rows
-        from workers.training.optimise import Phase, adam, from_loss, optimise
+        from workers.training.optimise import from_loss, minimise
         from workers.training.selection import select
 
         s, pipe, is_final = self.settings, erasure.pipe, name == "final"
@@ -135,14 +132,13 @@ class STEREO(Unlearner):
                     target += towards * (teacher(latents, timestep, anchor) - nothing)
             return functional.mse_loss(student(latents, timestep, text), target)
 
-        rate = s.learning_rate if is_final else s.search_rate
-        steps = s.iterations if is_final else s.search_iterations
         before, total = self._place(name)
-        phase = Phase(
-            name, steps, parameters, adam(parameters, rate, weight_decay=1e-2), from_loss(loss),
+        return minimise(
+            erasure, s, parameters, from_loss(loss), name=name, weight_decay=1e-2,
+            iterations=s.iterations if is_final else s.search_iterations,
+            learning_rate=s.learning_rate if is_final else s.search_rate,
             before=before, total=total,
         )  # fmt: skip
-        return optimise(erasure, s, phase)
 
     def _invert(self, erasure: Erasure, turn: int) -> Tensor:
         """Textual inversion (Gal et al., ICLR 2023): the embedding (1, tokens, width) of a prompt
@@ -154,7 +150,7 @@ class STEREO(Unlearner):
         from workers.diffusion.denoise import noise_predictor, training_scheduler
         from workers.diffusion.soft_prompt import encode, new_soft, token_ids
         from workers.erasure.relabel import PictureSet, denoising_loss
-        from workers.training.optimise import Phase, adam, from_loss, optimise, training
+        from workers.training.optimise import from_loss, minimise
 
         s, pipe = self.settings, erasure.pipe
         predict = noise_predictor(pipe)
@@ -170,12 +166,10 @@ class STEREO(Unlearner):
 
         name = f"invert {turn}"
         before, total = self._place(name)
-        with training(erasure, s, token):
-            phase = Phase(
-                name, s.inversion_steps, token, adam(token, s.inversion_rate), from_loss(loss),
-                before=before, total=total,
-            )  # fmt: skip
-            optimise(erasure, s, phase)
+        minimise(
+            erasure, s, token, from_loss(loss), name=name, iterations=s.inversion_steps,
+            learning_rate=s.inversion_rate, before=before, total=total,
+        )  # fmt: skip
         with torch.no_grad():
             return encode(pipe, ids, token["token"])
 

@@ -157,13 +157,13 @@ def steps_trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     from workers.training.finetune import Trainer
 
     made: list[int] = []
-    one_step = Trainer._one_step
+    backward = Trainer._backward
 
-    def counting(self: Trainer) -> object:
-        made.append(self.step)
-        return one_step(self)
+    def counting(self: Trainer, step: int) -> object:
+        made.append(step)
+        return backward(self, step)
 
-    monkeypatch.setattr(Trainer, "_one_step", counting)
+    monkeypatch.setattr(Trainer, "_backward", counting)
     yield made
 
 

@@ -71,9 +71,10 @@ def gradient(pipe, examples, settings, parts):
     """Adam's first moments after one step are the gradient, scaled."""
     trainer = Trainer(pipe, settings, examples, 0)
     with in_parts(parts), batches_of(pipe.unet) as sizes:
-        losses = trainer.train_to(1)
+        trainer.train_to(1)
     tensors, _ = trainer.state()
     trainer.finish()
+    losses = trainer.losses
     return {n: t for n, t in tensors.items() if n.startswith("optimizer.exp_avg.")}, losses, sizes
 
 
@@ -100,9 +101,9 @@ def test_fine_tuning_in_parts_ends_near(warm, examples):
         warm.reset()
         trainer = Trainer(warm.pipe, settings, examples, 0)
         with in_parts(parts):
-            losses = trainer.train_to(4)
+            trainer.train_to(4)
         trainer.finish()
-        states.append((warm.changed(), losses))
+        states.append((warm.changed(), trainer.losses))
     (whole, curve), *others = states
     for weights, losses in others:
         assert [step for step, _ in losses] == [1, 2, 3, 4]

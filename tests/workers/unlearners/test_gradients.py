@@ -12,7 +12,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel
 
-import workers.diffusion.soft_prompt
+import workers.erasure.adversary
 import workers.training.optimise
 from orchestrator.core.registry import find, registry
 from tests.workers.unlearners.small import small
@@ -107,11 +107,11 @@ def test_the_gradient_is_that_of_the_loss(brief, erasure, monkeypatch, name):
     def probe(erasure, settings, phase):
         away_from_the_start(phase)
         constants = Constants()
-        attack = workers.diffusion.soft_prompt.attack
+        attack = workers.erasure.adversary.attack
         handle = torch.nn.modules.module.register_module_forward_hook(constants.hook)
         with monkeypatch.context() as patch:
             found = lambda *args, **kwargs: constants.of(lambda: attack(*args, **kwargs))  # noqa: E731
-            patch.setattr(workers.diffusion.soft_prompt, "attack", found)
+            patch.setattr(workers.erasure.adversary, "attack", found)
             try:
                 seen.extend((phase.name, *pair) for pair in slopes(phase, constants))
             finally:
