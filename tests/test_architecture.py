@@ -74,7 +74,7 @@ PLUGINS -= {"recipes"}  # a file: work that is no choice of the user's
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft"}
 SPEAKS_TO = {
     "mlflow": {"tracking/mlflow.py"},
-    "ray": {"cluster/jobs.py", "executors/ray.py", "executors/ray_worker.py"},
+    "ray": {"cluster/jobs.py", "executors/ray.py"},
     "optuna": {f"study/{name}.py" for name in ("study", "lock", "optuna_views", "storage")},
 }
 """Each service, and the few files that speak to it."""
@@ -190,7 +190,7 @@ def test_each_service_has_few_files_that_speak_to_it() -> None:
         tops = {imported.partition(".")[0] for imported in imports(path)}
         for service, files in SPEAKS_TO.items():
             assert service not in tops or inside in files, f"{name} imports {service}"
-        if inside != "executors/ray_worker.py":  # its actor runs in a worker's process
+        if inside != "executors/worker.py":  # it runs in a worker's process
             assert HEAVY.isdisjoint(tops), name
 
 

@@ -63,6 +63,8 @@ def _import_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ResurgeError(f"{path} is not a Python file that can be loaded as a plug-in")
     module = importlib.util.module_from_spec(spec)
+    # Its functions can then be pickled: the code that an executor sends to its workers, say.
+    sys.modules.setdefault("resurge_plugins", ModuleType("resurge_plugins"))
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module

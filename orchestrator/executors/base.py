@@ -1,4 +1,9 @@
-"""What an executor is to the scheduler: a few workers, tasks in, events out."""
+"""What an executor is to the scheduler: a few workers, tasks in, events out.
+
+A new one is one file: `start`, `workers`, `submit`, `wait` and `shutdown`; its workers' side is in
+worker.py. tests/conformance/test_executors.py says what it must do, and
+tests/recording/process_pool.py is one.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +25,7 @@ __all__ = [
     "FreeWorker",
     "WorkOrder",
     "WorkerKind",
+    "Workers",
 ]
 
 
@@ -52,6 +58,21 @@ class FreeWorker:
     has: WorkerKind = field(default_factory=Anything)
 
 
+@dataclass(frozen=True)
+class Workers:
+    """How much can run.
+
+    `free` could take a task now. `most` is how many tasks run at a time once every worker is up,
+    `room` how many workers the machines have room for, whoever's they are. `shares_gpu` says that
+    each has less than a GPU, so that a whole one would be more.
+    """
+
+    free: Sequence[FreeWorker]
+    most: int
+    room: float = math.inf
+    shares_gpu: bool = False
+
+
 class Executor(Plugin):
     """Runs tasks on workers. Used by one thread, the scheduler's.
 
@@ -68,12 +89,8 @@ class Executor(Plugin):
         """Bring the workers up."""
 
     @abstractmethod
-    def capacity(self) -> int:
-        """How many tasks run at a time once every worker is up."""
-
-    @abstractmethod
-    def free_workers(self) -> Sequence[FreeWorker]:
-        """The workers that could take a task now."""
+    def workers(self) -> Workers:
+        """How much can run, as things are now; `most` and `shares_gpu` stay as they are."""
 
     @abstractmethod
     def submit(self, order: WorkOrder, worker: str) -> None:
@@ -83,19 +100,10 @@ class Executor(Plugin):
     def wait(self, timeout_s: float) -> Sequence[Event]:
         """All that has happened since the last call; blocks until there is something, or time."""
 
-    @property
-    def shares_gpu(self) -> bool:
-        """Whether its workers have less than a GPU each, so that a whole one would be more."""
-        return False
-
     def adapt(self, wanted: Mapping[WorkerKind, int], may_have: float) -> None:
         """Told before work is given out: how many workers would be of use, by what they need, and
         how many there may be beside other sweeps'. Those with a fixed number do nothing.
         """
-
-    def room(self) -> float:
-        """How many workers the machines have room for, whoever's they are."""
-        return math.inf
 
     def abandon(self, task_id: str, reason: str) -> None:
         """Take a task from its worker, which is hung: WorkerLost follows. Where that cannot be

@@ -6,8 +6,9 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.executors.base import Executor, ExecutorSettings, FreeWorker
-from orchestrator.messages import Event, TaskEnded, TaskHandedBack, WorkOrder
+from orchestrator.executors.base import Executor, ExecutorSettings, FreeWorker, Workers
+from orchestrator.executors.worker import work
+from orchestrator.messages import Event, WorkOrder
 
 
 class Inline(Executor):
@@ -24,20 +25,13 @@ class Inline(Executor):
         """Import the worker's code; torch comes with it."""
         self.runner = importlib.import_module("workers.runner").Runner()
 
-    def capacity(self) -> int:
-        """One."""
-        return 1
-
-    def free_workers(self) -> Sequence[FreeWorker]:
-        """The one worker, unless its events have not been fetched yet."""
-        return [] if self.events else [FreeWorker("inline", self.runner.holds)]
+    def workers(self) -> Workers:
+        """The one worker, free unless its events have not been fetched yet."""
+        return Workers([] if self.events else [FreeWorker("inline", self.runner.holds)], most=1)
 
     def submit(self, order: WorkOrder, worker: str) -> None:
         """Run the task to its end."""
-        if self.runner.run(order, self.events.append):
-            self.events.append(TaskEnded(order.task.id, worker, self.runner.holds))
-        else:
-            self.events.append(TaskHandedBack(order.task.id, worker))
+        work(self.runner, order, worker, self.events.append)
 
     def wait(self, timeout_s: float) -> Sequence[Event]:
         """The events of the last task."""

@@ -14,9 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.core.errors import ResurgeError
-from orchestrator.executors.base import Executor, ExecutorSettings, FreeWorker, WorkerKind
+from orchestrator.executors.base import (
+    Executor,
+    ExecutorSettings,
+    FreeWorker,
+    WorkerKind,
+    Workers,
+)
 from orchestrator.executors.pools import Pool, pool_of, score_pool, whole_gpu_pool
-from orchestrator.executors.ray_worker import RayWorker
+from orchestrator.executors.worker import WorkerProcess
 from orchestrator.messages import Event, LossCause, TaskEnded, TaskHandedBack, WorkerLost, WorkOrder
 
 FORWARDED = ("RESURGE_PLUGINS", "MLFLOW_DISABLE_TELEMETRY")
@@ -31,6 +37,15 @@ IDLE_S = 30.0
 """An elastic worker without a task goes after this long: models take seconds to load."""
 MAX_FALSE_STARTS = 3
 """So many workers in a row that could not start, and it is no accident."""
+
+
+class RayWorker(WorkerProcess):
+    """What runs in an actor."""
+
+    def where(self) -> str:
+        """The id of the machine; also the sign that the actor is up."""
+        ray = importlib.import_module("ray")
+        return str(ray.get_runtime_context().get_node_id())
 
 
 @dataclass
@@ -94,23 +109,18 @@ class RayExecutor(Executor):
             for _ in range(pool.min):
                 self._seat(need)
 
-    def capacity(self) -> int:
-        """How many tasks there can be at a time, once every worker is up."""
-        return max(1, self._pools[WorkerKind()].max)
-
-    @property
-    def shares_gpu(self) -> bool:
-        """Whether a worker's share of a GPU is a fraction."""
-        return 0 < self._pools[WorkerKind()].gpus < 1
-
-    def room(self) -> float:
-        """By the machines that there are now; on a machine of one's own it does not matter."""
-        if self._is_local:
-            return math.inf
-        pool, resources = self._pools[WorkerKind()], self.ray.cluster_resources()
-        if pool.gpus:
-            return float(int(resources.get("GPU", 0) / pool.gpus))
-        return float(int(resources.get("CPU", 0) / pool.threads))
+    def workers(self) -> Workers:
+        """Those that are up and have no task are free. The room is that of the machines that there
+        are now; on a machine of one's own it does not matter.
+        """
+        pool = self._pools[WorkerKind()]
+        room = math.inf
+        if not self._is_local:
+            resources = self.ray.cluster_resources()
+            name, each = ("GPU", pool.gpus) if pool.gpus else ("CPU", pool.threads)
+            room = int(resources.get(name, 0) / each)
+        free = [FreeWorker(s.name, s.holds, s.has) for s in self.seats.values() if s.is_free]
+        return Workers(free, max(1, pool.max), room, shares_gpu=0 < pool.gpus < 1)
 
     def adapt(self, wanted: Mapping[WorkerKind, int], may_have: float) -> None:
         """Bring workers up while tasks wait for them; let idle ones go."""
@@ -129,10 +139,6 @@ class RayExecutor(Executor):
         """Whether another worker would come up at once."""
         free = self.ray.available_resources()
         return bool(free.get("GPU", 0) >= pool.gpus and free.get("CPU", 0) >= pool.threads)
-
-    def free_workers(self) -> Sequence[FreeWorker]:
-        """The workers that are up and have no task."""
-        return [FreeWorker(s.name, s.holds, s.has) for s in self.seats.values() if s.is_free]
 
     def submit(self, order: WorkOrder, worker: str) -> None:
         """Start the task on that worker's actor."""

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 from orchestrator.core.stage import Stage
-from orchestrator.executors.base import Executor, ExecutorSettings, FreeWorker
+from orchestrator.executors.base import Executor, ExecutorSettings, FreeWorker, Workers
 from orchestrator.messages import (
     Cause,
     Event,
@@ -30,6 +30,7 @@ class Simulated(Executor):
         dies: whether the worker dies in a stage's middle, or how; asked once a stage begun.
         fails: why a stage of an order raises; None if it does not. The task ends there.
         hangs: whether nothing is heard any more from the stage on.
+        shares_gpu: whether each worker has less than a GPU.
     """
 
     name = "simulated"
@@ -41,12 +42,14 @@ class Simulated(Executor):
         dies: Callable[[Stage], bool | LossCause] = lambda stage: False,
         fails: Callable[[WorkOrder, Stage], Cause | None] = lambda order, stage: None,
         hangs: Callable[[Stage], bool] = lambda stage: False,
+        shares_gpu: bool = False,
     ) -> None:
         super().__init__(settings)
         self.seconds_of = seconds_of
         self.dies = dies
         self.fails = fails
         self.hangs = hangs
+        self.shares_gpu = shares_gpu
         self.orders: list[WorkOrder] = []
         self.now_s = 0.0
         self.holds: dict[str, str | None] = {}
@@ -62,13 +65,10 @@ class Simulated(Executor):
         count = given if isinstance(given, int) else 2 if given == "auto" else given.max
         self.holds = {f"worker-{index}": None for index in range(count)}
 
-    def capacity(self) -> int:
-        """As many as were asked for."""
-        return len(self.holds)
-
-    def free_workers(self) -> Sequence[FreeWorker]:
-        """The workers without a task."""
-        return [FreeWorker(n, held) for n, held in self.holds.items() if n not in self.busy]
+    def workers(self) -> Workers:
+        """As many as were asked for; those without a task are free."""
+        free = [FreeWorker(n, held) for n, held in self.holds.items() if n not in self.busy]
+        return Workers(free, len(self.holds), shares_gpu=self.shares_gpu)
 
     def submit(self, order: WorkOrder, worker: str) -> None:
         """Put the task's events on the clock; `history` gets (start, worker, task)."""

@@ -47,7 +47,7 @@ def run_job(job: Job, console: Console) -> Outcome:
             # First in, last out: no worker waits for MLflow.
             live_tracking(job, console) as notify,
             new_executor(job.sweep, console) as executor,
-            Progress(job.plan, done, executor.capacity(), console) as progress,
+            Progress(job.plan, done, executor.workers().most, console) as progress,
             new_leases(job) as leases,
         ):
 
@@ -139,7 +139,6 @@ def new_scheduler(
     rules = Rules(
         stage_timeout_s=60 * resources.stage_timeout_min,
         checkpoint_every_s=60 * resources.checkpoint_every_min,
-        shares_gpu=executor.shares_gpu,
     )
     done, logs = job.store.keys(), job.home.logs(job.sweep.name)
     return Scheduler((), done, executor, job.store, logs, listener, leases, rules)

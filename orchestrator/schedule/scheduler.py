@@ -59,13 +59,11 @@ class Outcome:
 class Rules:
     """What a sweep's resources say of its tasks.
 
-    A task that is silent for `stage_timeout_s` is taken from its worker; `shares_gpu` says that
-    workers have less than a GPU each.
+    A task that is silent for `stage_timeout_s` is taken from its worker.
     """
 
     stage_timeout_s: float = math.inf
     checkpoint_every_s: float = 600.0
-    shares_gpu: bool = False
 
 
 class Scheduler:
@@ -108,7 +106,7 @@ class Scheduler:
         self.rules = rules or Rules()
         self.outcome = Outcome()
         self._clock_s = clock_s
-        self._policy = Policy(self.rules.shares_gpu)
+        self._policy = Policy(executor.workers().shares_gpu)
         self._again: dict[str, Again] = {}
         self._broken: set[str | None] = set()
         self._not_before_s: dict[str, float] = {}
@@ -170,12 +168,12 @@ class Scheduler:
             wanted[need] = wanted.get(need, 0) + 1
         if self.leases is not None:
             models = (count for need, count in wanted.items() if need.pool == "model")
-            self.leases.wants = min(sum(models), self.executor.capacity())
+            self.leases.wants = min(sum(models), self.executor.workers().most)
             self.leases.running = list(self._under_way.values())
         self.executor.adapt(wanted, self._may_have)
 
     def _submit_ready(self) -> None:
-        for worker in self.executor.free_workers():
+        for worker in self.executor.workers().free:
             task = next(filter(self._claim, self._ready_for(worker)), None)
             if task is not None:
                 self._submit(task, worker)
@@ -248,7 +246,7 @@ class Scheduler:
             wishes = {head.process.id: Wish(head.wants, head.priority) for head in others}
             me = self.leases.process.id
             wishes[me] = Wish(self.leases.wants, self.leases.priority)
-            self._may_have = shares(wishes, self.executor.room())[me]
+            self._may_have = shares(wishes, self.executor.workers().room)[me]
 
     def _take_records(self) -> None:
         recorded = self.store.keys()

@@ -78,7 +78,7 @@ def _search(points: PointPlanner, job: Job, console: Console) -> None:
     ):
         watcher = _Told(progress, notify)
         scheduler = new_scheduler(job, executor, watcher, leases)
-        parallel = executor.capacity() if settings.parallel == "auto" else settings.parallel
+        parallel = executor.workers().most if settings.parallel == "auto" else settings.parallel
         Searcher(points, storage, scheduler, parallel, watcher, check).run()
 
 

@@ -46,7 +46,7 @@ def free() -> float:
 
 def up(executor: RayExecutor) -> int:
     executor.wait(0.1)
-    return len(executor.free_workers())
+    return len(executor.workers().free)
 
 
 def waiting(executor: RayExecutor) -> int:
@@ -54,10 +54,10 @@ def waiting(executor: RayExecutor) -> int:
 
 
 def workers_come_while_tasks_wait_and_go_when_idle(executor: RayExecutor, clock: Clock) -> None:
-    assert executor.room() == GPUS
+    assert executor.workers().room == GPUS
     assert not executor.seats, "nobody has asked for one"
     executor.adapt({WorkerKind(): 5}, float("inf"))
-    assert len(executor.seats) == executor.capacity() == 3, "as many as `max`"
+    assert len(executor.seats) == executor.workers().most == 3, "as many as `max`"
     until(lambda: up(executor) == GPUS, "two workers")
     executor.adapt({WorkerKind(): GPUS}, float("inf"))
     assert (up(executor), waiting(executor)) == (2, 0), "what waits is taken back"

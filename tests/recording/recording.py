@@ -7,6 +7,7 @@ RESURGE_TEST_CALLS names, so calls in worker processes are seen as well.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -102,6 +103,8 @@ class NudgeSettings(Settings):
     amount: float = Field(0.01, description="added to every cross-attention value weight")
     fail: bool = Field(False, description="raise instead")
     die: str = Field("", description="kill the process if this file does not exist yet")
+    leave: str = Field("", description="ask it to leave if this file does not exist yet")
+    pid: str = Field("", description="write its number to this file")
 
 
 class Nudge(Unlearner):
@@ -115,13 +118,21 @@ class Nudge(Unlearner):
         import torch
 
         from workers.editing.edits import Weights
+        from workers.runtime.progress import tell
 
         note(f"unlearn {self.settings.amount:g}")
         if self.settings.fail:
             raise RuntimeError("told to fail")
         if self.settings.die and not Path(self.settings.die).exists():
             Path(self.settings.die).touch()
-            os.kill(os.getpid(), 9)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.settings.leave and not Path(self.settings.leave).exists():
+            Path(self.settings.leave).touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+            while True:
+                tell(0, 1)  # raises once the signal is heard
+        if self.settings.pid:
+            Path(self.settings.pid).write_text(str(os.getpid()))
         chosen = {n: p for n, p in erasure.pipe.unet.named_parameters() if "attn2.to_v" in n}
         with torch.no_grad():
             values = {

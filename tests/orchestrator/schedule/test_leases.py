@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.core.liveness import SILENT_S, Watch
-from orchestrator.executors.base import ExecutorSettings, WorkerKind
+from orchestrator.executors.base import ExecutorSettings, WorkerKind, Workers
 from orchestrator.executors.inline import Inline
 from orchestrator.executors.simulated import Simulated
 from orchestrator.messages import Task
@@ -199,8 +199,8 @@ class Elastic(Simulated):
 
     may_have = math.inf
 
-    def room(self) -> float:
-        return 4
+    def workers(self) -> Workers:
+        return dataclasses.replace(super().workers(), room=4)
 
     def adapt(self, wanted: Mapping[WorkerKind, int], may_have: float) -> None:
         self.may_have = may_have

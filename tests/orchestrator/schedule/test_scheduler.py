@@ -161,7 +161,7 @@ def test_memory_is_answered_with_a_whole_gpu_and_then_smaller_parts(
     def fails(order: WorkOrder, stage: Stage) -> str | None:
         return "oom" if stage == large and order.split < SPLITS[-1] else None
 
-    outcome, executor = simulate(plan, tmp_path, rules=Rules(shares_gpu=True), fails=fails)
+    outcome, executor = simulate(plan, tmp_path, shares_gpu=True, fails=fails)
     assert outcome.ok
     tries = [(o.needs_whole_gpu, o.split) for o in executor.orders if large in o.task.stages]
     assert tries == [(False, 1), (True, 1), (True, SPLITS[0]), (True, SPLITS[1])]

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from orchestrator.cli.show.worst_cases import show_worst_cases
 from orchestrator.core.stage import Stage
-from orchestrator.executors.base import Executor, ExecutorSettings, FreeWorker
+from orchestrator.executors.base import Executor, ExecutorSettings, FreeWorker, Workers
 from orchestrator.executors.inline import Inline
 from orchestrator.messages import Event, StageCommitted, StageFailed, TaskEnded, WorkOrder
 from orchestrator.plan.plan import make_plan
@@ -570,11 +570,8 @@ class Pair(Executor):
         self._threads = ThreadPoolExecutor(2)
         self._given: list[Future[None]] = []
 
-    def capacity(self) -> int:
-        return 2
-
-    def free_workers(self) -> Sequence[FreeWorker]:
-        return [FreeWorker(name, self._runner.holds) for name in sorted(self.idle)]
+    def workers(self) -> Workers:
+        return Workers([FreeWorker(n, self._runner.holds) for n in sorted(self.idle)], most=2)
 
     def submit(self, order: WorkOrder, worker: str) -> None:
         self.idle.remove(worker)

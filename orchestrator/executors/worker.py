@@ -1,46 +1,48 @@
-"""What runs in a Ray actor: the runner, its events streamed, a hand-back when asked to leave."""
+"""A worker's side of an executor: the runner, its events, a hand-back when asked to leave."""
 
 from __future__ import annotations
 
 import importlib
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from orchestrator.messages import Event, TaskEnded, TaskHandedBack, WorkOrder
 
 
-class RayWorker:
-    """Keeps its model warm from task to task."""
+def work(runner: Any, order: WorkOrder, worker: str, tell: Callable[[Event], None]) -> None:
+    """Run a task and tell of it; the last event says whether it is over."""
+    if runner.run(order, tell):
+        tell(TaskEnded(order.task.id, worker, runner.holds))
+    else:
+        tell(TaskHandedBack(order.task.id, worker))
+
+
+class WorkerProcess:
+    """What a process that is a worker has; it keeps its model warm from task to task.
+
+    SIGTERM asks it to leave: it hands its task back, and is of no use from then on.
+    """
 
     def __init__(self, threads: int) -> None:
-        torch = importlib.import_module("torch")
-        torch.set_num_threads(threads)
+        importlib.import_module("torch").set_num_threads(threads)
         module = importlib.import_module("workers.runner")
         self.runner = module.Runner()
         module.leave_on_sigterm(self.runner)
-
-    def where(self) -> str:
-        """The id of the machine; also the sign that the actor is up."""
-        ray = importlib.import_module("ray")
-        return str(ray.get_runtime_context().get_node_id())
 
     def run(self, order: WorkOrder, worker: str) -> Iterator[Event]:
         """Run the task in a thread; yield each event when it happens."""
         events: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
 
-        def work() -> None:
+        def run() -> None:
             try:
-                is_done = self.runner.run(order, events.put)
-                if is_done:
-                    events.put(TaskEnded(order.task.id, worker, self.runner.holds))
-                else:
-                    events.put(TaskHandedBack(order.task.id, worker))
+                work(self.runner, order, worker, events.put)
             except Exception as error:
                 # A stage's errors are events; this one is the runner's own. Raised below.
                 events.put(error)
 
-        threading.Thread(target=work, name=order.task.id, daemon=True).start()
+        threading.Thread(target=run, name=order.task.id, daemon=True).start()
         while True:
             event = events.get()
             if isinstance(event, Exception):
