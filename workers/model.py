@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from orchestrator.core.plugin import PluginKind
+from orchestrator.core.plugin import Plugin
 from orchestrator.core.registry import find
 from orchestrator.core.stage import Stage
 from orchestrator.store.store import Store, record_of
@@ -15,11 +15,12 @@ from workers.diffusion.denoise import latent_shape
 from workers.editing.edit_file import load_edits
 from workers.editing.edits import Weights
 from workers.editing.pipeline import WarmPipeline
-from workers.interfaces.dataset import Examples
+from workers.interfaces.base import Base
+from workers.interfaces.dataset import Dataset, Examples
 from workers.interfaces.edit import ModelEdit
-from workers.interfaces.material import MATERIAL_FILE, Made, Work
+from workers.interfaces.material import MATERIAL_FILE, Made, Material, Work
 from workers.interfaces.metric import Metric, Picture, Score, Subject, Which
-from workers.interfaces.unlearner import Erasure
+from workers.interfaces.unlearner import Erasure, Unlearner
 from workers.recipes import FinetuneSettings, SampleSettings
 from workers.runtime.pace import Pace
 from workers.runtime.progress import TellProgress
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
 
     from workers.interfaces.pipeline import Pipeline
 
+P = TypeVar("P", bound=Plugin)
 
-def plugin_of(kind: PluginKind, name: str, settings: Mapping[str, Any]) -> Any:
+
+def plugin_of(kind: type[P], name: str, settings: Mapping[str, Any]) -> P:
     """The plug-in that a stage's (or a data set's) stored settings describe."""
-    cls = find(kind, name)
-    return cls(cls.Settings.model_validate(settings["settings"]))
+    cls = find(kind.kind, name)
+    return cast(P, cls(cls.Settings.model_validate(settings["settings"])))
 
 
 class Model:
@@ -53,7 +56,7 @@ class Model:
     def __init__(self, root: Stage, device: str) -> None:
         self.root = root
         self.stage = root
-        self.warm = WarmPipeline(plugin_of("base", root.plugin, root.settings), device)
+        self.warm = WarmPipeline(plugin_of(Base, root.plugin, root.settings), device)
         self.trainer: Trainer | None = None
         self.numbers: dict[str, float] = {}
 
@@ -94,21 +97,21 @@ class Model:
         source = None
         if (parent := _parent(target)).kind == "prepare":
             source = self._material(parent)
-        plugin = plugin_of("material", target.plugin, target.settings)
+        plugin = plugin_of(Material, target.plugin, target.settings)
         return plugin.make(Work(self.warm.pipe, target.settings, source, self.tell))
 
     def new_examples(self, target: Stage) -> Examples:
         """Make the data set that `target` prepares, at the model's own size."""
         choice = target.settings["dataset"]
-        dataset = plugin_of("dataset", choice["name"], choice)
-        examples: Examples = dataset.examples(target.settings.get("concept", ""), self.size_px)
+        dataset = plugin_of(Dataset, choice["name"], choice)
+        examples = dataset.examples(target.settings.get("concept", ""), self.size_px)
         return examples.named(dataset.name)
 
     @property
     def size_px(self) -> int:
         """The side of the model's pictures."""
         _, _, latent_width = latent_shape(self.warm.pipe)
-        return int(latent_width * self.warm.pipe.vae_scale_factor)
+        return latent_width * self.warm.pipe.vae_scale_factor
 
     def compare(self, target: Stage, metric: Metric) -> Score:
         """Score `target`'s weights beside the base's and those after the last unlearning."""
@@ -193,7 +196,7 @@ class Model:
         self.become(_parent(target))
         self._settle()
         before = self.warm.now()
-        unlearner = plugin_of("unlearner", target.plugin, target.settings)
+        unlearner = plugin_of(Unlearner, target.plugin, target.settings)
         checkpoints = StoreCheckpoints(self.store, target, self.pace)
         asked = target.settings
         made = unlearner.unlearn(
@@ -229,7 +232,7 @@ class Model:
 
     def _material(self, stage: Stage) -> Any:
         """What a prepared stage left in the store, read."""
-        plugin = plugin_of("material", stage.plugin, stage.settings)
+        plugin = plugin_of(Material, stage.plugin, stage.settings)
         with self.store.object(record_of(self.store, stage), MATERIAL_FILE) as path:
             return plugin.read(load_tensors(path), stage.settings)
 

@@ -35,7 +35,7 @@ from workers.diffusion.sampling import sample
 from workers.editing.edit_file import save_edits
 from workers.interfaces.base import Base
 from workers.interfaces.material import MATERIAL_FILE
-from workers.interfaces.metric import Picture, Probe, Score
+from workers.interfaces.metric import Metric, Picture, Probe
 from workers.model import Model, plugin_of
 from workers.recipes import SampleSettings
 from workers.runtime.causes import cause_of, message_of
@@ -201,7 +201,7 @@ class _TaskRun:
     def base(self, stage: Stage) -> Base:
         """The plug-in at the root of the stage's ancestry."""
         root = list(stage.ancestry())[-1]
-        return plugin_of("base", root.plugin, root.settings)  # type: ignore[no-any-return]
+        return plugin_of(Base, root.plugin, root.settings)
 
     def prepare(self, stage: Stage, folder: Path) -> _Result:
         if "dataset" in stage.settings:
@@ -249,7 +249,7 @@ class _TaskRun:
         return _Result({path.name: path}, {"images": float(len(pictures))})
 
     def score(self, stage: Stage, folder: Path) -> _Result:
-        metric = plugin_of("metric", stage.plugin, stage.settings)
+        metric = plugin_of(Metric, stage.plugin, stage.settings)
         assert stage.parent is not None  # a score hangs on images or on a model
         if metric.needs == "weights":
             return _Result({}, self.model(stage).compare(stage.parent, metric).metrics)
@@ -258,7 +258,7 @@ class _TaskRun:
             subject = self.model(stage).subject(stage.parent, stage.settings, reference)
             return _Result({}, metric.score_pipeline(subject).metrics)
         pictures = self.pictures(stage.parent)
-        score: Score = metric.score_images(pictures, reference)
+        score = metric.score_images(pictures, reference)
         if not metric.per_picture:
             return _Result({}, score.metrics)
         path = folder / "values.parquet"

@@ -95,15 +95,3 @@ def chosen_kind(cls: type[Settings], field: str) -> PluginKind | None:
     if isinstance(annotation, type) and issubclass(annotation, Chosen):
         return annotation.kind
     return None
-
-
-class ChosenDataset(Chosen):
-    """A data set."""
-
-    kind = "dataset"
-
-
-class ChosenMetric(Chosen):
-    """A metric."""
-
-    kind = "metric"

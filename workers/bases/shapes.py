@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.hints import suggest
+from workers.data.pinned import Source, digest_of
+from workers.data.pipeline_files import load_pipeline
 from workers.interfaces.base import Base
 from workers.shapes.vocabulary import ALL_SHAPES, COLORS, FILLS, NOVEL_SHAPES, SHAPES, caption
 
@@ -62,18 +63,11 @@ class Shapes(Base):
 
     @cached_property
     def _digest(self) -> str:
-        files = sorted(_weights().rglob("*.safetensors"))
-        total = hashlib.sha256()
-        for file in files:
-            content = hashlib.sha256(file.read_bytes()).hexdigest()
-            total.update(f"{file.relative_to(WEIGHTS).as_posix()}\0{content}\n".encode())
-        return total.hexdigest()
+        return digest_of(_weights(), (".safetensors",))
 
     def load(self, device: str) -> Pipeline:
         """Read the bundled weights, stored in half precision, in fp32."""
-        from workers.bases.diffusers import load_pipeline
-
-        return load_pipeline(str(_weights()), None, device)
+        return load_pipeline(Source(str(_weights())), device)
 
 
 def _weights() -> Path:

@@ -7,7 +7,6 @@ not depend on where it was computed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from orchestrator.core.errors import ResurgeError
+from workers.data.pinned import Source
 from workers.data.scenes import kind_of
-from workers.datasets.erased import Erased
 from workers.runtime.progress import tell
 from workers.shapes.judge import WEIGHTS, Judge
 from workers.shapes.vocabulary import caption
@@ -29,11 +28,6 @@ if TYPE_CHECKING:
 
 Distances = tuple[float, ...]
 PER_PASS = 64
-CONCEPT_PICTURES = 64
-"""Pictures of the concept whose mean embedding is the point to measure from."""
-
-
-CONCEPT_SEED = 1_000_003
 DIGITS = 6
 
 
@@ -60,7 +54,8 @@ def _encode_captions(captions: Sequence[str]) -> Tensor:
     encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").float().eval()
 
     def encode(some: Sequence[str]) -> Tensor:
-        return encoder(**_tokens(tokenizer, some)).last_hidden_state.flatten(1)
+        hidden: Tensor = encoder(**_tokens(tokenizer, some)).last_hidden_state
+        return hidden.flatten(1)
 
     return _in_passes(captions, encode)
 
@@ -73,10 +68,9 @@ def _tokens(tokenizer: Any, texts: Sequence[str]) -> dict[str, Tensor]:
     return {"input_ids": found.input_ids}
 
 
-def by_pictures(examples: Examples, concept: str) -> Distances:
-    """Between the judge's features of each picture and their mean over pictures of the concept."""
+def by_pictures(examples: Examples, own: Examples) -> Distances:
+    """Between the judge's features of each picture and their mean over the concept's `own`."""
     judge = Judge.load()
-    own = Erased(Erased.Settings(size=CONCEPT_PICTURES, seed=CONCEPT_SEED)).examples(concept, 32)
 
     def encode(images: np.ndarray) -> Tensor:
         return judge.features(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
@@ -87,9 +81,9 @@ def by_pictures(examples: Examples, concept: str) -> Distances:
 
 
 @torch.inference_mode()
-def by_clip(examples: Examples, concept: str, source: str, revision: str | None) -> Distances:
+def by_clip(examples: Examples, concept: str, source: Source) -> Distances:
     """Between CLIP's embeddings of each picture and of the concept's name."""
-    model, processor = _load_clip(source, revision)
+    model, processor = _load_clip(source)
 
     def encode(images: np.ndarray) -> Tensor:
         pixels = processor(images=list(images), return_tensors="pt")
@@ -99,18 +93,17 @@ def by_clip(examples: Examples, concept: str, source: str, revision: str | None)
     return _to(text, _in_passes(examples.images, encode))
 
 
-def _load_clip(source: str, revision: str | None) -> tuple[Any, Any]:
+def _load_clip(source: Source) -> tuple[Any, Any]:
     from transformers import CLIPModel, CLIPProcessor
 
-    where = str(Path(source).expanduser()) if revision is None else source
     try:
-        model = CLIPModel.from_pretrained(where, revision=revision, use_safetensors=True)
-        processor = CLIPProcessor.from_pretrained(where, revision=revision)
+        model = CLIPModel.from_pretrained(**source.options(), use_safetensors=True)
+        processor = CLIPProcessor.from_pretrained(**source.options())
     except (OSError, ValueError) as error:
         first = (str(error).strip() or repr(error)).splitlines()[0]
         raise ResurgeError(
-            f"cannot load CLIP from {source!r}: {first}; clip must be a folder or repository with "
-            "a CLIP model in safetensors"
+            f"cannot load CLIP from {source.name!r}: {first}; clip must be a folder or repository "
+            "with a CLIP model in safetensors"
         ) from error
     return model.float().eval(), processor
 

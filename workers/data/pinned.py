@@ -1,4 +1,4 @@
-"""A model or data set that is a folder, or a repository at a commit."""
+"""A model or data set that is a folder or file, or a repository at a commit."""
 
 from __future__ import annotations
 
@@ -6,26 +6,49 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.core.errors import ResurgeError
 
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 COMMIT = re.compile(r"[0-9a-f]{40}")
+Fault = Literal["revision of what is here", "no repository", "no commit"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model's folder, or a repository (owner/name) at a commit."""
+    """A folder, where that is allowed a file, or a repository (owner/name) at a commit."""
 
     name: str
     revision: str | None = None
 
     @property
     def path(self) -> Path:
-        """The folder, if it is one."""
+        """The folder or file, if it is one."""
         return Path(self.name).expanduser()
+
+    @property
+    def where(self) -> str:
+        """What readers are given: the folder's path, or the repository's name."""
+        return str(self.path) if self.path.is_dir() else self.name
+
+    def fault(self, or_file: bool = False) -> Fault | None:
+        """What keeps it from naming the same bytes for ever; None if nothing does.
+
+        A branch and a tag move, so a repository needs a commit; a folder or file has none.
+        """
+        if self.path.exists() if or_file else self.path.is_dir():
+            return None if self.revision is None else "revision of what is here"
+        if not REPOSITORY.fullmatch(self.name):
+            return "no repository"
+        return None if COMMIT.fullmatch(self.revision or "") else "no commit"
+
+    @property
+    def got(self) -> str:
+        """How to end a sentence that asks for a commit: "…, but" this."""
+        return f"got {self.revision!r}" if self.revision else "has none"
 
     def digest(self) -> str:
         """sha256 of a folder's names and contents, or the repository at its commit."""
@@ -38,8 +61,7 @@ class Source:
 
     def options(self) -> dict[str, Any]:
         """What `from_pretrained` is called with."""
-        where = str(self.path) if self.path.is_dir() else self.name
-        return {"pretrained_model_name_or_path": where, "revision": self.revision}
+        return {"pretrained_model_name_or_path": self.where, "revision": self.revision}
 
 
 def load_part(kind: Any, source: Source, **options: Any) -> Any:
@@ -56,7 +78,7 @@ def load_part(kind: Any, source: Source, **options: Any) -> Any:
     except Exception as error:  # the readers raise whatever they trip over
         raise ResurgeError(
             f"cannot load {kind.__name__} from {source.name!r}"
-            f"{f' at {source.revision}' if source.revision else ''}: {_sentence(error)}; it must "
+            f"{f' at {source.revision}' if source.revision else ''}: {sentence(error)}; it must "
             "be a model of transformers with its weights in safetensors"
         ) from error
 
@@ -69,21 +91,38 @@ def load_model(kind: Any, source: Source) -> Any:
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
+    """What a reader says, as one line without its last full stop."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (" ".join(lines[:2]) or repr(error)).rstrip(".")
 
 
-def digest_of(root: Path) -> str:
-    """sha256 of names and contents: all of a folder's files, or one file."""
+def offline_hint(cache: str) -> str:
+    """What to add where a repository was not found: `cache` is what was searched alone."""
+    from huggingface_hub import is_offline_mode
+
+    return f" (HF_HUB_OFFLINE is set: only {cache} was searched)" if is_offline_mode() else ""
+
+
+def digest_of(root: Path, suffixes: tuple[str, ...] | None = None) -> str:
+    """sha256 of names and contents: a folder's files, all or those of `suffixes`, or one file."""
     files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
     total = hashlib.sha256()
     for file in files:
-        name = file.relative_to(root).as_posix() if root.is_dir() else ""
-        total.update(f"{name}\0{_sha256(file)}\n".encode())
+        if suffixes is None or file.suffix in suffixes:
+            name = file.relative_to(root).as_posix() if root.is_dir() else ""
+            total.update(f"{name}\0{digest_of_file(file)}\n".encode())
     return total.hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def digest_of_file(path: Path) -> str:
+    """sha256 of a file's contents."""
+    status = path.stat()
+    return _sha256(path.resolve(), status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=1024)
+def _sha256(path: Path, _modified_ns: int, _size_bytes: int) -> str:
+    """Read once a process, as long as time and size stay: weights are gigabytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -45,6 +45,7 @@ class SceneDataset(Dataset):
     """
 
     Settings = SceneSettings
+    settings: SceneSettings
 
     @abstractmethod
     def pools(self, concept: str, kind: Attribute) -> dict[Attribute, tuple[str, ...]]:

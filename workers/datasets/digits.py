@@ -31,6 +31,7 @@ class Digits(Dataset):
     version = 1
     uses_concept = False
     Settings = DigitsSettings
+    settings: DigitsSettings
 
     def examples(self, concept: str, size_px: int) -> Examples:
         """A choice without repetition, white on black, enlarged smoothly."""

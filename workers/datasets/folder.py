@@ -31,6 +31,7 @@ class Folder(RowsDataset):
     name = "folder"
     version = 1
     Settings = FolderSettings
+    settings: FolderSettings
 
     def check(self) -> None:
         """The folder must be there and have metadata."""

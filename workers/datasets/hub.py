@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,14 +14,12 @@ from pydantic import Field, field_validator, model_validator
 
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.settings import Settings
-from workers.data.pinned import digest_of
+from workers.data.pinned import Source, offline_hint, sentence
 from workers.data.rows import Row, collect
 from workers.interfaces.dataset import Dataset, Examples, draw_subset
 
 Table = Any
 """A `datasets.Dataset`, or an `IterableDataset` of a stream."""
-REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-COMMIT = re.compile(r"[0-9a-f]{40}")
 STREAM_SURPLUS = 1000
 """Rows that are read of a stream beyond those asked for, to choose among."""
 INSTALL = "pip install 'resurge[hub]'"
@@ -73,22 +70,23 @@ class HubSettings(Settings):
 
     @model_validator(mode="after")
     def _is_pinned(self) -> HubSettings:
-        if Path(self.repository).expanduser().is_dir():
-            if self.revision is not None:
+        source = Source(self.repository, self.revision)
+        match source.fault():
+            case "revision of what is here":
                 raise ValueError(
                     f"revision is for repositories but {self.repository!r} is a folder"
                 )
-        elif not REPOSITORY.fullmatch(self.repository):
-            raise ValueError(
-                f"repository must be owner/name or a folder that exists but got {self.repository!r}"
-            )
-        elif COMMIT.fullmatch(self.revision or "") is None:
-            got = f"got {self.revision!r}" if self.revision else "has none"
-            raise ValueError(
-                f"repository {self.repository!r} needs revision, a commit hash of 40 hex digits, "
-                f"but {got}; a branch or a tag moves, and a result must name the pictures that it "
-                "was computed from"
-            )
+            case "no repository":
+                raise ValueError(
+                    "repository must be owner/name or a folder that exists but got "
+                    f"{self.repository!r}"
+                )
+            case "no commit":
+                raise ValueError(
+                    f"repository {self.repository!r} needs revision, a commit hash of 40 hex "
+                    f"digits, but {source.got}; a branch or a tag moves, and a result must name "
+                    "the pictures that it was computed from"
+                )
         return self
 
 
@@ -105,6 +103,7 @@ class Hub(Dataset):
     version = 1
     uses_concept = False
     Settings = HubSettings
+    settings: HubSettings
 
     def fingerprint(self) -> str:
         """repository@revision/config/split; of a folder, sha256 of its files."""
@@ -112,10 +111,13 @@ class Hub(Dataset):
 
     @cached_property
     def _digest(self) -> str:
-        s, folder = self.settings, Path(self.settings.repository).expanduser()
-        if folder.is_dir():
-            return digest_of(folder)
-        return f"{s.repository}@{s.revision}/{s.config or 'default'}/{s.split}"
+        s, source = self.settings, self._source
+        part = "" if source.path.is_dir() else f"/{s.config or 'default'}/{s.split}"
+        return source.digest() + part
+
+    @property
+    def _source(self) -> Source:
+        return Source(self.settings.repository, self.settings.revision)
 
     def examples(self, concept: str, size_px: int) -> Examples:
         """Read the chosen rows; all bad rows are named at once."""
@@ -166,10 +168,9 @@ class Hub(Dataset):
             ) from error
         s = self.settings
         datasets.disable_progress_bars()  # a worker's log is read later
-        path = Path(s.repository).expanduser()
         with self._reading():
             return datasets.load_dataset(
-                str(path) if path.is_dir() else s.repository,
+                self._source.where,
                 s.config,
                 split=s.split,
                 revision=s.revision,
@@ -181,9 +182,8 @@ class Hub(Dataset):
         try:
             yield
         except Exception as error:  # the readers raise whatever they trip over
-            raise ResurgeError(
-                f"cannot read the data set {self._where}: {_sentence(error)}{_offline_hint()}"
-            ) from error
+            found = f"{sentence(error)}{offline_hint('the cache')}"
+            raise ResurgeError(f"cannot read the data set {self._where}: {found}") from error
 
     def _chosen(self, table: Table) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """The rows to use, each with its number in the split."""
@@ -224,15 +224,3 @@ def _content(value: Mapping[str, Any] | None) -> bytes | Path | None:
         return None
     path = value.get("path")
     return value.get("bytes") or (Path(path) if path else None)
-
-
-def _sentence(error: Exception) -> str:
-    """What a reader says, as one line without its last full stop."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (" ".join(lines[:2]) or repr(error)).rstrip(".")
-
-
-def _offline_hint() -> str:
-    from huggingface_hub import is_offline_mode
-
-    return " (HF_HUB_OFFLINE is set: only the cache was searched)" if is_offline_mode() else ""

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from orchestrator.core.chosen import ChosenDataset
 from orchestrator.core.digest import sha256
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.plugin import BasePlugin
 from orchestrator.core.settings import Settings
-from workers.interfaces.dataset import Dataset, Examples, draw_subset
+from workers.interfaces.dataset import ChosenDataset, Dataset, Examples, draw_subset
 
 
 class MixedSettings(Settings):
     """What is mixed, and in which shares."""
 
-    of: ChosenDataset = Field("related", description="the data set of the ordinary pictures")
+    # The defaults are read as a sweep file's values are.
+    of: ChosenDataset = Field(
+        "related",  # type: ignore[assignment]
+        description="the data set of the ordinary pictures",
+    )
     harmful: ChosenDataset = Field(
-        "erased", description="the data set of the others; by default the erased concept itself"
+        "erased",  # type: ignore[assignment]
+        description="the data set of the others; by default the erased concept itself",
     )
     share: float = Field(0.1, ge=0, le=1, description="share of harmful pictures")
     size: int = Field(256, ge=1, description="number of examples, of both kinds together")
@@ -34,11 +38,12 @@ class Mixed(Dataset):
     name = "mixed"
     version = 1
     Settings = MixedSettings
+    settings: MixedSettings
 
     def __init__(self, settings: MixedSettings) -> None:
         super().__init__(settings)
-        self.ordinary: Dataset = settings.of.plugin
-        self.harmful: Dataset = settings.harmful.plugin
+        self.ordinary = settings.of.plugin
+        self.harmful = settings.harmful.plugin
         self.uses_concept = self.ordinary.uses_concept or self.harmful.uses_concept
 
     def problems(self, base: BasePlugin, concept: str) -> list[str]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.core.chosen import ChosenDataset
 from orchestrator.core.digest import sha256
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.plugin import BasePlugin
 from orchestrator.core.settings import Settings
-from workers.data.pinned import digest_of
-from workers.datasets.hub import COMMIT, REPOSITORY
-from workers.interfaces.dataset import Dataset, Examples, draw_subset
+from workers.data.pinned import Source, digest_of, digest_of_file
+from workers.datasets.erased import Erased
+from workers.interfaces.dataset import ChosenDataset, Dataset, Examples, draw_subset
 
 Bin = Literal["near", "middle", "far"]
 SHAPES = Path(__file__).parent.parent / "shapes" / "weights"
@@ -25,6 +23,10 @@ FILES = {
     "pictures": ("judge.safetensors",),
 }
 """What the bundled embeddings are made with."""
+CONCEPT_PICTURES = 64
+"""Pictures of the concept whose mean embedding is the point to measure from."""
+CONCEPT_SEED = 1_000_003
+JUDGE_SIDE_PX = 32
 
 
 class NearestSettings(Settings):
@@ -66,18 +68,21 @@ class NearestSettings(Settings):
         if self.by != "clip":
             if self.clip is not None or self.clip_revision is not None:
                 raise ValueError(f"clip and clip_revision are for by: clip but by is {self.by}")
-        elif self.clip is None:
+            return self
+        if self.clip is None:
             raise ValueError("by: clip needs clip, a folder or repository with a CLIP model")
-        elif Path(self.clip).expanduser().is_dir():
-            if self.clip_revision is not None:
+        match Source(self.clip, self.clip_revision).fault():
+            case "revision of what is here":
                 raise ValueError(f"clip_revision is for repositories but {self.clip!r} is a folder")
-        elif not REPOSITORY.fullmatch(self.clip):
-            raise ValueError(f"clip must be owner/name or a folder that exists, not {self.clip!r}")
-        elif COMMIT.fullmatch(self.clip_revision or "") is None:
-            raise ValueError(
-                f"clip {self.clip!r} needs clip_revision, a commit hash of 40 hex digits, "
-                f"but got {self.clip_revision!r}"
-            )
+            case "no repository":
+                raise ValueError(
+                    f"clip must be owner/name or a folder that exists, not {self.clip!r}"
+                )
+            case "no commit":
+                raise ValueError(
+                    f"clip {self.clip!r} needs clip_revision, a commit hash of 40 hex digits, "
+                    f"but got {self.clip_revision!r}"
+                )
         return self
 
 
@@ -91,6 +96,7 @@ class Nearest(Dataset):
     name = "nearest"
     version = 1
     Settings = NearestSettings
+    settings: NearestSettings
 
     @property
     def inner(self) -> Dataset:
@@ -123,11 +129,15 @@ class Nearest(Dataset):
 
     @cached_property
     def _embedding(self) -> str:
+        if self._clip is not None:
+            return self._clip.revision or digest_of(self._clip.path)
+        return sha256([digest_of_file(SHAPES / file) for file in FILES[self.settings.by]])
+
+    @property
+    def _clip(self) -> Source | None:
+        """The CLIP model; None if the embedding is the bundled world's."""
         s = self.settings
-        if s.by == "clip":
-            return s.clip_revision or digest_of(Path(s.clip).expanduser())
-        parts = (hashlib.sha256((SHAPES / file).read_bytes()).hexdigest() for file in FILES[s.by])
-        return sha256(list(parts))
+        return None if s.clip is None else Source(s.clip, s.clip_revision)
 
     def examples(self, concept: str, size_px: int) -> Examples:
         """Embed all of the inner set, order it, and take the part."""
@@ -142,11 +152,12 @@ class Nearest(Dataset):
     def _distances(self, examples: Examples, concept: str) -> tuple[float, ...]:
         from workers.data import distance
 
-        s = self.settings
-        if s.by == "clip":
-            return distance.by_clip(examples, concept, s.clip, s.clip_revision)
-        measure = distance.by_captions if s.by == "captions" else distance.by_pictures
-        return measure(examples, concept)
+        if self._clip is not None:
+            return distance.by_clip(examples, concept, self._clip)
+        if self.settings.by == "captions":
+            return distance.by_captions(examples, concept)
+        own = Erased.Settings(size=CONCEPT_PICTURES, seed=CONCEPT_SEED)
+        return distance.by_pictures(examples, Erased(own).examples(concept, JUDGE_SIDE_PX))
 
     def _places(self, there: int) -> list[int]:
         """Which places in the order of distances are taken, of a set of so many.
@@ -161,6 +172,7 @@ class Nearest(Dataset):
                 raise ResurgeError(f"{what} has {there} pictures but k is {s.k}; lower k")
             return list(range(s.k))
         low, high = (round(quantile * there) for quantile in s.bins)
+        assert s.bin is not None  # the settings have the one or the other
         first, last = {"near": (0, low), "middle": (low, high), "far": (high, there)}[s.bin]
         if first == last:
             raise ResurgeError(

@@ -25,6 +25,7 @@ class Novel(SceneDataset):
     name = "novel"
     version = 1
     Settings = NovelSettings
+    settings: NovelSettings
 
     def pools(self, concept: str, kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
         """One new shape."""

@@ -34,6 +34,7 @@ class Parquet(RowsDataset):
     name = "parquet"
     version = 1
     Settings = ParquetSettings
+    settings: ParquetSettings
 
     def check(self) -> None:
         """The file must be there and have the two columns, of the right types."""

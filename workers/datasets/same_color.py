@@ -23,6 +23,7 @@ class SameColor(SceneDataset):
     name = "same_color"
     version = 1
     Settings = SameColorSettings
+    settings: SameColorSettings
 
     def pools(self, concept: str, kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
         """One colour."""

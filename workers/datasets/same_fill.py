@@ -23,6 +23,7 @@ class SameFill(SceneDataset):
     name = "same_fill"
     version = 1
     Settings = SameFillSettings
+    settings: SameFillSettings
 
     def pools(self, concept: str, kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
         """One fill."""

@@ -5,20 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
 from orchestrator.core.errors import ResurgeError
-from workers.bases.diffusers import PARTS, PICKLES, Diffusers
 from workers.diffusion.denoise import latent_shape
 from workers.diffusion.sampling import sample_floats
 from workers.diffusion.text import last_subject_index
 from workers.doctor.memory import count, estimates, free_bytes
 from workers.interfaces.base import Base
 from workers.interfaces.dataset import Examples
+from workers.interfaces.pipeline import PARTS
 from workers.recipes import FinetuneSettings, SampleSettings
 from workers.training.finetune import Trainer
 
@@ -90,19 +89,16 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
 
 def weights_format(base: Base) -> Check:
     """Safetensors, or pickles that were allowed."""
-    name = "weights"
-    if not isinstance(base, Diffusers):
+    name, weights = "weights", base.weights()
+    if weights is None:
         return Check(name, "ok", "the base's own")
-    path = Path(base.settings.source).expanduser()
-    if not path.exists():
-        found = f"repository at {base.settings.revision[:12]}"
-        return Check(name, "ok", found)
-    files = [path] if path.is_file() else [f for part in PARTS for f in (path / part).glob("*")]
-    pickles = [file.name for file in files if file.suffix in PICKLES]
-    size = sum(f.stat().st_size for f in files if f.suffix in (".safetensors", *PICKLES)) / GB
+    if weights.revision is not None:
+        return Check(name, "ok", f"repository at {weights.revision[:12]}")
+    pickles = [file.name for file in weights.files if file.suffix != ".safetensors"]
+    size = sum(file.stat().st_size for file in weights.files) / GB
     if not pickles:
         return Check(name, "ok", f"safetensors, {size:.2f} GB")
-    is_read = base.settings.allow_pickle
+    is_read = weights.reads_pickles
     advice = "convert them with pipe.save_pretrained" if is_read else "they are not read"
     return Check(
         name, "warn" if is_read else "ok", f"{size:.2f} GB with pickles: {pickles[0]}", advice

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
-
 from orchestrator.core.errors import ResurgeError
+from workers.editing.adapters import Bottlenecks, GatedLora
+from workers.editing.edits import LowRank, Weights
 from workers.interfaces.edit import ModelEdit
+
+OURS: dict[str, type[ModelEdit]] = {
+    cls.kind: cls for cls in (Weights, LowRank, Bottlenecks, GatedLora)
+}
 
 
 def save_edits(path: Path, edits: Sequence[ModelEdit]) -> None:
@@ -38,24 +42,14 @@ def load_edits(path: Path) -> tuple[ModelEdit, ...]:
         if header is None:
             raise ResurgeError(f"{path} holds no edits of a model")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return tuple(
-        _edit_class(entry["kind"]).load(_under(f"{place}.", tensors), entry["config"])
-        for place, entry in enumerate(json.loads(header))
-    )
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-
-
-def _edit_class(kind: str) -> type[ModelEdit]:
-    """By name; the adapters' module defines more kinds and is imported for that."""
-    import workers.editing.adapters  # noqa: F401
-
-    waiting: list[type[ModelEdit]] = [ModelEdit]
-    while waiting:
-        cls = waiting.pop()
-        if cls.__dict__.get("kind") == kind:
-            return cls
-        waiting += cls.__subclasses__()
-    raise ResurgeError(f"unknown kind of edit {kind!r}; it was made by another version")
+    found = []
+    for place, entry in enumerate(json.loads(header)):
+        kind = OURS.get(entry["kind"]) or ModelEdit.kinds.get(entry["kind"])  # or a plug-in's own
+        if kind is None:
+            raise ResurgeError(
+                f"unknown kind of edit {entry['kind']!r}; it was made by another version"
+            )
+        prefix = f"{place}."
+        own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        found.append(kind.load(own, entry["config"]))
+    return tuple(found)

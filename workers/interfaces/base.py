@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.core.plugin import BasePlugin
 
 if TYPE_CHECKING:
     from workers.interfaces.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """What a base's weights are read from: files here, or a repository at a commit.
+
+    Files that are no .safetensors are pickles, which are read only if `reads_pickles`.
+    """
+
+    files: tuple[Path, ...]
+    revision: str | None
+    reads_pickles: bool
 
 
 class Base(BasePlugin):
@@ -29,3 +43,7 @@ class Base(BasePlugin):
     def provenance(self) -> dict[str, Any]:
         """Where the weights come from, as JSON values, for a record to keep."""
         return {}
+
+    def weights(self) -> WeightFiles | None:
+        """What the weights are read from; None if the base brings its own."""
+        return None

@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from orchestrator.core.chosen import Chosen
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.plugin import DatasetPlugin
 
 if TYPE_CHECKING:
     import numpy as np
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,9 @@ class Examples:
         """These of them, in this order."""
         return Examples(
             self.images[list(indices)],
-            *(_take(values, indices) for values in (self.captions, self.sources, self.distances)),
+            _take(self.captions, indices),
+            _take(self.sources, indices),
+            _take(self.distances, indices),
         )
 
     def named(self, name: str) -> Examples:
@@ -44,7 +49,7 @@ class Examples:
         return Examples(self.images, self.captions, sources, self.distances)
 
 
-def _take(values: tuple, indices: Sequence[int]) -> tuple:
+def _take(values: tuple[T, ...], indices: Sequence[int]) -> tuple[T, ...]:
     return tuple(values[i] for i in indices) if values else ()
 
 
@@ -66,6 +71,13 @@ class Dataset(DatasetPlugin):
             ResurgeError: there are fewer than the settings ask for.
         """
         return getattr(self.settings, "size", None)
+
+
+class ChosenDataset(Chosen):
+    """A data set, as another plug-in's setting."""
+
+    kind = "dataset"
+    plugin: Dataset
 
 
 def draw_subset(there: int, size: int | None, seed: int, what: str) -> list[int]:

@@ -16,9 +16,18 @@ Undo = Callable[[], None]
 
 
 class ModelEdit(ABC):
-    """One change of a pipeline. Immutable once made; may be applied to many pipelines."""
+    """One change of a pipeline. Immutable once made; may be applied to many pipelines.
+
+    A subclass with a `kind`, the word that files of edits have for it, is known from then on.
+    """
 
     kind: ClassVar[str]
+    kinds: ClassVar[dict[str, type[ModelEdit]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "kind" in vars(cls):
+            ModelEdit.kinds[cls.kind] = cls
 
     @abstractmethod
     def apply(self, pipe: Pipeline) -> Undo | None:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from orchestrator.core.chosen import Chosen
 from orchestrator.core.plugin import MetricPlugin
 
 if TYPE_CHECKING:
@@ -105,6 +106,13 @@ class Metric(MetricPlugin):
     ) -> Score:
         """Score weights: parameter name -> tensor, all three with the same names and shapes."""
         raise TypeError(f"metric {self.name!r} does not score weights")
+
+
+class ChosenMetric(Chosen):
+    """A metric, as another plug-in's setting."""
+
+    kind = "metric"
+    plugin: Metric
 
 
 def means(pictures: Sequence[Picture], values: Sequence[float]) -> dict[str, float]:

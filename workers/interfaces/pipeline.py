@@ -24,6 +24,9 @@ else:
 
 Ids = TypeVar("Ids", covariant=True)
 
+PARTS = ("unet", "vae", "text_encoder")
+"""The pipeline's parts that have weights."""
+
 
 class UNetConfig(Protocol):
     """How the denoiser was made."""

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, field_validator
 
-from orchestrator.core.chosen import ChosenMetric
 from orchestrator.core.hints import suggest
 from orchestrator.core.plugin import BasePlugin, MetricPlugin, Plugin
 from orchestrator.core.registry import registry
 from orchestrator.core.settings import Settings
-from workers.interfaces.metric import Metric, Probe, Score, Subject
+from workers.interfaces.metric import ChosenMetric, Metric, Probe, Score, Subject
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +25,10 @@ class AttackSettings(Settings):
 
     prompts: int = Field(4, ge=1, description="attacked prompts: the concept's first ones")
     images_per_prompt: int = Field(4, ge=1, description="pictures of each attacked prompt")
-    judge: ChosenMetric = Field("concept_accuracy", description="a metric of single pictures")
+    judge: ChosenMetric = Field(
+        "concept_accuracy",  # type: ignore[assignment]  # read as a sweep file's value is
+        description="a metric of single pictures",
+    )
     seed: int = Field(0, ge=0, description="seed of the search")
 
     @field_validator("judge")
@@ -56,9 +58,10 @@ class Attack(Metric):
     every model of a trial is scored, success before and after fine-tuning stand side by side.
     """
 
-    needs: Literal["pipeline"] = "pipeline"
+    needs = "pipeline"
     samples: ClassVar[bool] = True
     higher = "easier to bring back"
+    settings: AttackSettings
 
     @abstractmethod
     def find(self, pipe: Pipeline, subject: Subject, prompts: Sequence[str]) -> Tensor:

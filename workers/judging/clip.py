@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from workers.data.pinned import Source, load_model, load_part
 from workers.runtime.kept import kept
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+T = TypeVar("T")
 PER_PASS = 64
 
 
@@ -39,7 +40,7 @@ class Clip:
         """What the model's cosines are multiplied by before a softmax: 100 as published."""
         return float(self.model.logit_scale.exp())
 
-    def _unit(self, items: Sequence[Any], embed: Any) -> Tensor:
+    def _unit(self, items: Sequence[T], embed: Callable[[Sequence[T]], Tensor]) -> Tensor:
         import torch
         from torch.nn import functional
 
@@ -55,7 +56,8 @@ class Clip:
     def _embed_images(self, images: Sequence[np.ndarray]) -> Tensor:
         pixels = prepare(self.processor, images).to(self.model.device)
         pooled = self.model.vision_model(pixel_values=pixels).pooler_output
-        return self.model.visual_projection(pooled)
+        projected: Tensor = self.model.visual_projection(pooled)
+        return projected
 
     def _embed_texts(self, texts: Sequence[str]) -> Tensor:
         limit = self.model.config.text_config.max_position_embeddings
@@ -63,7 +65,8 @@ class Clip:
             list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt"
         ).to(self.model.device)
         pooled = self.model.text_model(tokens.input_ids, tokens.attention_mask).pooler_output
-        return self.model.text_projection(pooled)
+        projected: Tensor = self.model.text_projection(pooled)
+        return projected
 
 
 @kept(2)
@@ -84,6 +87,7 @@ def load_processor(source: Source) -> Any:
 
 def prepare(processor: Any, images: Sequence[np.ndarray]) -> Tensor:
     """A processor's pixels (n, 3, height, width) of uint8 pictures (height, width, 3)."""
-    return processor(
+    pixels: Tensor = processor(
         images=list(images), input_data_format="channels_last", return_tensors="pt"
     ).pixel_values
+    return pixels

@@ -86,11 +86,13 @@ def _root(matrix: Tensor) -> Tensor:
     import torch
 
     values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return root
 
 
 def _eigenvalues(matrix: Tensor) -> Tensor:
     """Of a covariance (d, d); what rounding made negative is 0."""
     import torch
 
-    return torch.linalg.eigvalsh(matrix).clamp(min=0)
+    values: Tensor = torch.linalg.eigvalsh(matrix)
+    return values.clamp(min=0)

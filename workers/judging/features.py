@@ -58,6 +58,7 @@ class SetDistance(SourceMetric):
     values: ClassVar[tuple[float | None, float | None]] = (0.0, None)
     higher = "farther from the base's pictures"
     Settings = SetSettings
+    settings: SetSettings
 
     @abstractmethod
     def distance(self, ours: Tensor, theirs: Tensor) -> float:
@@ -76,7 +77,7 @@ class SetDistance(SourceMetric):
 
     def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
         """The distance and what it rests on."""
-        source = self.settings.source("features")
+        source = self.settings.source_unless_word("features")
         ours, theirs = (embedded(source, self._chosen(some)) for some in (pictures, reference))
         distance = self.distance(ours, theirs)
         n, dimensions = map(float, ours.shape)

@@ -11,7 +11,7 @@ from pydantic import model_validator
 
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.settings import Settings
-from workers.data.pinned import COMMIT, REPOSITORY, Source, digest_of
+from workers.data.pinned import Source, digest_of
 from workers.interfaces.metric import Metric
 from workers.judging.shapes_judge import JUDGE, judge_digest
 
@@ -53,35 +53,37 @@ class SourceSettings(Settings):
         return self
 
     def _problem(self, model: str, revision: str) -> str | None:
+        source = self.source_unless_word(model)
         name, commit = getattr(self, model), getattr(self, revision)
-        if name is None or name in self.WORDS or Path(name).expanduser().is_dir():
+        if source is None or (fault := source.fault()) == "revision of what is here":
             return f"{revision} is for repositories but {model} is {name!r}" if commit else None
-        if not REPOSITORY.fullmatch(name):
+        if fault == "no repository":
             words = "".join(f"{word!r}, " for word in sorted(self.WORDS))
             return (
                 f"{model} must be {words}a folder that exists or a repository id such as "
                 f"owner/name but got {name!r}"
             )
-        if COMMIT.fullmatch(commit or "") is None:
-            got = f"got {commit!r}" if commit else "has none"
+        if fault == "no commit":
             return (
                 f"{model} {name!r} is no folder here, and as a repository it needs {revision}, a "
-                f"commit hash of 40 hex digits, but {got}; a branch or a tag moves, and a result "
-                "must name the weights that it was computed from"
+                f"commit hash of 40 hex digits, but {source.got}; a branch or a tag moves, and a "
+                "result must name the weights that it was computed from"
             )
         return None
 
-    def source(self, model: str = "model") -> Source | None:
-        """The model that a setting names; None if it names none."""
-        name = getattr(self, model)
-        if name is None or name in self.WORDS:
-            return None
-        return Source(name, getattr(self, self.MODELS[model]))
+    def source(self, setting: str = "model") -> Source:
+        """The model that a setting names."""
+        return Source(getattr(self, setting), getattr(self, self.MODELS[setting]))
+
+    def source_unless_word(self, setting: str) -> Source | None:
+        """The model that a setting names; None if it says one of `WORDS`, or nothing."""
+        return None if getattr(self, setting) in (None, *self.WORDS) else self.source(setting)
 
 
 class SourceMetric(Metric):
     """A metric that is as good as the models and weight files that its settings name."""
 
+    settings: SourceSettings
     FILES: ClassVar[tuple[str, ...]] = ()
     """Settings that name a .safetensors file."""
 
@@ -95,8 +97,7 @@ class SourceMetric(Metric):
 
     def digests(self) -> list[str]:
         """One of each model and file that the values depend on."""
-        s: SourceSettings = self.settings
-        sources = (s.source(model) for model in s.MODELS)
+        sources = map(self.settings.source_unless_word, self.settings.MODELS)
         found = [source.digest() for source in sources if source is not None]
         found += [digest_of(self.file(setting)) for setting in self.files()]
         return [*found, judge_digest()] if self.asks_the_judge() else found

@@ -117,7 +117,7 @@ def _detections(output: np.ndarray, size: tuple[int, int]) -> list[Detection]:
     scores, labels = output[4:].max(axis=0), output[4:].argmax(axis=0)
     rows = [row for row in np.argsort(-scores, kind="stable") if scores[row] >= FLOOR]
     return [
-        Detection(CLASSES[labels[row]], float(scores[row]), tuple(map(float, corners[row])))
+        Detection(CLASSES[labels[row]], float(scores[row]), tuple(corners[row].tolist()))
         for row in _apart(corners, rows)
     ]
 

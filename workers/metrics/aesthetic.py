@@ -41,6 +41,7 @@ class Aesthetic(SourceMetric):
     higher = "more beautiful"
     FILES: ClassVar[tuple[str, ...]] = ("head",)
     Settings = AestheticSettings
+    settings: AestheticSettings
 
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
         """The predictor must be there."""

@@ -41,6 +41,7 @@ class Classifier(SourceMetric):
     name = "classifier"
     version = 1
     Settings = ClassifierSettings
+    settings: ClassifierSettings
 
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
         """The erased concept must be a class: a folder tells before anything runs."""

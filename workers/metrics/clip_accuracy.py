@@ -53,6 +53,7 @@ class ClipAccuracy(SourceMetric):
     name = "clip_accuracy"
     version = 1
     Settings = ClipAccuracySettings
+    settings: ClipAccuracySettings
 
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
         """The erased concept must be a class."""

@@ -34,6 +34,7 @@ class ClipScore(SourceMetric):
     values = (0.0, None)
     higher = "a better fit to the prompt"
     Settings = ClipScoreSettings
+    settings: ClipScoreSettings
 
     def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
         """Means by role."""

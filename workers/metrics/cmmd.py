@@ -36,6 +36,7 @@ class Cmmd(SetDistance):
     version = 1
     values = (None, None)
     Settings = CmmdSettings
+    settings: CmmdSettings
 
     def distance(self, ours: Tensor, theirs: Tensor) -> float:
         """In fp64; the judge's features are scaled to length 1 as CLIP's are."""

@@ -63,6 +63,7 @@ class FaceId(SourceMetric):
     version = 1
     higher = "more of the person"
     Settings = FaceIdSettings
+    settings: FaceIdSettings
 
     def digests(self) -> list[str]:
         """The models' and, where it is used, the cascade's."""
@@ -109,7 +110,7 @@ class FaceId(SourceMetric):
 
     def _face(self, picture: Picture) -> np.ndarray | None:
         s = self.settings
-        box = largest_face(picture.image, s.source("detector"), s.threshold)
+        box = largest_face(picture.image, s.source_unless_word("detector"), s.threshold)
         return None if box is None else crop(picture.image, box, s.margin)
 
 
@@ -119,9 +120,9 @@ def top1(
     wanted: Sequence[frozenset[int]],
 ) -> list[float]:
     """Whether each face is the wanted person's; NaN without a face, or for one who is no class."""
-    rows = [row for row, face in enumerate(faces) if face is not None]
-    found = model.probabilities([faces[row] for row in rows]).argmax(dim=1).tolist()
-    best = dict(zip(rows, found, strict=True))
+    there = {row: face for row, face in enumerate(faces) if face is not None}
+    found = model.probabilities(list(there.values())).argmax(dim=1).tolist()
+    best = dict(zip(there, found, strict=True))
     return [
         float(best[row] in ids) if ids and row in best else math.nan
         for row, ids in enumerate(wanted)

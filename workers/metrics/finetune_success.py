@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -42,10 +42,11 @@ class FinetuneSuccess(Metric):
 
     name = "finetune_success"
     version = 1
-    needs: Literal["pipeline"] = "pipeline"
+    needs = "pipeline"
     of = frozenset({"finetune"})
     higher = "more was learned"
     Settings = FinetuneSuccessSettings
+    settings: FinetuneSuccessSettings
 
     def score_pipeline(self, subject: Subject) -> Score:
         """Both models on the same triples."""
@@ -54,7 +55,7 @@ class FinetuneSuccess(Metric):
             raise ResurgeError("finetune_success needs a model that was fine-tuned")
         losses = []
         for which in ("before", "final"):
-            with subject.at(which) as pipe:  # type: ignore[arg-type]
+            with subject.at(which) as pipe:
                 losses.append(self._losses(pipe, examples))
         before, final = losses
         was, now = float(before.mean()), float(final.mean())

@@ -48,6 +48,7 @@ class Lpips(SourceMetric):
     higher = "less like the base's picture"
     FILES: ClassVar[tuple[str, ...]] = ("features",)
     Settings = LpipsSettings
+    settings: LpipsSettings
 
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
         """The judge is for the bundled world; a file must be there."""

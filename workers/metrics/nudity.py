@@ -65,6 +65,7 @@ class Nudity(Metric):
     version = 1
     higher = "more nudity"
     Settings = NuditySettings
+    settings: NuditySettings
 
     def fingerprint(self) -> str:
         """sha256 of the network's weights."""

@@ -40,6 +40,7 @@ class Q16(SourceMetric):
     higher = "more inappropriate"
     FILES: ClassVar[tuple[str, ...]] = ("prompts",)
     Settings = Q16Settings
+    settings: Q16Settings
 
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
         """The prompts must be there."""

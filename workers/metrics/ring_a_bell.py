@@ -39,6 +39,7 @@ class RingABell(Attack):
     name = "ring_a_bell"
     version = 2
     Settings = RingABellSettings
+    settings: RingABellSettings
 
     def find(self, pipe: Pipeline, subject: Subject, prompts: Sequence[str]) -> Tensor:
         """One search a prompt."""

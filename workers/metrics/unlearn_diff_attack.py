@@ -40,6 +40,7 @@ class UnlearnDiffAttack(Attack):
     version = 2
     reference = True
     Settings = UnlearnDiffAttackSettings
+    settings: UnlearnDiffAttackSettings
 
     def find(self, pipe: Pipeline, subject: Subject, prompts: Sequence[str]) -> Tensor:
         """One optimisation for all prompts at once."""

@@ -71,6 +71,7 @@ class UnlearnCanvas(SourceMetric):
     per_picture = False
     higher = "better unlearning (UA), more retained (IRA, CRA)"
     Settings = UnlearnCanvasSettings
+    settings: UnlearnCanvasSettings
 
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
         """The concept must be a class; folders tell before anything runs."""
@@ -100,8 +101,8 @@ class UnlearnCanvas(SourceMetric):
 
     @cached_property
     def _sources(self) -> list[Source]:
-        s = self.settings
-        return [found for model in s.MODELS if (found := s.source(model)) is not None]
+        found = map(self.settings.source_unless_word, self.settings.MODELS)
+        return [source for source in found if source is not None]
 
     def _domains(self, pictures: Sequence[Picture]) -> list[Domain]:
         if self.asks_the_judge():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from workers.interfaces.metric import Metric, Score
 
@@ -25,7 +25,7 @@ class WeightDistance(Metric):
 
     name = "weight_distance"
     version = 1
-    needs: Literal["weights"] = "weights"
+    needs = "weights"
     of = frozenset({"unlearn", "finetune", "merge"})
     values = (None, None)
     higher = "farther from the base"

@@ -62,7 +62,8 @@ class Judge(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """What the heads look at, (n, 1024), of images (n, 3, height, width) in [0, 1]."""
-        return self.body(_at_its_size(images) * 2 - 1).flatten(1)
+        found: Tensor = self.body(_at_its_size(images) * 2 - 1)
+        return found.flatten(1)
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> dict[str, Tensor]:
@@ -72,10 +73,6 @@ class Judge(nn.Module):
         """
         logits = self(_at_its_size(images.float()))
         return {name: values.softmax(1) for name, values in logits.items()}
-
-    def probability_of(self, head: str, word: str, images: Tensor) -> Tensor:
-        """Return the probability (n,) that each image shows `word`, a class of `head`."""
-        return self.probabilities(images)[head][:, self.classes[head].index(word)]
 
     def names(self, images: Tensor) -> dict[str, list[str]]:
         """Name the most probable class of each head for each image."""

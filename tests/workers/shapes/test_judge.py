@@ -29,10 +29,11 @@ def test_probabilities_sum_to_one_for_each_head(judge):
         assert torch.allclose(values.sum(1), torch.ones(4))
 
 
-def test_probability_of_a_word_agrees_with_its_name(judge):
+def test_the_probability_of_a_word_agrees_with_its_name(judge):
     images = to_unit(draw_pictures(10, 5, ALL_SHAPES).images)
     assert judge.names(images)["shape"] == list(ALL_SHAPES)
-    assert judge.probability_of("shape", "circle", images)[0] > 0.9
+    circle = judge.classes["shape"].index("circle")
+    assert judge.probabilities(images)["shape"][0, circle] > 0.9
 
 
 def test_larger_images_are_shrunk(judge):

@@ -25,7 +25,11 @@ def build_tokenizer(words: tuple[str, ...] = WORDS) -> CLIPTokenizer:
     tokens += [left + right for left, right in merges]
     tokens += [START, END]
     vocab = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
+    return CLIPTokenizer(
+        vocab=vocab,
+        merges=merges,  # type: ignore[arg-type]  # pairs are what it passes on, whatever it says
+        model_max_length=MAX_TOKENS,
+    )
 
 
 def learn_merges(words: tuple[str, ...]) -> list[TokenPair]:

@@ -23,7 +23,8 @@ def train_judge(
     """Fit a judge to `count` pictures of all shapes, half of them seen through `vae`."""
     pictures = draw_pictures(count, pictures_seed, ALL_SHAPES)
     views = torch.stack([to_unit(pictures.images), reconstruct(vae, pictures.images)])
-    judge = Judge().to(memory_format=torch.channels_last)
+    judge = Judge()
+    judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out
     optimizer = torch.optim.AdamW(judge.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     batches = endless_batches(len(pictures), BATCH, generator)

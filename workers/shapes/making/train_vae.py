@@ -45,7 +45,8 @@ def encode(vae: AutoencoderKL, pictures: LabelledPictures, generator: torch.Gene
         vae.encode(to_signed(images)).latent_dist.sample(generator)
         for images in pictures.images.split(ENCODE_BATCH)
     ]
-    return torch.cat(latents) * vae.config.scaling_factor
+    scaling_factor: float = vae.config.scaling_factor
+    return torch.cat(latents) * scaling_factor
 
 
 @torch.no_grad()
@@ -62,7 +63,8 @@ def _loss(vae: AutoencoderKL, images: Tensor, generator: torch.Generator) -> Ten
     posterior = vae.encode(images).latent_dist
     decoded = vae.decode(posterior.sample(generator)).sample
     error = functional.mse_loss(decoded, images) + functional.l1_loss(decoded, images)
-    return error + KL_WEIGHT * posterior.kl().mean()
+    divergence: Tensor = posterior.kl().mean()
+    return error + KL_WEIGHT * divergence
 
 
 def _set_scaling_factor(vae: AutoencoderKL, pictures: LabelledPictures) -> None:
