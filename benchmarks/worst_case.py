@@ -21,10 +21,9 @@ from orchestrator.core.stage import Stage
 from orchestrator.home import Home
 from orchestrator.plan.plan import Plan
 from orchestrator.results.figures import COLOURS
-from orchestrator.run.job import open_sweep
+from orchestrator.run.job import open_job
 from orchestrator.store.store import Store
 from orchestrator.study.points import PointPlanner
-from orchestrator.study.studies import found_by
 from orchestrator.study.tried import Tried, counted
 from orchestrator.study.words import goals_text, point_text, values_text
 from orchestrator.study.worst_case import COVERAGE_RADIUS, Confirmed, WorstCase
@@ -52,10 +51,8 @@ class Work:
 
 def page(home: Home, folder: Path) -> Iterator[str]:
     """The page, line by line; its figure is written beside it."""
-    sweep = open_sweep(SWEEP, (), home)
-    cases = found_by(sweep, home)
-    points = PointPlanner(sweep)
-    store = Store(home.store_location(sweep))
+    job = open_job(SWEEP, (), home)
+    sweep, points, store, cases = job.sweep, job.points, job.store, job.worst_cases()
     search = points.search
     yield "# The worst case on the bundled model"
     yield ""

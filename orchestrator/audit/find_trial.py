@@ -61,8 +61,9 @@ def find_trial(name: str, home: Home) -> Found:
 
 
 def _trials(home: Home) -> Iterator[Found]:
-    for name in Store(home.store_location()).sweeps():
-        job = open_job(name, (), home)
+    store = Store(home.store_location())
+    for name in store.sweeps():
+        job = open_job(name, (), home, store)
         reader = TrialReader(job.plan, job.store)
         yield from (Found(job, planned, reader) for planned in job.plan.trials)
 

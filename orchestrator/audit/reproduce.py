@@ -156,7 +156,7 @@ def _run(found: Found, plan: Plan, done: set[str], store: Store, console: Consol
     threads = first.provenance["threads"] if first else "auto"
     tasks = make_tasks(plan, done, keep=())
     with (
-        new_executor(found.job.sweep, console, workers=1, threads=threads) as executor,
+        new_executor(found.job.sweep.resources, console, workers=1, threads=threads) as executor,
         console.status("making it again") as status,
     ):
         told = _tell(plan, status)

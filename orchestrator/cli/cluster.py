@@ -30,7 +30,7 @@ from orchestrator.home import Home
 if TYPE_CHECKING:
     from orchestrator.cluster.jobs import Jobs, SweepJob
     from orchestrator.cluster.shipment import Shipment
-    from orchestrator.sweep.sweep import Sweep
+    from orchestrator.run.job import Job
 
 
 STATES = {
@@ -64,15 +64,14 @@ def submit(
     credential is sent. Exit code with --follow: that of the sweep; 2: bad input, or refused.
     """
     from orchestrator.cluster.shipment import local_paths, pack
-    from orchestrator.run.job import open_sweep
+    from orchestrator.run.job import open_job
 
     chosen = find_cluster(cluster)
-    place = entry_at(chosen)
-    found = open_sweep(sweep, overrides or (), place)
-    paths = local_paths(found)
+    job = open_job(sweep, overrides or (), entry_at(chosen))
+    paths = local_paths(job.sweep)
     with tempfile.TemporaryDirectory(prefix="resurge-") as folder:
-        shipment = pack(found, overrides or (), chosen, Path(folder))
-        _show_work(found, place)
+        shipment = pack(job.sweep, overrides or (), chosen, Path(folder))
+        _show_work(job)
         for path in paths:
             warn(f"{path} is not sent along: every machine of the cluster must have it there")
         out.print(f"To send: {', '.join(map(str, shipment.freight))}", soft_wrap=True)
@@ -81,8 +80,8 @@ def submit(
             return
         jobs, job_id = _start(chosen, shipment)
     if follow:
-        raise typer.Exit(_follow(jobs, job_id, found.name, chosen))
-    _show_next(found.name, chosen)
+        raise typer.Exit(_follow(jobs, job_id, job.sweep.name, chosen))
+    _show_next(job.sweep.name, chosen)
 
 
 def logs(
@@ -152,20 +151,18 @@ def _show_status(sweep: str, place: Home) -> None:
     show_status(open_job(sweep, (), place), out)
 
 
-def _show_work(sweep: Sweep, place: Home) -> None:
+def _show_work(job: Job) -> None:
     """What there is to do, and how much of it is done already, if the store can be seen."""
     from orchestrator.cli.show.plan import show_counts, show_plan_line
-    from orchestrator.run.job import Job
 
-    if sweep.search is not None:
+    if job.sweep.search is not None:
         from orchestrator.cli.show.worst_cases import show_space
 
-        show_space(sweep, sweep.search, out)
+        show_space(job.sweep, job.sweep.search, out)
         return
-    job = Job.of(sweep, place)
     show_plan_line(job, out)
     try:
-        check_visible(place)
+        check_visible(job.home)
         job.store.keys()
     except (StoreError, ResurgeError) as error:
         show_counts(job, None, out)

@@ -93,16 +93,15 @@ def search(sweep: SweepFile, overrides: Overrides = None, home: HomeOption = Non
     input.
     """
     from orchestrator.cli.show.worst_cases import show_space, show_worst_cases
-    from orchestrator.run.job import open_sweep
-    from orchestrator.search.search import run_search
+    from orchestrator.run.job import open_job
+    from orchestrator.search.search import search_job
 
-    place = Home.find(home)
-    found = open_sweep(sweep, overrides or (), place)
-    if found.search is not None:
-        show_space(found, found.search, out)
+    job = open_job(sweep, overrides or (), Home.find(home))
+    if job.sweep.search is not None:
+        show_space(job.sweep, job.sweep.search, out)
     signal.signal(signal.SIGTERM, interrupt)
     try:
-        cases = run_search(found, place, out)
+        cases = search_job(job, out)
     except KeyboardInterrupt:
         err.print("Stopped. What is finished is kept; the same command goes on from here.")
         raise typer.Exit(EXIT_STOPPED) from None
@@ -149,12 +148,13 @@ def results(
     """Print resurgence, recovery, control, interval and p-value of every setting."""
     from orchestrator.cli.show.results import choose_format, show_results, show_times
     from orchestrator.cli.show.status import show_heads
-    from orchestrator.cluster.view import open_anywhere
+    from orchestrator.cluster.view import home_at
     from orchestrator.results.settings_table import text
+    from orchestrator.run.job import open_job
 
     axes = tuple(axis.strip() for axis in by.split(",")) if by else ()
     form = choose_format(csv, as_json, time_to_resurgence, threshold, axes)
-    job = open_anywhere(sweep, home, cluster)
+    job = open_job(sweep, (), home_at(home, cluster))
     if form is not None:
         sys.stdout.write(text(job.plan, job.store, form, axes, time_to_resurgence, threshold))
     elif time_to_resurgence:

@@ -33,14 +33,13 @@ def dashboard(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8080,
 ) -> None:
     """Open optuna-dashboard on a search's studies, on loopback. Ctrl-C ends it."""
-    from orchestrator.run.job import open_sweep
+    from orchestrator.run.job import open_job
     from orchestrator.study.study import dashboard_config
 
-    place = Home.find(home)
-    found = open_sweep(sweep, (), place)
-    if found.search is None:
-        raise ResurgeError(f"sweep {found.name!r} has no `search` block, and so no studies")
-    config = dashboard_config(place.studies_uri(found), port)
+    job = open_job(sweep, (), Home.find(home))
+    if job.sweep.search is None:
+        raise ResurgeError(f"sweep {job.sweep.name!r} has no `search` block, and so no studies")
+    config = dashboard_config(job.studies_uri, port)
     out.print(f"Studies: http://127.0.0.1:{port} (Ctrl-C ends it)", style="bold", soft_wrap=True)
     become(["optuna-dashboard", "--from-config", _inherited(config)])
 

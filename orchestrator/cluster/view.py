@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator.cluster.clusters_file import Cluster, find_cluster
 from orchestrator.core.errors import ResurgeError
 from orchestrator.home import Home
 
-if TYPE_CHECKING:
-    from orchestrator.run.job import Job
-
-
 FAR_PATIENCE_S = 10
-
-
-def open_anywhere(sweep: str, home: Path | None, cluster: str | None) -> Job:
-    """A sweep's job, read from the home's store or from a cluster's."""
-    from orchestrator.run.job import open_job
-
-    return open_job(sweep, (), home_at(home, cluster))
 
 
 def home_at(home: Path | None, cluster: str | None) -> Home:

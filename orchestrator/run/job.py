@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,46 +15,92 @@ from orchestrator.core.hints import suggest
 from orchestrator.home import Home
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.store.store import Store
+from orchestrator.sweep.space import Point
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweepfile.load import load, parse
 
 if TYPE_CHECKING:
-    from orchestrator.tracking.run import View
+    from orchestrator.study.points import PointPlanner
+    from orchestrator.study.tried import Tried
+    from orchestrator.study.worst_case import WorstCase
 
 
-@dataclass(frozen=True)
 class Job:
-    """A sweep with its plan and the places that it works in."""
+    """A sweep as a command works on it, opened once and handed on.
 
-    sweep: Sweep
-    plan: Plan
-    store: Store
-    home: Home
+    Everything is looked up when it is first asked for, and then kept: of a cluster that is seen
+    from another machine, no more is asked than the command needs. `points` and `studies` are a
+    search's.
 
-    @classmethod
-    def of(cls, sweep: Sweep, home: Home) -> Job:
-        """Plan a sweep; a search's plan is what it has asked for so far."""
-        if sweep.search is None:
-            plan = make_plan(sweep)
-        else:
-            from orchestrator.study.studies import plan_of
+    Args:
+        sweep: what is run.
+        home: where it keeps its files.
+        opened: a store that is open already, for the case that it is the sweep's.
+    """
 
-            plan = plan_of(sweep, home)
-        return cls(sweep, plan, Store(home.store_location(sweep)), home)
+    def __init__(self, sweep: Sweep, home: Home, opened: Store | None = None) -> None:
+        self.sweep = sweep
+        self.home = home
+        self._opened = opened
+
+    @cached_property
+    def store(self) -> Store:
+        """Where its results are."""
+        location = self.home.store_location(self.sweep)
+        if self._opened is not None and self._opened.location == location:
+            return self._opened
+        return Store(location)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Its trials and stages; a search's are those that it has asked for."""
+        if self.sweep.search is None:
+            return make_plan(self.sweep)
+        from orchestrator.study.worst_case import asked_plan
+
+        return asked_plan(self.points, self.studies)
+
+    @cached_property
+    def points(self) -> PointPlanner:
+        """What plans the points of its search."""
+        from orchestrator.study.points import PointPlanner
+
+        return PointPlanner(self.sweep)
+
+    @cached_property
+    def studies(self) -> list[tuple[str, Point, list[Tried]]]:
+        """By study its name, what it holds fixed, and its trials."""
+        from orchestrator.study.studies import read_studies
+
+        return read_studies(self.points, self.studies_uri)
+
+    @cached_property
+    def studies_uri(self) -> str:
+        """The database of its studies."""
+        return self.home.studies_uri(self.sweep)
+
+    @cached_property
+    def mlflow_uri(self) -> str:
+        """MLflow's database or server."""
+        return self.home.mlflow_uri(self.sweep)
+
+    @property
+    def log_folder(self) -> Path:
+        """Its tasks' logs."""
+        return self.home.logs(self.sweep.name)
 
     def now(self) -> Job:
-        """The same job with what a search has asked for since."""
-        return self if self.sweep.search is None else Job.of(self.sweep, self.home)
+        """The same job with what its search has asked for since."""
+        again = copy.copy(self)
+        if self.sweep.search is not None:
+            for name in ("studies", "plan"):
+                again.__dict__.pop(name, None)
+        return again
 
-    def view(self) -> View:
-        """What MLflow should show of it."""
-        if self.sweep.search is None:
-            from orchestrator.tracking.sweep_runs import SweepView
-
-            return SweepView(self.plan, self.store, self.sweep.source)
-        from orchestrator.tracking.search_runs import StudyView
-
-        return StudyView(self.sweep, self.home)
+    def remember(self) -> None:
+        """From now on its store knows the sweep by name."""
+        values = {"sweep": self.sweep.canonical(), "source": self.sweep.source}
+        self.store.put_sweep(self.sweep.name, values)
 
     def done(self) -> set[str]:
         """Keys of the plan's stages that have a record.
@@ -64,21 +111,26 @@ class Job:
         keys = self.store.keys()
         return {s.key for s in self.plan.stages if s.key in keys and self.store.get(s)}
 
+    def worst_cases(self) -> list[WorstCase]:
+        """What its search has found, by study."""
+        from orchestrator.study.worst_case import worst_cases
 
-def open_job(sweep: str, overrides: Iterable[str], home: Home) -> Job:
-    """The job of a sweep file, or of a sweep's name as it was last run."""
-    return Job.of(open_sweep(sweep, overrides, home), home)
+        return worst_cases(self.points, self.studies, self.store)
 
 
-def open_sweep(sweep: str, overrides: Iterable[str], home: Home) -> Sweep:
-    """The sweep of a file, or of a name as it was last run."""
+def open_job(sweep: str, overrides: Iterable[str], home: Home, opened: Store | None = None) -> Job:
+    """The job of a sweep file, or of a sweep's name as it was last run.
+
+    Raises:
+        ResurgeError: the file is wrong, or the home's store knows no sweep of that name.
+    """
     if Path(sweep).suffix in (".yaml", ".yml") or Path(sweep).exists():
-        return load(Path(sweep), tuple(overrides))
-    store = Store(home.store_location())
+        return Job(load(Path(sweep), tuple(overrides)), home, opened)
+    store = opened or Store(home.store_location())
     known = store.sweep(sweep)
     if known is None:
         names = store.sweeps()
         hint = suggest(sweep, names) if names else "; none has been run yet"
         raise ResurgeError(f"no sweep file and no known sweep is called {sweep!r}{hint}")
     found = parse(json.dumps(known["sweep"]), None, tuple(overrides))
-    return dataclasses.replace(found, source=known["source"])
+    return Job(dataclasses.replace(found, source=known["source"]), home, store)

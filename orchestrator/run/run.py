@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -13,14 +13,16 @@ from orchestrator.core.digest import sha256
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.registry import find
 from orchestrator.executors.base import Executor
-from orchestrator.messages import Event, StageCommitted, StageFailed, Task
+from orchestrator.messages import Event, StageCommitted, StageFailed
 from orchestrator.plan.tasks import make_tasks
 from orchestrator.run.job import Job
 from orchestrator.run.progress import Progress
 from orchestrator.schedule.leases import Leases
 from orchestrator.schedule.scheduler import Outcome, Rules, Scheduler
-from orchestrator.sweep.resources import ExecutorSettings
-from orchestrator.sweep.sweep import Sweep
+from orchestrator.sweep.resources import ExecutorSettings, Resources
+
+if TYPE_CHECKING:
+    from orchestrator.tracking.run import View
 
 CLOSE_TIMEOUT_S = 120.0
 MAX_REPAIRS = 3
@@ -33,91 +35,44 @@ def run_job(job: Job, console: Console) -> Outcome:
     Raises:
         ResurgeError: the sweep is a search.
     """
-    if job.sweep.search is not None:
+    sweep, plan = job.sweep, job.plan
+    if sweep.search is not None:
         raise ResurgeError(
-            f"sweep {job.sweep.name!r} has a `search` block: run it with `resurge search`"
+            f"sweep {sweep.name!r} has a `search` block: run it with `resurge search`"
         )
-    values = {"sweep": job.sweep.canonical(), "source": job.sweep.source}
-    job.store.put_sweep(job.sweep.name, values)
+    job.remember()
     done = job.done()
-    tasks = _tasks(job, done)
-    outcome = Outcome()
-    if tasks:
-        with (
-            # First in, last out: no worker waits for MLflow.
-            live_tracking(job, console) as notify,
-            new_executor(job.sweep, console) as executor,
-            Progress(job.plan, done, executor.workers().most, console) as progress,
-            new_leases(job) as leases,
-        ):
+    tasks = make_tasks(plan, done, sweep.keep, sweep.resources.has_score_workers)
+    if not tasks:
+        if not is_synced(job):
+            console.print(sync_job(job))
+        return Outcome()
+    with (
+        # First in, last out: no worker waits for MLflow.
+        live_tracking(job, console) as notify,
+        new_executor(sweep.resources, console) as executor,
+        Progress(plan, done, executor.workers().most, console) as progress,
+        new_leases(job) as leases,
+    ):
 
-            def listener(event: Event) -> None:
-                progress(event)
-                if isinstance(event, StageCommitted | StageFailed):
-                    notify()
+        def listener(event: Event) -> None:
+            progress(event)
+            if isinstance(event, StageCommitted | StageFailed):
+                notify()
 
-            scheduler = new_scheduler(job, executor, listener, leases)
-            for _ in range(1 + MAX_REPAIRS):
-                scheduler.add(tasks)
-                outcome = scheduler.run()
-                tasks = _tasks(job, {stage.key for stage in job.plan.stages} - scheduler.lost())
-                if not tasks:
-                    break
-    elif not is_synced(job):
-        console.print(sync_job(job))
+        scheduler = new_scheduler(job, executor, listener, leases)
+        for _ in range(1 + MAX_REPAIRS):
+            scheduler.add(tasks)
+            outcome = scheduler.run()
+            done = {stage.key for stage in plan.stages} - scheduler.lost()
+            tasks = make_tasks(plan, done, sweep.keep, sweep.resources.has_score_workers)
+            if not tasks:
+                break
     return outcome
 
 
-def _tasks(job: Job, done: set[str]) -> tuple[Task, ...]:
-    return make_tasks(job.plan, done, job.sweep.keep, job.sweep.resources.has_score_workers)
-
-
-def sync_job(job: Job) -> str:
-    """Bring MLflow and the Parquet file up to date from the store; a sentence on what was done.
-
-    Raises:
-        ResurgeError: MLflow does not answer.
-    """
-    from orchestrator.tracking.mlflow import sync
-
-    write_results(job)
-    counts = sync(job.view(), job.home.mlflow_uri(job.sweep), job.home.artifacts)
-    _mark_synced(job)
-    return str(counts)
-
-
-def write_results(job: Job) -> Path:
-    """Write the sweep's Parquet file."""
-    from orchestrator.results.trials_table import table, write
-
-    path = job.home.results(job.sweep.name)
-    write(table(job.plan, job.store), path)
-    return path
-
-
-def export_job(job: Job, folder: Path) -> list[Path]:
-    """Write results as Parquet and CSV, settings, and the figure, into a folder of the user's."""
-    from pyarrow import csv
-
-    from orchestrator.results.figures import figure
-    from orchestrator.results.settings import aggregate
-    from orchestrator.results.settings_table import settings_table
-    from orchestrator.results.trials_table import table, write
-
-    folder.mkdir(parents=True, exist_ok=True)
-    endings = ("parquet", "csv", "png", "settings.parquet")
-    paths = [folder / f"{job.sweep.name}.{ending}" for ending in endings]
-    rows = table(job.plan, job.store)
-    write(rows, paths[0])
-    csv.write_csv(rows, paths[1])
-    figure(job.plan, job.store, paths[2])
-    write(settings_table(aggregate(job.plan, job.store)), paths[3])
-    return paths
-
-
-def new_executor(sweep: Sweep, console: Console, **changed: Any) -> Executor:
+def new_executor(resources: Resources, console: Console, **changed: Any) -> Executor:
     """The sweep's own executor, not started; `changed` replaces some of its resources."""
-    resources = sweep.resources
     executor_class: Any = find("executor", resources.executor)
     shared = resources.model_dump(include=set(ExecutorSettings.model_fields)) | changed
     settings = executor_class.Settings.model_validate(shared | resources.executor_settings)
@@ -135,13 +90,12 @@ def new_scheduler(
     job: Job, executor: Executor, listener: Callable[[Event], None], leases: Leases
 ) -> Scheduler:
     """A scheduler without tasks, by the sweep's resources."""
-    resources = job.sweep.resources
+    resources, store = job.sweep.resources, job.store
     rules = Rules(
         stage_timeout_s=60 * resources.stage_timeout_min,
         checkpoint_every_s=60 * resources.checkpoint_every_min,
     )
-    done, logs = job.store.keys(), job.home.logs(job.sweep.name)
-    return Scheduler((), done, executor, job.store, logs, listener, leases, rules)
+    return Scheduler((), store.keys(), executor, store, job.log_folder, listener, leases, rules)
 
 
 @contextlib.contextmanager
@@ -151,13 +105,12 @@ def live_tracking(job: Job, console: Console) -> Iterator[Callable[[], None]]:
     """
     from orchestrator.tracking.mlflow import BackgroundTracker
 
-    uri = job.home.mlflow_uri(job.sweep)
-    tracker = BackgroundTracker(job.view(), uri, job.home.artifacts)
+    tracker = BackgroundTracker(view_of(job), job.mlflow_uri, job.home.artifacts)
     try:
         yield tracker.notify
     finally:
         job = job.now()
-        write_results(job)
+        _write_results(job)
         with console.status("Bringing MLflow up to date …"):
             is_current = tracker.close(CLOSE_TIMEOUT_S)
         if is_current:
@@ -173,12 +126,29 @@ def say_behind(job: Job, why: str, console: Console) -> None:
     )
 
 
-def _sync_state(job: Job) -> str:
-    """A digest of what MLflow should know: where it is, the trials, and which are recorded."""
-    present = sorted(job.store.keys() & {stage.key for stage in job.plan.stages})
-    trials = [trial.digest for trial in job.plan.trials]
-    asked = [] if job.sweep.search is None else [job.sweep.search.canonical()]
-    return sha256([job.home.mlflow_uri(job.sweep), trials, present, *asked])
+def sync_job(job: Job) -> str:
+    """Bring MLflow and the Parquet file up to date from the store; a sentence on what was done.
+
+    Raises:
+        ResurgeError: MLflow does not answer.
+    """
+    from orchestrator.tracking.mlflow import sync
+
+    _write_results(job)
+    counts = sync(view_of(job), job.mlflow_uri, job.home.artifacts)
+    _mark_synced(job)
+    return str(counts)
+
+
+def view_of(job: Job) -> View:
+    """What MLflow should show of it."""
+    if job.sweep.search is None:
+        from orchestrator.tracking.sweep_runs import SweepView
+
+        return SweepView(job.plan, job.store, job.sweep.source)
+    from orchestrator.tracking.search_runs import StudyView
+
+    return StudyView(job.points, job.studies_uri, job.store)
 
 
 def is_synced(job: Job) -> bool:
@@ -191,3 +161,38 @@ def _mark_synced(job: Job) -> None:
     mark = job.home.sync_mark(job.sweep.name)
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.write_text(_sync_state(job))
+
+
+def _sync_state(job: Job) -> str:
+    """A digest of what MLflow should know: where it is, the trials, and which are recorded."""
+    present = sorted(job.store.keys() & {stage.key for stage in job.plan.stages})
+    trials = [trial.digest for trial in job.plan.trials]
+    asked = [] if job.sweep.search is None else [job.sweep.search.canonical()]
+    return sha256([job.mlflow_uri, trials, present, *asked])
+
+
+def _write_results(job: Job) -> None:
+    from orchestrator.results.trials_table import table, write
+
+    write(table(job.plan, job.store), job.home.results(job.sweep.name))
+
+
+def export_job(job: Job, folder: Path) -> list[Path]:
+    """Write results as Parquet and CSV, settings, and the figure, into a folder of the user's."""
+    from pyarrow import csv
+
+    from orchestrator.results.figures import figure
+    from orchestrator.results.settings import aggregate
+    from orchestrator.results.settings_table import settings_table
+    from orchestrator.results.trials_table import table, write
+
+    folder.mkdir(parents=True, exist_ok=True)
+    endings = ("parquet", "csv", "png", "settings.parquet")
+    paths = [folder / f"{job.sweep.name}.{ending}" for ending in endings]
+    plan, store = job.plan, job.store
+    rows = table(plan, store)
+    write(rows, paths[0])
+    csv.write_csv(rows, paths[1])
+    figure(plan, store, paths[2])
+    write(settings_table(aggregate(plan, store)), paths[3])
+    return paths

@@ -25,13 +25,10 @@ from orchestrator.run.run import (
     sync_job,
 )
 from orchestrator.search.searcher import Searcher
-from orchestrator.store.store import Store
 from orchestrator.study.lock import StudyLock, owned
-from orchestrator.study.points import PointPlanner
-from orchestrator.study.studies import found_by, is_complete, open_studies, read_studies, study_name
+from orchestrator.study.studies import is_complete, open_studies
 from orchestrator.study.tried import Tried
 from orchestrator.study.worst_case import WorstCase
-from orchestrator.sweep.search import studies
 from orchestrator.sweep.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -46,33 +43,35 @@ def run_search(
     Raises:
         ResurgeError: the sweep has no `search` block, or its study is another search's.
     """
-    if sweep.search is None:
-        raise ResurgeError(f"sweep {sweep.name!r} has no `search` block; `resurge run` runs it")
-    home, console = home or Home.find(None), console or Console()
-    points, store = PointPlanner(sweep), Store(home.store_location(sweep))
-    begun = read_studies(points, home.studies_uri(sweep))
-    store.put_sweep(sweep.name, {"sweep": sweep.canonical(), "source": sweep.source})
-    job = Job.of(sweep, home)
-    if not is_complete(points, begun, store):
-        _search(points, job, console)
+    return search_job(Job(sweep, home or Home.find(None)), console or Console())
+
+
+def search_job(job: Job, console: Console) -> list[WorstCase]:
+    """The same for a job that is open."""
+    if job.sweep.search is None:
+        raise ResurgeError(f"sweep {job.sweep.name!r} has no `search` block; `resurge run` runs it")
+    begun = job.studies  # another search's are refused before the store knows of this one
+    job.remember()
+    if not is_complete(job.points, begun, job.store):
+        _search(job, console)
     elif not is_synced(job):
         _sync(job, console)
-    return found_by(sweep, home)
+    return job.now().worst_cases()
 
 
-def _search(points: PointPlanner, job: Job, console: Console) -> None:
+def _search(job: Job, console: Console) -> None:
     from orchestrator.search.progress import SearchProgress
 
-    settings, home = points.search.settings, job.home
-    storage = home.studies_uri(job.sweep)
+    points, storage = job.points, job.studies_uri
+    settings = points.search.settings
     open_studies(points, storage)  # another search's are refused before any worker starts
-    names = [study_name(job.sweep, fixed) for fixed in studies(points.search, job.sweep.grid)]
+    names = [name for name, _, _ in job.studies]
     say = functools.partial(console.print, style="dim", soft_wrap=True)
     with (
         owned(StudyLock(storage, names), say) as check,
         # First in, last out: no worker waits for MLflow.
         live_tracking(job, console) as notify,
-        new_executor(job.sweep, console) as executor,
+        new_executor(job.sweep.resources, console) as executor,
         SearchProgress(points.search.goals, settings.trials, console) as progress,
         new_leases(job) as leases,
     ):

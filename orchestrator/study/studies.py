@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrator.home import Home
-from orchestrator.plan.plan import Plan
 from orchestrator.store.store import Store
 from orchestrator.study.points import PointPlanner
 from orchestrator.study.study import Study, read_tried
 from orchestrator.study.tried import Tried, counted
-from orchestrator.study.worst_case import WorstCase, asked_plan, confirmed, worst_cases
+from orchestrator.study.worst_case import confirmed
 from orchestrator.sweep.search import studies
 from orchestrator.sweep.space import Point
 from orchestrator.sweep.sweep import Sweep
@@ -44,19 +42,6 @@ def is_complete(
         if any(stage.key not in keys for plan in plans for stage in plan.stages):
             return False
     return True
-
-
-def found_by(sweep: Sweep, home: Home) -> list[WorstCase]:
-    """What a search has found so far."""
-    points = PointPlanner(sweep)
-    store = Store(home.store_location(sweep))
-    return worst_cases(points, read_studies(points, home.studies_uri(sweep)), store)
-
-
-def plan_of(sweep: Sweep, home: Home) -> Plan:
-    """All that a search has asked for so far, as a sweep's plan."""
-    points = PointPlanner(sweep)
-    return asked_plan(points, read_studies(points, home.studies_uri(sweep)))
 
 
 def study_name(sweep: Sweep, fixed: Point) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 
 from orchestrator.core.digest import sha256
 from orchestrator.core.errors import ResurgeError
-from orchestrator.home import Home
 from orchestrator.plan.plan import Plan, PlannedTrial, starts_unlearned
 from orchestrator.results.measure import TrialReader
 from orchestrator.store.store import Record, Store
@@ -25,7 +24,6 @@ from orchestrator.study.words import asked, confirm_text, point_text, sentences
 from orchestrator.study.worst_case import COVERAGE_RADIUS, Confirmed, WorstCase, worst_cases
 from orchestrator.sweep.search import Search
 from orchestrator.sweep.space import Coverage
-from orchestrator.sweep.sweep import Sweep
 from orchestrator.tracking.inputs import data_inputs
 from orchestrator.tracking.run import (
     CONFIRMED,
@@ -62,15 +60,16 @@ class StudyView:
     """A search's runs.
 
     Args:
-        sweep: a sweep with a `search` block.
-        home: where its studies and its store are.
+        points: the search's points.
+        storage: where its studies are.
+        store: where its records are.
     """
 
-    def __init__(self, sweep: Sweep, home: Home) -> None:
-        self.name = sweep.name
-        self.store = Store(home.store_location(sweep))
-        self._storage = home.studies_uri(sweep)
-        self._points = PointPlanner(sweep)
+    def __init__(self, points: PointPlanner, storage: str, store: Store) -> None:
+        self.name = points.sweep.name
+        self.store = store
+        self._storage = storage
+        self._points = points
         self._reader: TrialReader | None = None
         self._plans: dict[tuple[str, int], Plan | None] = {}
         self._covered: dict[str, _Covered] = {}

@@ -230,6 +230,9 @@ def known_sweep(store: Store, name: str, home: Home) -> KnownSweep:
 def _plan(sweep: Sweep, home: Home) -> Plan:
     if sweep.search is None:
         return make_plan(sweep)
-    from orchestrator.study.studies import plan_of
+    from orchestrator.study.points import PointPlanner
+    from orchestrator.study.studies import read_studies
+    from orchestrator.study.worst_case import asked_plan
 
-    return plan_of(sweep, home)
+    points = PointPlanner(sweep)
+    return asked_plan(points, read_studies(points, home.studies_uri(sweep)))

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from orchestrator.core.errors import ResurgeError
+from orchestrator.plan.plan import Plan
 from orchestrator.results.settings_table import Form
 from orchestrator.run.job import Job
+from orchestrator.store.store import Store
 
 
 def choose_format(
@@ -38,15 +40,18 @@ def show_results(job: Job, console: Console, by: Sequence[str] = ()) -> None:
     """
     if not by and job.sweep.search is not None:
         from orchestrator.cli.show.worst_cases import show_worst_cases
-        from orchestrator.study.studies import found_by
 
-        show_worst_cases(found_by(job.sweep, job.home), console)
-        return
+        show_worst_cases(job.worst_cases(), console)
+    else:
+        show_settings(job.plan, job.store, console, by)
+
+
+def show_settings(plan: Plan, store: Store, console: Console, by: Sequence[str] = ()) -> None:
+    """The table of a grid's settings; with `by`, averaged over all other axes."""
     from orchestrator.cli.show.settings import render
     from orchestrator.results.settings import aggregate, aggregate_by
 
-    summary = aggregate_by(job.plan, job.store, by) if by else aggregate(job.plan, job.store)
-    render(summary, console)
+    render(aggregate_by(plan, store, by) if by else aggregate(plan, store), console)
 
 
 def show_times(job: Job, console: Console, threshold: float | None) -> None:

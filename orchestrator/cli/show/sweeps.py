@@ -66,7 +66,8 @@ def list_sweeps(home: Home) -> list[Listed]:
         begun = store.files.info(f"sweeps/{name}.json")
         begun_s = begun.changed_s if begun else None
         try:
-            job = open_job(name, (), home)
+            job = open_job(name, (), home, store)
+            _ = job.plan, job.store  # what cannot be planned here shows now
         except ResurgeError as error:
             state: SweepState = "running" if name in running else "unknown"
             why = " ".join(str(error).split())
@@ -99,11 +100,9 @@ def _listed(
 def _is_unfinished_search(job: Job) -> bool:
     if job.sweep.search is None:
         return False
-    from orchestrator.study.points import PointPlanner
-    from orchestrator.study.studies import is_complete, read_studies
+    from orchestrator.study.studies import is_complete
 
-    points = PointPlanner(job.sweep)
-    return not is_complete(points, read_studies(points, job.home.studies_uri(job.sweep)), job.store)
+    return not is_complete(job.points, job.studies, job.store)
 
 
 def _time(seconds: float | None) -> str:

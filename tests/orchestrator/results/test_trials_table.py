@@ -12,14 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from orchestrator.cli.show.results import choose_format, show_results
+from orchestrator.cli.show.results import choose_format, show_settings
 from orchestrator.cli.show.settings import render
 from orchestrator.core.errors import ResurgeError, StoreError
 from orchestrator.results import trials_table as results
 from orchestrator.results.measure import TrialReader, primary
 from orchestrator.results.settings import aggregate, aggregate_by
 from orchestrator.results.settings_table import settings_table, text
-from orchestrator.run.job import Job
 from orchestrator.stats.paired import holm
 from orchestrator.store.store import Store
 from tests.orchestrator import synthetic
@@ -326,7 +325,7 @@ def test_by_of_an_unfinished_sweep(plan, tmp_path):
 
 def test_the_command_prints_averages(plan, store):
     console = Console(width=160, record=True, file=io.StringIO())
-    show_results(Job(None, plan, store, None), console, ("unlearn.method",))
+    show_settings(plan, store, console, ("unlearn.method",))
     said = console.export_text()
     assert "averaged over finetune.dataset, finetune.learning_rate, finetune.steps" in said
     assert [line.split()[0] for line in said.splitlines()[2:4]] == ["esd", "uce"]

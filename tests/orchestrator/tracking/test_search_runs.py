@@ -6,7 +6,6 @@ import io
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +104,7 @@ class Place:
         return {name: tried for name, _, tried in read_studies(PointPlanner(self.sweep), storage)}
 
     def view(self) -> StudyView:
-        return StudyView(self.sweep, self.home)
+        return StudyView(PointPlanner(self.sweep), self.home.studies_uri(self.sweep), self.store)
 
     def sync(self, with_files: bool = True) -> Counts:
         return Tracker(self.uri, self.home.artifacts).sync(self.view(), with_files)
@@ -282,7 +281,7 @@ def test_the_worst_case_is_tagged_where_it_was_found_and_where_it_was_confirmed(
 
 
 def test_runs_name_the_trials_that_can_be_reproduced(synced: Place) -> None:
-    plan = Job.of(synced.sweep, synced.home).plan
+    plan = Job(synced.sweep, synced.home).plan
     digests = {trial.digest for trial in plan.trials}
     for kind in ("trial", "confirmed"):
         for run in synced.runs(kind, "attributes.status != 'FAILED'"):
@@ -375,14 +374,14 @@ def test_a_worse_case_takes_over_the_tag(place: Place) -> None:
 
 
 def test_a_job_of_a_search_syncs_its_studies_and_its_results(synced: Place) -> None:
-    job = Job.of(synced.sweep, synced.home)
+    job = Job(synced.sweep, synced.home)
     assert "0 runs created, 0 updated" in sync_job(job)
     assert is_synced(job)
     rows = pq.read_table(synced.home.results("found"))
     assert rows.num_rows == len(job.plan.trials)
     # More trials, none of which has a record yet.
-    more = replace(job, sweep=parse(FOUND.replace("trials: 8", "trials: 9")))
-    assert not is_synced(more)
+    more = parse(FOUND.replace("trials: 8", "trials: 9"))
+    assert not is_synced(Job(more, synced.home))
 
 
 HUNT = """
