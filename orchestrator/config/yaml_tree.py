@@ -1,7 +1,8 @@
 """YAML 1.2 as plain data that knows where each value stands.
 
 ruamel.yaml turns text into events; we turn events into values ourselves, because only then is it
-certain that a tag never makes an object and that every value has its line.
+certain that a tag never makes an object and that every value has its line. Its `compose` would stop
+at the first error, and an alias would stand on its anchor's line and count as its whole value.
 """
 
 from __future__ import annotations
@@ -13,6 +14,14 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import (
+    AliasEvent,
+    MappingEndEvent,
+    MappingStartEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+    StreamEndEvent,
+)
 from ruamel.yaml.reader import ReaderError
 
 from orchestrator.core.errors import Place, Problem
@@ -134,39 +143,36 @@ class _Builder:
 
     def document(self, where: str) -> Node | None:
         next(self.events)  # the stream's start
-        if type(next(self.events)).__name__ == "StreamEndEvent":
+        if isinstance(next(self.events), StreamEndEvent):
             self._say("the file is empty", where, 1)
             return None
         node = self._node(next(self.events), where, 0)
         next(self.events)  # the document's end
         after = next(self.events)
-        if type(after).__name__ != "StreamEndEvent":
+        if not isinstance(after, StreamEndEvent):
             self._say("must hold one YAML document but holds more", where, _line(after))
         return node
 
     def _node(self, event: Any, where: str, depth: int) -> Node:
         if depth > MAX_DEPTH:
             raise _UnreadableError(f"nested more than {MAX_DEPTH} deep", _line(event))
-        kind = type(event).__name__
-        if kind == "AliasEvent":
+        if isinstance(event, AliasEvent):
             return self._alias(event)
         if event.ctag is not None:
             self._say(f"tags such as {event.ctag} are not allowed", where, _line(event))
         if event.anchor:
-            self.anchors[event.anchor] = None
-        node = self._content(kind, event, where, depth)
+            self.anchors[event.anchor] = None  # until it is known
+        if isinstance(event, MappingStartEvent):
+            node = self._mapping(event, where, depth)
+        elif isinstance(event, SequenceStartEvent):
+            node = self._sequence(event, where, depth)
+        else:
+            node = Node(self._scalar(event, where), _line(event))
         if node.size > MAX_VALUES:
             raise _UnreadableError(f"means more than {MAX_VALUES:,} values", _line(event))
         if event.anchor:
             self.anchors[event.anchor] = node
         return node
-
-    def _content(self, kind: str, event: Any, where: str, depth: int) -> Node:
-        if kind == "MappingStartEvent":
-            return self._mapping(event, where, depth)
-        if kind == "SequenceStartEvent":
-            return self._sequence(event, where, depth)
-        return Node(self._scalar(event, where), _line(event))
 
     def _alias(self, event: Any) -> Node:
         if event.anchor not in self.anchors:
@@ -179,7 +185,7 @@ class _Builder:
     def _mapping(self, start: Any, where: str, depth: int) -> Node:
         values: dict[str, Node] = {}
         lines: dict[str, int | None] = {}
-        while type(event := next(self.events)).__name__ != "MappingEndEvent":
+        while not isinstance(event := next(self.events), MappingEndEvent):
             key = self._node(event, where, depth + 1).plain()
             path = f"{where}.{key}" if where else str(key)
             value = self._node(next(self.events), path, depth + 1)
@@ -196,7 +202,7 @@ class _Builder:
 
     def _sequence(self, start: Any, where: str, depth: int) -> Node:
         items: list[Node] = []
-        while type(event := next(self.events)).__name__ != "SequenceEndEvent":
+        while not isinstance(event := next(self.events), SequenceEndEvent):
             items.append(self._node(event, f"{where}[{len(items)}]", depth + 1))
         return Node(items, _line(start), size=1 + sum(n.size for n in items))
 
