@@ -6,16 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from orchestrator.core.artifacts import Failure
 from orchestrator.core.stage import Stage
 from orchestrator.store.store import Record
 
 PoolName = Literal["model", "score"]
 """Workers that hold a model, and workers that only judge pictures."""
-
-
-Cause = Literal["bug", "nan", "oom", "hang", "storage", "lost"]
-"""Why a stage failed: its own error, a loss that is not finite, memory, silence, a store that could
-not be reached, workers that died."""
 
 
 LossCause = Literal["death", "node", "oom", "hang"]
@@ -97,14 +93,11 @@ class StageCommitted:
 
 @dataclass(frozen=True)
 class StageFailed:
-    """A stage raised; the log has the traceback, `curve` a training's (step, loss) so far."""
+    """A stage raised."""
 
     task_id: str
     key: str
-    message: str
-    log_path: str
-    cause: Cause = "bug"
-    curve: tuple[tuple[int, float], ...] = ()
+    failure: Failure
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from orchestrator.core.artifacts import DATASET, MATERIAL, WEIGHTS
 from orchestrator.core.plugin import Plugin
 from orchestrator.core.registry import find
 from orchestrator.core.stage import Stage
 from orchestrator.store.store import Store, record_of
-from workers.data.prepared import DATASET_FILE, read_examples
+from workers.data.prepared import read_examples
 from workers.diffusion.denoise import latent_shape
 from workers.editing.edit_file import load_edits
 from workers.editing.edits import Weights
@@ -18,7 +19,7 @@ from workers.editing.pipeline import WarmPipeline
 from workers.interfaces.base import Base
 from workers.interfaces.dataset import Dataset, Examples
 from workers.interfaces.edit import ModelEdit
-from workers.interfaces.material import MATERIAL_FILE, Made, Material, Work
+from workers.interfaces.material import Made, Material, Work
 from workers.interfaces.metric import Metric, Picture, Score, Subject, Which
 from workers.interfaces.unlearner import Erasure, Unlearner
 from workers.recipes import FinetuneSettings, SampleSettings
@@ -182,14 +183,14 @@ class Model:
 
     def _has_weights(self, target: Stage) -> bool:
         record = self.store.get(target)
-        return record is not None and "weights.safetensors" in record.objects
+        return record is not None and WEIGHTS in record.objects
 
     def _load(self, target: Stage) -> None:
         self._settle()
         if target == self.root:
             self.warm.reset()
             return
-        with self.store.object(record_of(self.store, target), "weights.safetensors") as path:
+        with self.store.object(record_of(self.store, target), WEIGHTS) as path:
             self.warm.put(load_edits(path))
 
     def _unlearn(self, target: Stage) -> None:
@@ -233,7 +234,7 @@ class Model:
     def _material(self, stage: Stage) -> Any:
         """What a prepared stage left in the store, read."""
         plugin = plugin_of(Material, stage.plugin, stage.settings)
-        with self.store.object(record_of(self.store, stage), MATERIAL_FILE) as path:
+        with self.store.object(record_of(self.store, stage), MATERIAL) as path:
             return plugin.read(load_tensors(path), stage.settings)
 
     def _state(self) -> dict[str, Tensor]:
@@ -265,7 +266,7 @@ class Model:
     def _examples(self, target: Stage) -> Examples:
         """The prepared data that a fine-tune trains on."""
         stage = target.inputs["dataset"]
-        with self.store.object(record_of(self.store, stage), DATASET_FILE) as path:
+        with self.store.object(record_of(self.store, stage), DATASET.name) as path:
             return read_examples(path)
 
     def _settle(self) -> None:

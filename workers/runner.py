@@ -13,10 +13,21 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from orchestrator.core.artifacts import (
+    DATASET,
+    IMAGES,
+    LOSS,
+    LOSSES,
+    MATERIAL,
+    VALUES,
+    WEIGHTS,
+    Failure,
+    LossRow,
+    Provenance,
+)
 from orchestrator.core.errors import CorruptObject, StoreUnavailable
 from orchestrator.core.redact import redact
 from orchestrator.core.stage import Stage
@@ -29,12 +40,11 @@ from orchestrator.messages import (
     WorkOrder,
 )
 from orchestrator.store.store import Record, Store, record_of
-from workers.data.pictures import read_pictures, write_losses, write_pictures, write_values
-from workers.data.prepared import DATASET_FILE, numbers_of, write_examples
+from workers.data.pictures import read_pictures, write_pictures, write_values
+from workers.data.prepared import numbers_of, write_examples
 from workers.diffusion.sampling import sample
 from workers.editing.edit_file import save_edits
 from workers.interfaces.base import Base
-from workers.interfaces.material import MATERIAL_FILE
 from workers.interfaces.metric import Metric, Picture, Probe
 from workers.model import Model, plugin_of
 from workers.recipes import SampleSettings
@@ -194,9 +204,14 @@ class _TaskRun:
                 self.provenance(stage),
             )
 
-    def provenance(self, stage: Stage) -> dict[str, Any]:
-        values = provenance(self.runner.device) | {"base": self.base(stage).provenance()}
-        return values | ({"split": self.order.split} if self.order.split > 1 else {})
+    def provenance(self, stage: Stage) -> Provenance:
+        values: Provenance = {
+            **provenance(self.runner.device),
+            "base": self.base(stage).provenance(),
+        }
+        if self.order.split > 1:
+            values["split"] = self.order.split
+        return values
 
     def base(self, stage: Stage) -> Base:
         """The plug-in at the root of the stage's ancestry."""
@@ -207,12 +222,12 @@ class _TaskRun:
         if "dataset" in stage.settings:
             return self.prepare_dataset(stage, folder)
         made = self.model(stage).prepare(stage)
-        path = folder / MATERIAL_FILE
+        path = folder / MATERIAL
         save_tensors(path, made.tensors)
         return _Result({path.name: path}, made.numbers)
 
     def prepare_dataset(self, stage: Stage, folder: Path) -> _Result:
-        path = folder / DATASET_FILE
+        path = folder / DATASET.name
         examples = self.model(stage).new_examples(stage)
         write_examples(path, examples)
         return _Result({path.name: path}, numbers_of(examples))
@@ -226,11 +241,11 @@ class _TaskRun:
         model = self.model(stage)
         model.become(stage)
         model.checkpoint()
-        files = {"losses.parquet": folder / "losses.parquet"}
-        write_losses(files["losses.parquet"], model.losses)
+        path = folder / LOSSES.name
+        LOSSES.write(path, (LossRow(*pair) for pair in model.losses))
         recent = [loss for _, loss in model.losses[-LOSS_WINDOW_STEPS:]]
-        files |= self.weights(stage, model, folder)
-        return _Result(files, {"loss": sum(recent) / len(recent)})
+        files = {path.name: path} | self.weights(stage, model, folder)
+        return _Result(files, {LOSS: sum(recent) / len(recent)})
 
     def merge(self, stage: Stage, folder: Path) -> _Result:
         model = self.model(stage)
@@ -244,7 +259,7 @@ class _TaskRun:
         probes = [Probe(**probe) for probe in stage.settings["probes"]]
         with model.evaluation() as pipe:
             pictures = sample(pipe, probes, settings)
-        path = folder / "images.parquet"
+        path = folder / IMAGES.name
         write_pictures(path, pictures)
         return _Result({path.name: path}, {"images": float(len(pictures))})
 
@@ -261,18 +276,18 @@ class _TaskRun:
         score = metric.score_images(pictures, reference)
         if not metric.per_picture:
             return _Result({}, score.metrics)
-        path = folder / "values.parquet"
+        path = folder / VALUES.name
         write_values(path, pictures, score.values)
         return _Result({path.name: path}, score.metrics)
 
     def pictures(self, stage: Stage) -> list[Picture]:
-        with self.store.object(record_of(self.store, stage), "images.parquet") as path:
+        with self.store.object(record_of(self.store, stage), IMAGES.name) as path:
             return read_pictures(path)
 
     def weights(self, stage: Stage, model: Model, folder: Path) -> dict[str, Path]:
         if stage.digest not in self.save:
             return {}
-        path = folder / "weights.safetensors"
+        path = folder / WEIGHTS
         save_edits(path, model.edits())
         return {path.name: path}
 
@@ -307,8 +322,8 @@ class _TaskRun:
         if cause == "oom":
             let_go()
         curve = (getattr(error, "curve", ()) or tuple(self.curve)) if cause == "nan" else ()
-        log_path = self.order.log_path
-        self.emit(StageFailed(self.task.id, stage.key, message, log_path, cause, curve))
+        failure = Failure(message, self.order.log_path, cause, curve)
+        self.emit(StageFailed(self.task.id, stage.key, failure))
 
     def tidy(self) -> None:
         """Forget the checkpoints of trajectories that are complete, unless they are to be kept."""

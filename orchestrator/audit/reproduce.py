@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
 from orchestrator.audit.find_trial import Found
+from orchestrator.core.artifacts import IMAGES, WEIGHTS, Machine, Provenance
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.stage import Stage
 from orchestrator.core.text import number
@@ -29,9 +29,6 @@ from orchestrator.results.measure import labelled_scores
 from orchestrator.run.run import new_executor
 from orchestrator.schedule.scheduler import Scheduler
 from orchestrator.store.store import Record, Store
-
-PLACE = ("host", "platform", "device", "threads", "python")
-"""What a record says of the machine; where these agree, numbers should agree to the last bit."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ def _made_with(found: Found) -> dict[str, str]:
     record = next((r for s in reversed(_stages(found)) if (r := found.reader.record(s))), None)
     if record is None:
         return {"not run": "no stage of this trial has a record yet"}
-    values = dict(record.provenance)
+    values: dict[str, Any] = {**record.provenance}
     versions = values.pop("versions", {})
     values["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
     values["base"] = ", ".join(f"{k} {v}" for k, v in values.get("base", {}).items()) or "bundled"
@@ -147,7 +144,7 @@ def _made_again(found: Found, from_base: bool) -> list[Stage]:
 
 def _has_weights(found: Found, stage: Stage) -> bool:
     record = found.reader.record(stage)
-    return record is not None and "weights.safetensors" in record.objects
+    return record is not None and WEIGHTS in record.objects
 
 
 def _run(found: Found, plan: Plan, done: set[str], store: Store, console: Console) -> None:
@@ -163,8 +160,8 @@ def _run(found: Found, plan: Plan, done: set[str], store: Store, console: Consol
         log_folder = found.job.home.logs(f"{plan.name}-reproduce")
         outcome = Scheduler(tasks, done, executor, store, log_folder, told).run()
     if not outcome.ok:
-        [failure, *_] = outcome.failed.values()
-        raise ResurgeError(f"{failure.key} failed: {failure.message}; see {failure.log_path}")
+        [(key, failure), *_] = outcome.failed.items()
+        raise ResurgeError(f"{key} failed: {failure.message}; see {failure.log_path}")
 
 
 def _tell(plan: Plan, status: Status) -> Callable[[Event], None]:
@@ -205,14 +202,14 @@ def _differences(found: Found, store: Store) -> Iterator[Difference]:
 
 
 def _pictures(store: Store, record: Record) -> list[bytes]:
-    with store.object(record, "images.parquet") as path:
-        return list(pq.read_table(path, columns=["png"])["png"].to_pylist())
+    with store.object(record, IMAGES.name) as path:
+        return [row.png for row in IMAGES.read(path)]
 
 
-def _moved(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def _moved(then: Provenance, now: Provenance) -> Iterator[str]:
     """What of machine and versions is not what it was."""
-    flat = [{**dict(p), **p.get("versions", {})} for p in (then, now)]
-    for name in (*PLACE, *sorted(set(flat[0].get("versions", {})))):
+    flat: list[dict[str, Any]] = [{**p, **p.get("versions", {})} for p in (then, now)]
+    for name in (*Machine.__annotations__, *sorted(then.get("versions", {}))):
         old, new = (values.get(name) for values in flat)
         if old != new:
             yield f"{name} {old} -> {new}"

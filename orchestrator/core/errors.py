@@ -53,14 +53,6 @@ class StoreError(ResurgeError):
     """The store holds something that does not fit what is asked of it."""
 
 
-class StageFailed(ResurgeError):
-    """A stage's work raised. `log_path` is where the traceback stands."""
-
-    def __init__(self, message: str, log_path: str | None = None) -> None:
-        self.log_path = log_path
-        super().__init__(message)
-
-
 class StoreUnavailable(StoreError):
     """The store could not be reached, or not be written, for as long as patience lasted."""
 

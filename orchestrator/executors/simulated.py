@@ -6,10 +6,10 @@ import heapq
 import itertools
 from collections.abc import Callable, Sequence
 
+from orchestrator.core.artifacts import Cause, Failure
 from orchestrator.core.stage import Stage
 from orchestrator.executors.base import Executor, ExecutorSettings, FreeWorker, Workers
 from orchestrator.messages import (
-    Cause,
     Event,
     LossCause,
     StageCommitted,
@@ -86,8 +86,8 @@ class Simulated(Executor):
                 self._hung[order.task.id] = worker
                 return
             if cause := self.fails(order, stage):
-                failed = StageFailed(order.task.id, stage.key, f"simulated {cause}", "", cause)
-                self._at(at, failed)
+                failure = Failure(f"simulated {cause}", "", cause)
+                self._at(at, StageFailed(order.task.id, stage.key, failure))
                 break
             self._at(at, StageCommitted(order.task.id, stage.key, _record(stage)))
         holds = order.task.stages[-1].model.digest

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from orchestrator.core.artifacts import LOSSES, VALUES, LossRow, Role
 from orchestrator.core.errors import StoreError
 from orchestrator.core.plugin import MetricPlugin
 from orchestrator.core.registry import find
@@ -80,7 +79,7 @@ class TrialReader:
         self._records: dict[str, Record] = {}
         self._values: dict[str, _Values] = {}
         self._measured: dict[str, Measured] = {}
-        self._losses: dict[str, list[tuple[int, float]]] = {}
+        self._losses: dict[str, list[LossRow]] = {}
         self._controls = {
             (trial.final.model.digest, trial.trial.concept): trial
             for trial in plan.trials
@@ -132,7 +131,7 @@ class TrialReader:
         found = self._erased(point)
         return None if found is None else found.values
 
-    def losses(self, record: Record) -> list[tuple[int, float]]:
+    def losses(self, record: Record) -> list[LossRow]:
         """A fine-tune's loss at each optimiser step; empty if it kept none."""
         if record.key not in self._losses:
             self._losses[record.key] = _read_losses(self.store, record)
@@ -194,7 +193,7 @@ class TrialReader:
         found: dict[str, float] = {}
         for label, stage in labelled_scores(point):
             record = self.record(stage)
-            shown = {"erased", "retained", "never_known"} if stage is primary(point) else set()
+            shown = get_args(Role) if stage is primary(point) else ()
             for name, value in (record.metrics if record else {}).items():
                 if name not in shown:
                     found[f"{label}.{name}"] = value
@@ -241,26 +240,22 @@ def _failed_flag(planned: PlannedTrial, base: Scores, unlearned: Scores) -> bool
 
 
 def _read_values(store: Store, record: Record) -> _Values:
-    with store.object(record, "values.parquet") as path:
-        table = pq.read_table(path)
-    table = table.filter(pc.equal(table["role"], "erased"))
-    table = table.sort_by([("prompt_index", "ascending"), ("image_index", "ascending")])
-    pairs = np.stack(
-        [table[name].to_numpy().astype(np.int64) for name in ("prompt_index", "image_index")]
-    )
-    prompts = len(np.unique(pairs[0]))
-    if prompts == 0 or table.num_rows % prompts:
+    with store.object(record, VALUES.name) as path:
+        rows = [row for row in VALUES.read(path) if row.role == "erased"]
+    rows.sort(key=lambda row: (row.prompt_index, row.image_index))
+    prompts = len({row.prompt_index for row in rows})
+    if prompts == 0 or len(rows) % prompts:
         raise StoreError(
             f"score {record.key} must have as many images for every prompt of the erased concept "
-            f"but has {table.num_rows} images of {prompts} prompts"
+            f"but has {len(rows)} images of {prompts} prompts"
         )
-    values = table["value"].to_numpy().astype(np.float64).reshape(prompts, -1)
+    pairs = np.array([(row.prompt_index, row.image_index) for row in rows])
+    values = np.array([row.value for row in rows]).reshape(prompts, -1)
     return _Values(pairs, values)
 
 
-def _read_losses(store: Store, record: Record) -> list[tuple[int, float]]:
-    if "losses.parquet" not in record.objects:
+def _read_losses(store: Store, record: Record) -> list[LossRow]:
+    if LOSSES.name not in record.objects:
         return []
-    with store.object(record, "losses.parquet") as path:
-        table = pq.read_table(path)
-    return list(zip(table["step"].to_pylist(), table["loss"].to_pylist(), strict=True))
+    with store.object(record, LOSSES.name) as path:
+        return LOSSES.read(path)

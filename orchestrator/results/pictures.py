@@ -6,10 +6,9 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
+from orchestrator.core.artifacts import IMAGES, Role
 from orchestrator.store.store import Record, Store
 
 CELL_PX = 96
@@ -26,17 +25,14 @@ class Shown:
     image: Image.Image
 
 
-def read_images(store: Store, record: Record, role: str = "erased") -> list[list[Shown]]:
+def read_images(store: Store, record: Record, role: Role = "erased") -> list[list[Shown]]:
     """A sample record's images of one role: a row a prompt, in the order of the noise seeds."""
-    with store.object(record, "images.parquet") as path:
-        table = pq.read_table(path)
-    table = table.filter(pc.equal(table["role"], role))
+    with store.object(record, IMAGES.name) as path:
+        found = [row for row in IMAGES.read(path) if row.role == role]
     rows: dict[int, list[Shown]] = {}
-    for row in table.sort_by(
-        [("prompt_index", "ascending"), ("image_index", "ascending")]
-    ).to_pylist():
-        image = Image.open(io.BytesIO(row["png"])).convert("RGB")
-        rows.setdefault(row["prompt_index"], []).append(Shown(row["prompt"], image))
+    for row in sorted(found, key=lambda row: (row.prompt_index, row.image_index)):
+        image = Image.open(io.BytesIO(row.png)).convert("RGB")
+        rows.setdefault(row.prompt_index, []).append(Shown(row.prompt, image))
     return list(rows.values())
 
 

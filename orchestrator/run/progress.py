@@ -149,7 +149,8 @@ class Progress:
             self._committed(event)
         elif isinstance(event, StageFailed):
             self.failed.add(event.key)
-            self._say(f"failed: {self._label(event.key)}: {event.message} (log: {event.log_path})")
+            why = event.failure
+            self._say(f"failed: {self._label(event.key)}: {why.message} (log: {why.log_path})")
         elif isinstance(event, WorkerLost):
             self.running.pop(event.task_id, None)
             self._say(f"{event.worker} was lost ({event.reason}); its task is tried again")

@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from orchestrator.messages import Cause, StageFailed, WorkerLost
+from orchestrator.core.artifacts import Cause
+from orchestrator.messages import StageFailed, WorkerLost
 
 MAX_LOSSES = 3
 """A task that took this many workers with it is failed, not tried again."""
@@ -85,11 +86,12 @@ class Policy:
 
     def on_failure(self, event: StageFailed) -> Again | Final:
         """A stage raised."""
-        if event.cause == "oom":
-            return self._more_memory(event.task_id, event.message)
-        if event.cause == "storage":
-            return self._later(event.task_id, event.message)
-        return Final(event.cause, event.message)
+        cause, message = event.failure.cause, event.failure.message
+        if cause == "oom":
+            return self._more_memory(event.task_id, message)
+        if cause == "storage":
+            return self._later(event.task_id, message)
+        return Final(cause, message)
 
     def on_loss(self, event: WorkerLost) -> Again | Final:
         """A worker died with the task."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.core.artifacts import Failure
 from orchestrator.core.redact import redact
 from orchestrator.core.stage import Stage
 from orchestrator.executors.base import Executor, FreeWorker, WorkerKind
@@ -46,7 +47,7 @@ class Outcome:
     """What became of a sweep's stages, by 16-digit key."""
 
     ran: set[str] = field(default_factory=set)
-    failed: dict[str, StageFailed] = field(default_factory=dict)
+    failed: dict[str, Failure] = field(default_factory=dict)
     skipped: set[str] = field(default_factory=set)
 
     @property
@@ -294,15 +295,15 @@ class Scheduler:
             self._again[event.task_id] = verdict
             self.listener(TaskRetried(event.task_id, verdict.why))
             return
-        event = dataclasses.replace(event, cause=verdict.cause, message=verdict.message)
-        self._fail(self.running[event.task_id], event)
-        self.listener(event)
+        failure = dataclasses.replace(event.failure, cause=verdict.cause, message=verdict.message)
+        self._fail(self.running[event.task_id], event.key, failure)
 
-    def _fail(self, task: Task, event: StageFailed) -> None:
-        self.outcome.failed[event.key] = event
-        stage = next(stage for stage in task.stages if stage.key == event.key)
+    def _fail(self, task: Task, key: str, failure: Failure) -> None:
+        self.outcome.failed[key] = failure
+        stage = next(stage for stage in task.stages if stage.key == key)
         self._broken |= {stage.trajectory} - {None}
-        self.store.put_failure(stage, event.message, event.log_path, event.cause, event.curve)
+        self.store.put_failure(stage, failure)
+        self.listener(StageFailed(task.id, key, failure))
 
     def _over(self, event: TaskEnded | TaskHandedBack) -> None:
         """What the worker neither committed nor failed is tried again, or a parent failed."""
@@ -326,11 +327,9 @@ class Scheduler:
         if not left:
             return
         log_path = str(self.log_folder / f"{task.id}.log")
-        message = redact(verdict.message)
-        failed = StageFailed(task.id, left[0].key, message, log_path, verdict.cause)
-        self._fail(task, failed)
         self.outcome.skipped.update(stage.key for stage in left[1:])
-        self.listener(failed)
+        failure = Failure(redact(verdict.message), log_path, verdict.cause)
+        self._fail(task, left[0].key, failure)
 
     def _take(self, task_id: str) -> Task:
         task = self.running.pop(task_id)

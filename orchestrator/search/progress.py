@@ -104,7 +104,7 @@ class SearchProgress:
         elif isinstance(event, TaskEnded):
             self.running.pop(event.task_id, None)
         elif isinstance(event, StageFailed):
-            self._warn(f"a stage failed: {event.message} (log: {event.log_path})")
+            self._warn(f"a stage failed: {event.failure.message} (log: {event.failure.log_path})")
         elif isinstance(event, WorkerLost):
             self.running.pop(event.task_id, None)
             self._warn(f"{event.worker} was lost ({event.reason}); its task is tried again")

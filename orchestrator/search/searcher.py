@@ -268,8 +268,8 @@ class Searcher:
 
     def _reason(self, lost: set[str]) -> str:
         failed = self.scheduler.outcome.failed
-        events = [failed[key] for key in sorted(lost) if key in failed]
-        known = [f"{event.message} (log: {event.log_path})" for event in events]
+        failures = [failed[key] for key in sorted(lost) if key in failed]
+        known = [f"{failure.message} (log: {failure.log_path})" for failure in failures]
         return known[0] if known else "a stage that it needs failed in an earlier trial"
 
     def _end(self, run: _SearchRun, tell: Callable[..., None], *values: Any) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.core.artifacts import Provenance
 from orchestrator.core.digest import sha256
 from orchestrator.core.errors import StoreError
 from orchestrator.store.paths import check_path
@@ -44,7 +45,7 @@ class Record:
     objects: Mapping[str, Blob]
     started: str
     seconds: float
-    provenance: Mapping[str, Any]
+    provenance: Provenance
     inputs: Mapping[str, str] = field(default_factory=dict)
     schema: int = field(default=SCHEMA)
 

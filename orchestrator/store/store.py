@@ -22,11 +22,12 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from orchestrator.core.artifacts import Failure, Provenance
 from orchestrator.core.errors import CorruptObject, StoreError
 from orchestrator.core.stage import Stage
 from orchestrator.store.files import Files, sha256_of
@@ -109,7 +110,7 @@ class Store:
         metrics: Mapping[str, float],
         started: str,
         seconds: float,
-        provenance: Mapping[str, Any],
+        provenance: Provenance,
     ) -> Record:
         """Move `files` into the store and write the record, last. The first commit wins."""
         if (earlier := self.get(stage)) is not None:
@@ -128,7 +129,7 @@ class Store:
             objects={name: self._put(path, f"{folder}/{name}") for name, path in files.items()},
             started=started,
             seconds=seconds,
-            provenance=dict(provenance),
+            provenance=provenance,
             inputs={name: made.digest for name, made in stage.inputs.items()},
         )
         self.files.write(f"records/{stage.key}.json", record.to_text())
@@ -268,29 +269,16 @@ class Store:
 
     # Failures and sweeps
 
-    def put_failure(
-        self,
-        stage: Stage,
-        message: str,
-        log_path: str | None,
-        cause: str = "bug",
-        curve: Sequence[tuple[int, float]] = (),
-    ) -> None:
-        """Remember why a stage has no record; `curve` is what it had of (step, loss)."""
-        values = {
-            "digest": stage.digest,
-            "message": message,
-            "log_path": log_path,
-            "cause": cause,
-            "curve": list(curve),
-        }
+    def put_failure(self, stage: Stage, failure: Failure) -> None:
+        """Remember why a stage has no record."""
+        values = {"digest": stage.digest, **failure.to_json()}
         self.files.write(f"failures/{stage.key}.json", json.dumps(values, indent=1))
 
-    def failures(self) -> dict[str, dict[str, Any]]:
+    def failures(self) -> dict[str, Failure]:
         """The last failure of every stage that has no record, by key."""
         names = self.files.list("failures")
         found = {name.removesuffix(".json"): self.read_json(f"failures/{name}") for name in names}
-        return {key: failure for key, failure in found.items() if failure is not None}
+        return {key: Failure.from_json(values) for key, values in found.items() if values}
 
     def put_sweep(self, name: str, values: Mapping[str, Any]) -> None:
         """Remember a sweep as it was last run."""

@@ -6,18 +6,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from orchestrator.core.artifacts import DATASET, EXAMPLES
 from orchestrator.core.stage import Stage
 from orchestrator.results.measure import TrialReader
 from orchestrator.store.store import Record, Store
-
-DATASET_FILE = "dataset.parquet"
-COLUMNS = {
-    "image": "binary",
-    "caption": "string",
-    "source": "string",
-    "sha256": "string",
-    "distance": "double",
-}
 
 
 @dataclass(frozen=True)
@@ -49,18 +41,18 @@ def _inputs_of(reader: TrialReader, finetune: Stage) -> Iterator[DataInput]:
 def _data_input(stage: Stage, record: Record, store: Store) -> DataInput:
     choice = stage.settings["dataset"]
     columns = [
-        {"type": kind, "name": name, "required": name != "distance"}
-        for name, kind in COLUMNS.items()
+        {"type": column.type, "name": column.name, "required": column.is_required}
+        for column in DATASET.columns
     ]
-    numbers = {name: value for name, value in record.metrics.items() if name != "examples"}
-    profile = {"num_rows": int(record.metrics["examples"]), **numbers}
+    numbers = {name: value for name, value in record.metrics.items() if name != EXAMPLES}
+    profile = {"num_rows": int(record.metrics[EXAMPLES]), **numbers}
     scheme, is_uri, _ = store.location.partition("://")
     root = store.location.rstrip("/") if is_uri else store.root
     return DataInput(
         name=choice["name"],
         digest=record.key,
         source_type=scheme if is_uri else "local",
-        source=json.dumps({"uri": f"{root}/{record.objects[DATASET_FILE].path}"}),
+        source=json.dumps({"uri": f"{root}/{record.objects[DATASET.name].path}"}),
         schema=json.dumps({"mlflow_colspec": columns}),
         profile=json.dumps({**profile, "settings": choice["settings"]}),
     )

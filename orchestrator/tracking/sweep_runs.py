@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 
+from orchestrator.core.artifacts import LOSS
 from orchestrator.core.digest import sha256
 from orchestrator.plan.labels import trial_label
 from orchestrator.plan.plan import Plan, PlannedTrial, starts_unlearned
@@ -205,8 +206,8 @@ def _loss_points(reader: TrialReader, members: Sequence[Measured]) -> Iterator[M
         record = reader.record(model) if model.kind == "finetune" else None
         if record is None:
             continue
-        if "loss" in record.metrics:
-            yield MetricPoint("loss", record.metrics["loss"], model.steps, end_of(record))
+        if LOSS in record.metrics:
+            yield MetricPoint(LOSS, record.metrics[LOSS], model.steps, end_of(record))
         losses = [pair for pair in reader.losses(record) if pair[0] > before]
         for step, value in _thinned(losses):
             yield MetricPoint("train_loss", value, step, end_of(record))

@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from orchestrator.core.artifacts import WEIGHTS
 from orchestrator.core.errors import StoreError
 from orchestrator.home import Home
 from orchestrator.store.paths import Entry
 from orchestrator.store.store import Store
 from orchestrator.upkeep.inventory import Inventory, KnownSweep, by_part, own_keys, read_records
 
-WEIGHTS = "weights.safetensors"
 DAY_S = 86400.0
 ALIVE_S = 600.0
 """A head says every few seconds that it is alive; for this long it is believed to be."""

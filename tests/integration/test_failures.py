@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.core.artifacts import Cause
 from orchestrator.core.stage import Stage
-from orchestrator.messages import Cause
 from orchestrator.plan.plan import make_plan
 from orchestrator.schedule.failures import ADVICE, MAX_HANGS, SPLITS
 from orchestrator.store.store import Store
@@ -40,24 +40,24 @@ def test_each_trouble_has_its_own_end(tmp_path: Path) -> None:
 
     failures = Store(home / "store").failures()
     stages = {stage.key: stage for stage in make_plan(parse(SWEEP)).stages}
-    causes = {what(stages[key]): failure["cause"] for key, failure in failures.items()}
+    causes = {what(stages[key]): failure.cause for key, failure in failures.items()}
     assert causes == {
         "memory": "oom",
         "bug": "bug",
         "silence": "hang",
         "1e+30": "nan",
     }
-    by_cause: dict[Cause, str] = {f["cause"]: f["message"] for f in failures.values()}
+    by_cause: dict[Cause, str] = {f.cause: f.message for f in failures.values()}
     assert f"not even with {SPLITS[-1]} parts a batch" in by_cause["oom"]
     assert f"nothing was heard for 0.5 min, on {MAX_HANGS} workers" in by_cause["hang"]
     for cause in by_cause:
         assert f"failed ({cause})" in said
         assert ADVICE[cause] in said
     for failure in failures.values():
-        assert Path(failure["log_path"]).exists()
-        assert f"log: {failure['log_path']}" in said
+        assert Path(failure.log_path).exists()
+        assert f"log: {failure.log_path}" in said
 
-    [curve] = [failure["curve"] for failure in failures.values() if failure["cause"] == "nan"]
+    [curve] = [failure.curve for failure in failures.values() if failure.cause == "nan"]
     assert curve and curve[0][0] == 1, "the curve up to there is kept"
     lost = {s.key for s in stages.values() if not failures.keys().isdisjoint(lineage(s))}
     assert Store(home / "store").keys() == stages.keys() - lost, "all others are done"

@@ -194,9 +194,9 @@ def test_a_failed_stage_takes_only_its_descendants(small: str, tmp_path: Path) -
     store = Store(tmp_path)
     plan = plan_of(small, *BRIEF, "unlearn=[nudge, {nudge: {fail: true}}]")
     outcome = run(plan, store)
-    (failed,) = outcome.failed.values()
+    [(key, failed)] = outcome.failed.items()
     broken = next(s for s in plan.stages if s.settings["settings"].get("fail"))
-    assert failed.key == broken.key
+    assert key == broken.key
     assert "told to fail" in failed.message
     assert "Traceback" in Path(failed.log_path).read_text()
     below = {s.key for s in plan.stages if broken in s.ancestry()} - {broken.key}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from orchestrator.core.artifacts import Failure
 from orchestrator.core.stage import Stage
 from orchestrator.messages import (
     Event,
@@ -81,9 +82,9 @@ class Workshop:
             s for s in self.plan.stages if s.kind == kind and steps in (None, s.model.steps)
         )
 
-    def failed(self) -> StageFailed:
+    def failed(self) -> Failure:
         (event,) = [event for event in self.events if isinstance(event, StageFailed)]
-        return event
+        return event.failure
 
 
 @pytest.fixture

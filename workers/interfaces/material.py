@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from workers.interfaces.pipeline import Pipeline
 
 
-MATERIAL_FILE = "material.safetensors"
-
-
 @dataclass(frozen=True)
 class Work:
     """What a material is made from: the model, what was asked, and the material before it."""

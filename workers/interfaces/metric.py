@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from orchestrator.core.artifacts import Role
 from orchestrator.core.chosen import Chosen
 from orchestrator.core.plugin import MetricPlugin
 
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from workers.interfaces.pipeline import Pipeline
     from workers.recipes import SampleSettings
     from workers.runtime.progress import TellProgress
-
-
-Role = Literal["erased", "retained", "never_known"]
 
 
 @dataclass(frozen=True)

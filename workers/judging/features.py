@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, field_validator
 
+from orchestrator.core.artifacts import Role
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.plugin import Asked, BasePlugin
 from workers.data.pinned import Source
-from workers.interfaces.metric import Picture, Role, Score
+from workers.interfaces.metric import Picture, Score
 from workers.judging.model_metric import REVISION, SourceMetric, SourceSettings
 from workers.judging.shapes_judge import JUDGE, passes, refusal
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
+from orchestrator.core.artifacts import Cause
 from orchestrator.core.errors import CorruptObject, ResurgeError, StoreUnavailable
-from orchestrator.messages import Cause
 
 _NO_MEMORY = (
     "out of memory",

@@ -6,15 +6,16 @@ import importlib.metadata
 import platform
 import subprocess
 from functools import cache
-from typing import Any
 
 import torch
+
+from orchestrator.core.artifacts import Provenance
 
 _PACKAGES = ("resurge", "torch", "diffusers", "transformers", "accelerate", "peft", "numpy")
 
 
 @cache
-def provenance(device: str) -> dict[str, Any]:
+def provenance(device: str) -> Provenance:
     """Host, device, threads, versions and the working directory's git commit, as JSON values."""
     return {
         "host": platform.node(),

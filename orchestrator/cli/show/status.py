@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from rich.console import Console
 
+from orchestrator.core.artifacts import Failure
 from orchestrator.core.stage import Stage
-from orchestrator.messages import Cause
 from orchestrator.plan.labels import stage_label
 from orchestrator.run.job import Job
 from orchestrator.schedule.failures import ADVICE
@@ -52,16 +51,14 @@ def show_outcome(job: Job, outcome: Outcome, console: Console) -> None:
     )
     if outcome.failed:
         stages = {stage.key: stage for stage in job.plan.stages}
-        rows = ((stages[key], vars(event)) for key, event in outcome.failed.items())
-        _print_failures(rows, console)
+        _print_failures(((stages[k], f) for k, f in outcome.failed.items()), console)
         console.print("The same command runs the failed and skipped stages again.")
 
 
-def _print_failures(rows: Iterable[tuple[Stage, Mapping[str, Any]]], console: Console) -> None:
+def _print_failures(rows: Iterable[tuple[Stage, Failure]], console: Console) -> None:
     """Whole lines, however long: a log's path must be good for copying."""
     for stage, failure in rows:
-        cause: Cause = failure.get("cause", "bug")
-        text = f"failed ({cause}): {stage_label(stage)}: {failure['message']}"
+        text = f"failed ({failure.cause}): {stage_label(stage)}: {failure.message}"
         console.print(text, style="red", markup=False, soft_wrap=True)
-        rest = f"  log: {failure['log_path']}\n  what to do: {ADVICE[cause]}"
+        rest = f"  log: {failure.log_path}\n  what to do: {ADVICE[failure.cause]}"
         console.print(rest, markup=False, soft_wrap=True)

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from orchestrator.cli.show.results import choose_format, show_settings
 from orchestrator.cli.show.settings import render
+from orchestrator.core.artifacts import Failure
 from orchestrator.core.errors import ResurgeError, StoreError
 from orchestrator.results import trials_table as results
 from orchestrator.results.measure import TrialReader, primary
@@ -106,7 +107,7 @@ def test_an_unfinished_sweep_has_rows_with_nulls(plan, tmp_path):
     store = Store(tmp_path)
     trial = next(t for t in plan.trials if t.trial.params["finetune.steps"] == 50)
     synthetic.commit(store, plan, {s.digest for s in trial.unlearned.stages()})
-    store.put_failure(trial.final.model, "out of memory", None)
+    store.put_failure(trial.final.model, Failure("out of memory", None))
     rows = results.table(plan, store).to_pylist()
     row = row_of(rows, trial=trial.key)
     assert (row["status"], row["final_score"], row["resurgence"]) == ("failed", None, None)

@@ -179,7 +179,7 @@ def test_what_fits_nowhere_fails_with_what_was_tried(small: str, tmp_path: Path)
     assert outcome.failed[large.key].cause == "oom"
     assert f"{SPLITS[-1]} parts a batch" in outcome.failed[large.key].message
     assert [o.split for o in executor.orders if large in o.task.stages] == [1, *SPLITS]
-    assert Store(tmp_path / "store").failures()[large.key]["cause"] == "oom"
+    assert Store(tmp_path / "store").failures()[large.key].cause == "oom"
 
 
 @pytest.mark.parametrize("cause", ["bug", "nan"])

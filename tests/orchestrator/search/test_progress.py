@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from rich.console import Console
 
+from orchestrator.core.artifacts import Failure
 from orchestrator.messages import StageFailed, StageProgress, StageStarted, TaskEnded
 from orchestrator.search.progress import SearchProgress
 from orchestrator.study.tried import Tried, TriedState
@@ -57,7 +58,7 @@ def test_the_last_phase_is_told(page: io.StringIO) -> None:
 def test_failures_are_told_at_once(page: io.StringIO) -> None:
     with progress_of(page, lambda: 0.0) as progress:
         progress.begin("worst", [])
-        progress(StageFailed("task", "key", "told to fail", "a.log"))
+        progress(StageFailed("task", "key", Failure("told to fail", "a.log")))
         progress.told("worst", trial(7, "failed"))
         said = page.getvalue()
     assert "told to fail (log: a.log)" in said

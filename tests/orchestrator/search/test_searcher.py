@@ -254,7 +254,7 @@ def test_no_budget_is_spent_on_a_study_none_of_whose_points_can_be_measured(hunt
     sweep = sweep_of("unlearn=[{nudge: {fail: true}}, dim]", "search.for_each=unlearn.method")
     for _ in range(2):
         heard = hunt.run(sweep)
-        assert [e.message for e in heard.events if isinstance(e, StageFailed)]
+        assert [e.failure.message for e in heard.events if isinstance(e, StageFailed)]
     broken, whole = (trials for _, _, trials in read_studies(PointPlanner(sweep), hunt.storage))
     assert {t.state for t in broken} == {"running"}
     assert [t.state for t in whole] == ["done"] * 3

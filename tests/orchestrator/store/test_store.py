@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.core.artifacts import Failure
 from orchestrator.core.errors import CorruptObject, StoreError
 from orchestrator.core.stage import Stage
 from orchestrator.store.store import Record, Store
@@ -231,8 +232,9 @@ def test_a_damaged_checkpoint_is_deleted(store: Store) -> None:
 
 
 def test_a_failure_is_forgotten_when_the_stage_is_done(store: Store) -> None:
-    store.put_failure(stage(), "no luck", "a.log")
-    assert store.failures()[stage().key]["message"] == "no luck"
+    failure = Failure("no luck", "a.log", "nan", ((1, 0.5), (2, 0.25)))
+    store.put_failure(stage(), failure)
+    assert store.failures() == {stage().key: failure}
     commit(store)
     assert store.failures() == {}
 

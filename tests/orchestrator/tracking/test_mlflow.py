@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from orchestrator.cli.servers import ui_command
+from orchestrator.core.artifacts import Failure
 from orchestrator.core.errors import ResurgeError
 from orchestrator.store.store import Store
 from orchestrator.tracking.mlflow import (
@@ -235,7 +236,7 @@ def test_a_failed_trial_is_marked(place):
     trial = next(t for t in plan.trials if t.trial.params["finetune.steps"] == 50)
     lost = {s.digest for s in (trial.final.sample, *trial.final.scores)}
     synthetic.commit(place.store, plan, {s.digest for s in plan.stages} - lost)
-    place.store.put_failure(trial.final.sample, "out of memory", None)
+    place.store.put_failure(trial.final.sample, Failure("out of memory", None))
     place.sync(plan)
     failed = place.runs("attributes.status = 'FAILED'", kind="trial")
     assert [run.data.tags["resurge.trial"] for run in failed] == [trial.digest]

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from orchestrator.core.artifacts import DATASET
 from orchestrator.executors.base import ExecutorSettings
 from orchestrator.executors.inline import Inline
 from orchestrator.plan.plan import Plan, make_plan
@@ -17,7 +18,7 @@ from orchestrator.plan.tasks import make_tasks
 from orchestrator.schedule.scheduler import Outcome, Scheduler
 from orchestrator.store.store import Store
 from orchestrator.sweepfile.load import parse
-from workers.data.prepared import SCHEMA, numbers_of, read_examples, write_examples
+from workers.data.prepared import numbers_of, read_examples, write_examples
 from workers.datasets.nearest import Nearest
 from workers.interfaces.dataset import Examples
 
@@ -42,7 +43,7 @@ def test_what_was_written_is_read(tmp_path: Path, distances: tuple[float, ...]) 
 def test_the_file_lists_every_picture_by_its_digest(tmp_path: Path) -> None:
     write_examples(tmp_path / "file", some())
     table = pq.read_table(tmp_path / "file")
-    assert table.schema.equals(SCHEMA)
+    assert table.schema.equals(DATASET.schema, check_metadata=True)
     for row in table.to_pylist():
         assert row["sha256"] == hashlib.sha256(row["image"]).hexdigest()
         assert row["distance"] is None

@@ -1,0 +1,224 @@
+"""What one side writes and the other reads: the files by name, and what stands in them.
+
+| file | written by | read by | what it is |
+|---|---|---|---|
+| `images.parquet` | a worker's sample | scores; results, tracking, audit | a row a picture |
+| `values.parquet` | a worker's score | results, audit | a row a picture |
+| `losses.parquet` | a worker's finetune | results, tracking | a row an optimiser step |
+| `dataset.parquet` | a worker's prepare | finetunes; tracking, whoever looks | a row an example |
+| `material.safetensors` | a worker's prepare | unlearnings | a material's tensors |
+| `weights.safetensors` | a worker that makes a model | what hangs on it; upkeep, audit | edits |
+| `failures/<key>.json` | the scheduler | status, results | a `Failure` |
+
+All but the last are objects of records; `Provenance` and some numbers of a record are shared too.
+How the store lays all of this out is the store's own affair (`orchestrator/store`). A row's class
+is its file's schema: another column, or another type, is another format.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    NamedTuple,
+    TypedDict,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Role = Literal["erased", "retained", "never_known"]
+"""Why a picture was asked for; a score's means are numbers of these names."""
+
+
+class ImageRow(NamedTuple):
+    """`prompt_index` counts the prompts of a sample stage, `image_index` the images of one."""
+
+    role: Role
+    concept: str
+    prompt: str
+    prompt_index: int
+    image_index: int
+    png: bytes
+
+
+class ValueRow(NamedTuple):
+    """A metric's value of the picture that `ImageRow` has under the same names."""
+
+    role: Role
+    concept: str
+    prompt: str
+    prompt_index: int
+    image_index: int
+    value: float
+
+
+class LossRow(NamedTuple):
+    """An optimiser step, from 1 on."""
+
+    step: int
+    loss: float
+
+
+class ExampleRow(NamedTuple):
+    """The file is for other programs too, so it carries what its columns are."""
+
+    image: Annotated[bytes, "the picture as it is trained on, PNG"]
+    caption: Annotated[str, "its caption"]
+    source: Annotated[str, "where it is from: data set, then row, file or number"]
+    sha256: Annotated[str, "sha256 of the image column's bytes"]
+    distance: Annotated[
+        float | None, "distance from the erased concept; null if it was not measured"
+    ]
+
+
+class Column(NamedTuple):
+    """A column of a Parquet file; `type` is Arrow's name."""
+
+    name: str
+    type: str
+    is_required: bool
+    description: str | None
+
+
+R = TypeVar("R", bound=tuple[Any, ...])
+_ARROW = {bytes: "binary", str: "string", int: "int64", float: "double"}
+
+
+@dataclass(frozen=True)
+class RowFile(Generic[R]):
+    """A Parquet file whose rows are the NamedTuple `row`.
+
+    pyarrow is imported when a file is read or written: planning does neither.
+    """
+
+    name: str
+    row: Callable[..., R]
+    compression: str = "snappy"
+    rows_per_group: int | None = None
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """In the file's order."""
+        hints = get_type_hints(self.row, include_extras=True)
+        return tuple(_column(name, hint) for name, hint in hints.items())
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Arrow's; descriptions are part of the file."""
+        import pyarrow as pa
+
+        return pa.schema(
+            pa.field(
+                column.name,
+                pa.type_for_alias(column.type),
+                metadata={"description": column.description} if column.description else None,
+            )
+            for column in self.columns
+        )
+
+    def write(self, path: Path, rows: Iterable[R]) -> None:
+        """Write the rows, in their order."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        values = list(zip(*rows, strict=True)) or [()] * len(self.columns)
+        table = pa.table([list(column) for column in values], schema=self.schema)
+        pq.write_table(
+            table, path, compression=self.compression, row_group_size=self.rows_per_group
+        )
+
+    def read(self, path: Path) -> list[R]:
+        """The inverse of `write`."""
+        import pyarrow.parquet as pq
+
+        names = [column.name for column in self.columns]
+        table = pq.read_table(path, columns=names)
+        return list(map(self.row, *(table[name].to_pylist() for name in names)))
+
+
+def _column(name: str, hint: Any) -> Column:
+    description = None
+    if get_origin(hint) is Annotated:
+        hint, description = get_args(hint)
+    if get_origin(hint) is Literal:
+        hint = str
+    kind, *more = get_args(hint) or (hint,)  # of `float | None`, the first
+    return Column(name, _ARROW[kind], not more, description)
+
+
+# Pictures are compressed already.
+IMAGES = RowFile("images.parquet", ImageRow, compression="none")
+VALUES = RowFile("values.parquet", ValueRow)
+LOSSES = RowFile("losses.parquet", LossRow)
+DATASET = RowFile("dataset.parquet", ExampleRow, compression="none", rows_per_group=256)
+MATERIAL = "material.safetensors"
+WEIGHTS = "weights.safetensors"
+
+LOSS = "loss"
+"""The number of a finetune's record that says how well it fitted at its end."""
+
+
+EXAMPLES = "examples"
+"""The number of a prepared data set's record that says how many there are."""
+
+
+class Machine(TypedDict, total=False):
+    """Where a stage was computed; where two agree in all of it, so should their last bits."""
+
+    host: str
+    platform: str
+    device: str
+    threads: int
+    python: str
+
+
+class Provenance(Machine, total=False):
+    """Where and with what a stage was computed, in its record.
+
+    `versions` are those of packages (None: not installed), `base` is what the base plug-in says of
+    its source, `split` the parts in which every batch was computed, if it was more than one.
+    """
+
+    versions: Mapping[str, str | None]
+    git_sha: str | None
+    base: Mapping[str, Any]
+    split: int
+
+
+Cause = Literal["bug", "nan", "oom", "hang", "storage", "lost"]
+"""Why a stage failed: its own error, a loss that is not finite, memory, silence, a store that could
+not be reached, workers that died."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a stage has no record; the log has the traceback, `curve` a training's (step, loss)."""
+
+    message: str
+    log_path: str | None
+    cause: Cause = "bug"
+    curve: tuple[tuple[int, float], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Failure:
+        """The inverse of `to_json`; what else stands there is left aside."""
+        known = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
+        curve = tuple((int(step), float(loss)) for step, loss in known.pop("curve", ()))
+        return cls(**known, curve=curve)
