@@ -25,6 +25,7 @@ from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweepfile.load import parse
 
 PLUGINS = "plugins"
+MAKING = Path("workers", "shapes", "making")
 MAX_PLUGINS_BYTES = 20_000_000
 STOP_WAIT_S = 150
 """How long a cancelled sweep has to end: its workers stop at once, MLflow is brought up to date."""
@@ -199,10 +200,12 @@ def _written(sweep: Sweep, overrides: Sequence[str]) -> tuple[str, Sequence[str]
 
 
 def _entrypoint(command: str, file: str, changes: Sequence[str], home: str) -> str:
-    """A shell command; `exec`, so that a request to stop reaches Resurge itself."""
+    """A shell command; `exec`, so that a request to stop reaches Resurge itself; `-P`, so that no
+    folder in which it starts is searched for `orchestrator` and `workers` before what was sent.
+    """
     folder = f'"$HOME"{shlex.quote(home[1:])}' if home.startswith("~") else shlex.quote(home)
     arguments = " ".join(shlex.quote(text) for text in ("--", file, *changes))
-    return f"exec python -m orchestrator.cli {command} --home {folder} {arguments}"
+    return f"exec python -P -m orchestrator.cli {command} --home {folder} {arguments}"
 
 
 def _pack_plugins(folder: Path, to: Path) -> Freight:
@@ -226,13 +229,16 @@ def _is_left_out(parts: Iterable[str]) -> bool:
 
 
 def _code() -> Iterator[tuple[Path, Path]]:
-    """Our own files, and their paths below the folder that holds both packages."""
+    """Our own files, and their paths below the folder that holds both packages; how the bundled
+    model was made stays here.
+    """
     root = Path(orchestrator.__file__).parents[1]
     for package in ("orchestrator", "workers"):
         for path in sorted((root / package).rglob("*")):
             inside = path.relative_to(root)
             is_ours = path.suffix == ".py" or path.name == "py.typed" or "weights" in inside.parts
-            if is_ours and path.is_file() and not _is_left_out(inside.parts):
+            is_left_out = _is_left_out(inside.parts) or inside.is_relative_to(MAKING)
+            if is_ours and path.is_file() and not is_left_out:
                 yield path, inside
 
 

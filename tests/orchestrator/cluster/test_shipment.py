@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +76,7 @@ def test_the_sweep_the_plug_ins_and_the_code_go_along(
     orchestrator, workers = (names(module) for module in shipment.modules)
     assert {"cli/main.py", "py.typed", "executors/ray.py"} <= orchestrator
     assert {"runner.py", "shapes/weights/judge.safetensors"} <= workers
+    assert not [name for name in workers if name.startswith("shapes/making")]
     assert not [name for name in orchestrator | workers if "__pycache__" in name]
     assert [freight.what for freight in shipment.freight] == ["sweep", "plug-ins", "code"]
     assert "MB" in str(shipment.freight[2])
@@ -80,12 +84,41 @@ def test_the_sweep_the_plug_ins_and_the_code_go_along(
 
 def test_the_head_runs_the_ordinary_command(ship: Callable[..., Shipment], small: str) -> None:
     words = shlex.split(ship(small, "finetune.learning_rate=[1e-4, 1e-3]").entrypoint)
-    assert words[:5] == ["exec", "python", "-m", "orchestrator.cli", "run"]
-    assert words[5:7] == ["--home", "$HOME/.resurge"]
-    assert words[7:] == ["--", "small.yaml", "finetune.learning_rate=[1e-4, 1e-3]"]
+    assert words[:6] == ["exec", "python", "-P", "-m", "orchestrator.cli", "run"]
+    assert words[6:8] == ["--home", "$HOME/.resurge"]
+    assert words[8:] == ["--", "small.yaml", "finetune.learning_rate=[1e-4, 1e-3]"]
     entry = ClusterEntry(address="http://head:8265", store="/s", home="/srv/my state")
     words = shlex.split(ship(SEARCH, cluster=Cluster("lab", entry), to="other").entrypoint)
-    assert words[4:7] == ["search", "--home", "/srv/my state"]
+    assert words[5:8] == ["search", "--home", "/srv/my state"]
+
+
+def test_what_was_sent_stands_before_other_packages_of_its_name(
+    ship: Callable[..., Shipment], small: str, tmp_path: Path
+) -> None:
+    shipment = ship(small)
+    for name in ("orchestrator", "workers"):
+        other = shipment.working_dir / name
+        other.mkdir()
+        (other / "__init__.py").write_text("raise ImportError('another package of that name')")
+    # As Ray starts a job: in the working directory, what was sent on PYTHONPATH.
+    settings = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(str(module.parent) for module in shipment.modules),
+        **shipment.environment,
+        "RESURGE_STORE": str(tmp_path / "store"),
+    }
+    assert shipment.entrypoint.count(" run ") == 1
+    done = subprocess.run(
+        shipment.entrypoint.replace(" run ", " plan "),
+        shell=True,
+        capture_output=True,
+        text=True,
+        cwd=shipment.working_dir,
+        env=settings,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "unlearn shake star seed 1" in done.stdout
 
 
 def test_what_was_sent_means_what_was_planned(ship: Callable[..., Shipment], small: str) -> None:
