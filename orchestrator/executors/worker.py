@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import orchestrator
 from orchestrator.messages import Event, TaskEnded, TaskHandedBack, WorkOrder
 
 
@@ -19,6 +22,18 @@ def work(runner: Any, order: WorkOrder, worker: str, tell: Callable[[Event], Non
         tell(TaskHandedBack(order.task.id, worker))
 
 
+def load_workers() -> None:
+    """Import our package `workers`. Ray puts the folder in which the head was started before all
+    others, and the user may have another package of that name there.
+    """
+    beside_us = str(Path(orchestrator.__file__).parents[1])
+    sys.path.insert(0, beside_us)
+    try:
+        importlib.import_module("workers")
+    finally:
+        sys.path.remove(beside_us)
+
+
 class WorkerProcess:
     """What a process that is a worker has; it keeps its model warm from task to task.
 
@@ -27,6 +42,7 @@ class WorkerProcess:
 
     def __init__(self, threads: int) -> None:
         importlib.import_module("torch").set_num_threads(threads)
+        load_workers()
         module = importlib.import_module("workers.runner")
         self.runner = module.Runner()
         module.leave_on_sigterm(self.runner)

@@ -117,6 +117,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         }
         mine = Machine(root / "mine", settings)
         mine.folder.mkdir()
+        for folder in (root, mine.folder):  # where the head was started, and where submit is
+            (folder / "workers").mkdir()
+            (folder / "workers" / "__init__.py").write_text("raise ImportError('not ours')")
         (mine.folder / "far.yaml").write_text(SWEEP)
         (mine.folder / "endless.yaml").write_text(ENDLESS)
         yield Place(head, store, mine, noted)
