@@ -60,7 +60,8 @@ class _Recorder:
         weights = attn.get_attention_scores(query, key, attention_mask)
         self.maps[self.path] = weights.view(len(hidden_states), attn.heads, *weights.shape[1:])
         mixed = attn.batch_to_head_dim(torch.bmm(weights, value))
-        return attn.to_out[1](attn.to_out[0](mixed))
+        out: Tensor = attn.to_out[1](attn.to_out[0](mixed))
+        return out
 
 
 def to_words(maps: Mapping[str, Tensor], words: Tensor) -> dict[str, Tensor]:

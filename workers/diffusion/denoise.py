@@ -7,7 +7,7 @@ one that starts at `scheduler.timesteps[k]`; k = 0 is pure noise.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -16,9 +16,41 @@ from workers.diffusion.rng import integers, normal
 from workers.runtime.parts import by_parts
 
 if TYPE_CHECKING:
-    from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
+    from workers.interfaces.pipeline import Pipeline, SchedulerConfig, UNet
 
-    from workers.interfaces.pipeline import Pipeline, UNet
+
+class NoiseSchedule(Protocol):
+    """A noise schedule as the forward process: diffusers' DDPM scheduler."""
+
+    alphas_cumprod: Tensor
+    """ā of every time step: (steps,)."""
+
+    @property
+    def config(self) -> SchedulerConfig: ...
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor, /) -> Tensor:
+        """x_t of clean latents (n, c, h, w), at time steps (n,)."""
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor, /) -> Tensor:
+        """v of clean latents and their noise, of their shape."""
+
+
+class Stepped(Protocol):
+    """What a sampler's step returns."""
+
+    prev_sample: Tensor
+    """Latents, a step less noisy."""
+
+
+class Sampler(Protocol):
+    """A noise schedule walked backwards: diffusers' DDIM scheduler."""
+
+    timesteps: Tensor
+    """Of the sampler's steps, from the noisy side: (steps,)."""
+    init_noise_sigma: float
+
+    def step(self, prediction: Tensor, timestep: int, latents: Tensor, /) -> Stepped:
+        """Latents (n, c, h, w) with what the model predicts of them, one step on."""
 
 
 Predict = Callable[[Tensor, int], Tensor]
@@ -29,7 +61,7 @@ NoisePredictor = Callable[[Tensor, "Tensor | int", Tensor], Tensor]
 """(latents (n, c, h, w), time steps (n,) or one, text (n, tokens, width)) -> noise, fp32."""
 
 
-def ddim(pipe: Pipeline, steps: int) -> DDIMScheduler:
+def ddim(pipe: Pipeline, steps: int) -> Sampler:
     """A fresh DDIM sampler (Song et al. 2021, eta 0) of `steps` steps on the pipeline's schedule.
 
     Latents have no natural bounds, so they are clipped only if the pipeline's own configuration
@@ -40,7 +72,8 @@ def ddim(pipe: Pipeline, steps: int) -> DDIMScheduler:
     config = pipe.scheduler.config
     scheduler = DDIMScheduler.from_config(config, clip_sample=config.get("clip_sample", False))
     scheduler.set_timesteps(steps)
-    return scheduler
+    sampler: Sampler = scheduler
+    return sampler
 
 
 def latent_shape(pipe: Pipeline) -> tuple[int, int, int]:
@@ -51,15 +84,16 @@ def latent_shape(pipe: Pipeline) -> tuple[int, int, int]:
     return config.in_channels, height, width
 
 
-def training_scheduler(pipe: Pipeline) -> DDPMScheduler:
+def training_scheduler(pipe: Pipeline) -> NoiseSchedule:
     """The pipeline's noise schedule as the forward process (Ho et al. 2020), for training."""
     from diffusers import DDPMScheduler
 
-    return DDPMScheduler.from_config(pipe.scheduler.config)
+    scheduler: NoiseSchedule = DDPMScheduler.from_config(pipe.scheduler.config)
+    return scheduler
 
 
 def training_target(
-    scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor
+    scheduler: NoiseSchedule, latents: Tensor, noise: Tensor, timesteps: Tensor
 ) -> Tensor:
     """What the UNet should predict: the noise, or v (Salimans and Ho 2022). Shape of `latents`."""
     kind = scheduler.config.prediction_type
@@ -71,7 +105,7 @@ def training_target(
 
 
 def to_noise(
-    scheduler: SchedulerMixin, prediction: Tensor, latents: Tensor, timesteps: Tensor | int
+    scheduler: NoiseSchedule, prediction: Tensor, latents: Tensor, timesteps: Tensor | int
 ) -> Tensor:
     """The noise that a prediction means, whatever the model predicts; shape of `latents`.
 
@@ -156,7 +190,7 @@ def guided(unet: UNet, text: Tensor, empty: Tensor, scale: float) -> Predict:
     return predict
 
 
-def denoise(predict: Predict, scheduler: DDIMScheduler, latents: Tensor, steps: int) -> Tensor:
+def denoise(predict: Predict, scheduler: Sampler, latents: Tensor, steps: int) -> Tensor:
     """Take the first `steps` steps of `scheduler` from noise `latents` (n, c, h, w).
 
     The result is at the noise level of `scheduler.timesteps[steps]`, and that is the time step at
@@ -188,7 +222,7 @@ def partly_denoised(
 
 
 def noised(
-    scheduler: DDPMScheduler, latents: Tensor, seed: int, step: int, stream: str
+    scheduler: NoiseSchedule, latents: Tensor, seed: int, step: int, stream: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x_t of clean `latents` (n, c, h, w), its noise, and uniform time steps (n,)."""
     noise = normal(latents.shape, seed, step, f"noise {stream}", latents.device)

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from workers.diffusion.rng import generator
 from workers.recipes import FinetuneSettings
 
 if TYPE_CHECKING:
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora import Linear as LoraLinear
 
     from workers.interfaces.pipeline import UNet
 
@@ -46,7 +46,7 @@ class Lora:
         self._unet = unet
         config = LoraConfig(
             r=settings.lora_rank,
-            lora_alpha=settings.lora_alpha,
+            lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # any number will do
             target_modules=TARGETS[settings.lora_targets],
         )
         # peft initialises from the global generator: its numbers are replaced, its state kept.
@@ -78,26 +78,26 @@ class Lora:
         self._unet._hf_peft_config_loaded = False
 
     @torch.no_grad()
-    def _merge(self) -> list[tuple[str, LoraLayer, Tensor]]:
+    def _merge(self) -> list[tuple[str, LoraLinear, Tensor]]:
         kept = []
         for path, layer in self._layers():
-            linear = layer.get_base_layer()
+            linear = _under(layer)
             kept.append((path, layer, linear.weight.detach().clone()))
             linear.weight += layer.get_delta_weight(ADAPTER)
             self._unet.set_submodule(path, linear)
         return kept
 
     @torch.no_grad()
-    def _unmerge(self, kept: list[tuple[str, LoraLayer, Tensor]]) -> None:
+    def _unmerge(self, kept: list[tuple[str, LoraLinear, Tensor]]) -> None:
         for path, layer, weight in kept:
             # The saved weight, not a subtraction: that would leave a rounding error behind.
-            layer.get_base_layer().weight.copy_(weight)
+            _under(layer).weight.copy_(weight)
             self._unet.set_submodule(path, layer)
 
-    def _layers(self) -> list[tuple[str, LoraLayer]]:
-        from peft.tuners.lora import LoraLayer
+    def _layers(self) -> list[tuple[str, LoraLinear]]:
+        from peft.tuners.lora import Linear as LoraLinear
 
-        return [(p, m) for p, m in self._unet.named_modules() if isinstance(m, LoraLayer)]
+        return [(p, m) for p, m in self._unet.named_modules() if isinstance(m, LoraLinear)]
 
     def _initialise(self, seed: int) -> None:
         """Kaiming-uniform A and zero B, as peft does, from the seed and the parameter's name."""
@@ -110,3 +110,8 @@ class Lora:
                 value.data.copy_(drawn)
             else:
                 nn.init.zeros_(value)
+
+
+def _under(layer: LoraLinear) -> nn.Linear:
+    """The model's own layer, whose place the LoRA has taken."""
+    return cast(nn.Linear, layer.get_base_layer())

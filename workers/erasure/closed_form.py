@@ -77,7 +77,8 @@ class Sums:
 
 def solve_right(values: Tensor, system: Tensor) -> Tensor:
     """values · system⁻¹ for a symmetric system, by a solve: X · S = V is S · Xᵀ = Vᵀ."""
-    return torch.linalg.solve(system, values.T).T
+    solved: Tensor = torch.linalg.solve(system, values.T)
+    return solved.T
 
 
 def checked_condition(symmetric: Tensor, advice: str) -> float:

@@ -18,9 +18,14 @@ if TYPE_CHECKING:
 class DrawSettings(Protocol):
     """How x_t is drawn."""
 
-    batch_size: int
-    start_guidance: float
-    sampler_steps: int
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def start_guidance(self) -> float: ...
+
+    @property
+    def sampler_steps(self) -> int: ...
 
 
 def erased_target(concept: Tensor, anchor: Tensor, eta: float) -> Tensor:

@@ -15,8 +15,7 @@ from workers.diffusion.rng import integers
 from workers.diffusion.text import embed
 
 if TYPE_CHECKING:
-    from diffusers import DDPMScheduler
-
+    from workers.diffusion.denoise import NoiseSchedule
     from workers.interfaces.pipeline import Pipeline
     from workers.interfaces.unlearner import Erasure
     from workers.materials.images import Pictures
@@ -38,13 +37,13 @@ class PictureSet:
 
     latents: Tensor
     text: Tensor
-    scheduler: DDPMScheduler
+    scheduler: NoiseSchedule
 
     @classmethod
     def of(
         cls,
         pipe: Pipeline,
-        scheduler: DDPMScheduler,
+        scheduler: NoiseSchedule,
         pictures: Pictures,
         prompts: Sequence[str] | None = None,
     ) -> PictureSet:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, overload
 
 if TYPE_CHECKING:
     import torch
+    from peft import LoraConfig
     from torch import Tensor
     from torch.nn import Embedding, Module
 else:
@@ -48,16 +49,25 @@ class Predicted(Protocol):
 
 
 class UNet(Module):
-    """The denoiser; its cross-attention modules have paths that end in ".attn2"."""
+    """The denoiser; its cross-attention modules have paths that end in ".attn2".
+
+    `add_adapter` puts LoRA beside its layers, and notes that in the two attributes of peft.
+    """
 
     config: UNetConfig
     dtype: torch.dtype
+    peft_config: dict[str, LoraConfig]
+    _hf_peft_config_loaded: bool
 
     @abstractmethod
     def __call__(
         self, sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor
     ) -> Predicted:
         """Noisy latents (n, c, h, w), time steps (n,) or one for all, text (n, tokens, width)."""
+
+    @abstractmethod
+    def add_adapter(self, adapter_config: LoraConfig, adapter_name: str) -> None:
+        """Put peft's modules in the place of the layers that the configuration names."""
 
     @abstractmethod
     def enable_gradient_checkpointing(self) -> None:

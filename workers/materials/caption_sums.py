@@ -38,6 +38,7 @@ class CaptionSums(Material):
     name = "caption_sums"
     version = 1
     Settings = CaptionSumsSettings
+    settings: CaptionSumsSettings
 
     @classmethod
     def need(cls, file: str | None, prompts: Sequence[str]) -> Need:
@@ -59,6 +60,7 @@ class CaptionSums(Material):
         Raises:
             ResurgeError: there is no such file, or it is empty.
         """
+        assert self.settings.file is not None  # else the captions are the bundled ones
         path = Path(self.settings.file).expanduser()
         if not path.is_file():
             raise ResurgeError(f"the caption file {str(path)!r} does not exist")

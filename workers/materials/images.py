@@ -50,6 +50,7 @@ class Images(Material):
     name = "images"
     version = 1
     Settings = ImagesSettings
+    settings: ImagesSettings
 
     @classmethod
     def need(cls, base: BasePlugin, prompts: Sequence[str], images_per_prompt: int) -> Need:

@@ -9,12 +9,13 @@ from pydantic import Field
 
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.settings import Settings
+from workers.data.pinned import Source
 from workers.interfaces.material import Made, Material, Work
 from workers.materials.images import Pictures
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
 CLIPSEG = "CIDAS/clipseg-rd64-refined"
 
@@ -40,6 +41,7 @@ class Masks(Material):
     name = "masks"
     version = 1
     Settings = MasksSettings
+    settings: MasksSettings
 
     def make(self, work: Work) -> Made:
         """Find the object in every picture.
@@ -69,11 +71,11 @@ class Masks(Material):
         from torch.nn import functional
         from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
 
-        where = {"revision": self.settings.revision}
+        source = Source(self.settings.model, self.settings.revision).options()
         try:
-            processor = CLIPSegProcessor.from_pretrained(self.settings.model, **where)
-            segmenter = CLIPSegForImageSegmentation.from_pretrained(
-                self.settings.model, use_safetensors=True, **where
+            processor = CLIPSegProcessor.from_pretrained(**source)
+            segmenter: nn.Module = CLIPSegForImageSegmentation.from_pretrained(
+                **source, use_safetensors=True
             )
         except (OSError, ValueError) as error:
             raise ResurgeError(

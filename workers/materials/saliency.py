@@ -37,6 +37,7 @@ class Saliency(Material):
     name = "saliency"
     version = 1
     Settings = SaliencySettings
+    settings: SaliencySettings
 
     def make(self, work: Work) -> Made:
         """Sum gradients, score, choose; no weight moves."""
@@ -45,7 +46,7 @@ class Saliency(Material):
         parameters = dict(work.pipe.unet.named_parameters())
         try:
             self._sum_gradients(work)
-            scores = {name: value.grad.abs() for name, value in parameters.items()}
+            scores = {name: v.grad.abs() for name, v in parameters.items() if v.grad is not None}
         finally:
             work.pipe.unet.requires_grad_(False)
             work.pipe.unet.zero_grad(set_to_none=True)

@@ -117,8 +117,8 @@ def state_of(what: Training, parameter: str, carried: str) -> dict[str, Tensor]:
 @torch.no_grad()
 def put_state(what: Training, tensors: Mapping[str, Tensor], parameter: str, carried: str) -> None:
     """The inverse of `state_of`, for a training of the same parameters."""
-    for name, value in what.parameters.items():
-        value.copy_(tensors[f"{parameter}.{name}"])
+    for name, trained in what.parameters.items():
+        trained.copy_(tensors[f"{parameter}.{name}"])
     for name, value in what.carried.items():
         value.copy_(tensors[f"{carried}.{name}"])
     for key, value in tensors.items():

@@ -79,7 +79,7 @@ def minimise(
             optimizer: torch.optim.Optimizer = torch.optim.Adam(values, lr=rate, fused=True)
         else:
             optimizer = torch.optim.AdamW(values, lr=rate, weight_decay=weight_decay, fused=True)
-        phase = {"name": "train", "iterations": settings.iterations} | details
+        phase: dict[str, Any] = {"name": "train", "iterations": settings.iterations} | details
         return optimise(
             erasure,
             settings,

@@ -63,6 +63,7 @@ class AdvUnlearn(Unlearner):
     uses = frozenset({"retained"})
     paper = "Zhang et al., NeurIPS 2024"
     Settings = AdvUnlearnSettings
+    settings: AdvUnlearnSettings
 
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
         """The retained term needs prompts."""

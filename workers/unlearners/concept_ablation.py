@@ -57,6 +57,7 @@ class ConceptAblation(PictureUnlearner):
     uses = frozenset({"anchors"})
     paper = "Kumari et al., ICCV 2023"
     Settings = ConceptAblationSettings
+    settings: ConceptAblationSettings
 
     def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
         """Pictures of the anchor only."""

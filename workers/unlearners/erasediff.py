@@ -60,6 +60,7 @@ class EraseDiff(PictureUnlearner):
     uses = frozenset({"retained", "anchors"})
     paper = "Wu et al., CVPR 2025"
     Settings = EraseDiffSettings
+    settings: EraseDiffSettings
 
     def passes(self) -> int:
         """Retained, forget, and in the paper's variant the K steps and the one at θ_K."""
@@ -93,9 +94,11 @@ class EraseDiff(PictureUnlearner):
             if s.variant == "paper":
                 there = gradient_after(values, forgotten, s.inner_steps, s.inner_rate)
                 forgetting = tuple(g - t for g, t in zip(forgetting, there, strict=True))
-            weight = s.weight
-            if weight is None:
+            weight: Tensor | float
+            if s.weight is None:
                 weight = automatic_weight(retaining, forgetting, s.eta)
+            else:
+                weight = s.weight
             for value, r, f in zip(values, retaining, forgetting, strict=True):
                 value.grad = r + weight * f
             return (kept + gone).detach()

@@ -58,7 +58,7 @@ class ESDSettings(TrainSettings):
         "noxattn: the original's, outside attn2 without output layers and time embedding",
     )
     iterations: int = Field(75, ge=1, description="optimiser steps")
-    learning_rate: float | None = Field(
+    learning_rate: float | None = Field(  # type: ignore[assignment]  # filled in before it is seen
         None,
         gt=0,
         description="Adam's learning rate; null: the variant's own, 3e-4 for x and x-strict, "
@@ -104,6 +104,7 @@ class ESD(Unlearner):
     version = 2
     paper = "Gandikota et al., ICCV 2023"
     Settings = ESDSettings
+    settings: ESDSettings
 
     def passes(self) -> int:
         """Drawing x_t, two teacher passes, one trained pass."""

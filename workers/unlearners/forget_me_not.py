@@ -48,6 +48,7 @@ class ForgetMeNot(PictureUnlearner):
     uses = frozenset()
     paper = "Zhang et al., CVPR 2024 workshop"
     Settings = ForgetMeNotSettings
+    settings: ForgetMeNotSettings
 
     def passes(self) -> int:
         """One trained pass."""

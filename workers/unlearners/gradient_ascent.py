@@ -34,6 +34,7 @@ class GradientAscent(PictureUnlearner):
     version = 1
     paper = "Thudi et al., EuroS&P 2022 (baseline)"
     Settings = GradientAscentSettings
+    settings: GradientAscentSettings
 
     def passes(self) -> int:
         """Two trained passes."""

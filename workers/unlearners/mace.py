@@ -98,6 +98,7 @@ class MACE(Unlearner):
     uses = frozenset({"retained", "anchors"})
     paper = "Lu et al., CVPR 2024"
     Settings = MACESettings
+    settings: MACESettings
 
     def anchor(self, base: BasePlugin, concept: str) -> str:
         """The mapping concept."""

@@ -63,6 +63,7 @@ class RECE(Unlearner):
     uses = frozenset({"retained"})
     paper = "Gong et al., ECCV 2024"
     Settings = RECESettings
+    settings: RECESettings
 
     def unlearn(self, erasure: Erasure) -> Unlearned:
         """One UCE edit, then `epochs` more."""
@@ -130,4 +131,5 @@ def _moved(pipe: Pipeline, original: list[Tensor], kept: Tensor) -> float:
         was = kept @ before.T
         moved += float((kept @ layer.weight.detach().T - was).square().sum())
         total += float(was.square().sum())
-    return (moved / total) ** 0.5
+    share: float = (moved / total) ** 0.5
+    return share

@@ -62,6 +62,7 @@ class Receler(Unlearner):
     version = 1
     paper = "Huang et al., ECCV 2024"
     Settings = RecelerSettings
+    settings: RecelerSettings
 
     def passes(self) -> int:
         """Drawing, teacher and mask, the adversary, the trained pass."""

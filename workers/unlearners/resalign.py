@@ -80,6 +80,7 @@ class ResAlign(PictureUnlearner):
     uses = frozenset({"retained", "anchors"})
     paper = "Li et al., NeurIPS 2025"
     Settings = ResAlignSettings
+    settings: ResAlignSettings
 
     def configurations(self) -> list[tuple[str, str, float]]:
         """(adapter, optimiser, rate) of every simulated fine-tune."""
@@ -223,7 +224,10 @@ class LoraSpace:
             return by_parts(self._predict, latents, timesteps, text, *weights)
         if not (self.is_checkpointed and any(value.requires_grad for value in weights)):
             return self._predict(latents, timesteps, text, *weights)
-        return checkpoint(self._predict, latents, timesteps, text, *weights, use_reentrant=False)
+        made: Tensor = checkpoint(
+            self._predict, latents, timesteps, text, *weights, use_reentrant=False
+        )
+        return made
 
     def _predict(
         self, latents: Tensor, timesteps: Tensor, text: Tensor, *weights: Tensor
@@ -303,7 +307,10 @@ def simulate(
     base = [value.detach() for value in theta]
     if how.adapter == "full":
         moving = [nn.Parameter(torch.zeros_like(value)) for value in base]
-        weights = lambda: [b + m for b, m in zip(base, moving, strict=True)]  # noqa: E731
+
+        def weights() -> list[Tensor]:
+            return [b + m for b, m in zip(base, moving, strict=True)]
+
     else:
         rank = 4
         fixed = [
@@ -311,9 +318,10 @@ def simulate(
             for i, b in enumerate(base)
         ]
         moving = [nn.Parameter(b.new_zeros(len(b), rank)) for b in base]
-        weights = lambda: [  # noqa: E731
-            b + m @ f for b, m, f in zip(base, moving, fixed, strict=True)
-        ]
+
+        def weights() -> list[Tensor]:
+            return [b + m @ f for b, m, f in zip(base, moving, fixed, strict=True)]
+
     rule = torch.optim.SGD if how.optimizer == "sgd" else torch.optim.Adam
     optimizer = rule(moving, lr=how.learning_rate)
     for step in range(how.steps):

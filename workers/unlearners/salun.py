@@ -53,6 +53,7 @@ class SalUn(PictureUnlearner):
     uses = frozenset({"retained", "anchors"})
     paper = "Fan et al., ICLR 2024"
     Settings = SalUnSettings
+    settings: SalUnSettings
 
     def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
         """Pictures, and the mask that is made from those to forget."""

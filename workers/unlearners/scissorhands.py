@@ -68,6 +68,7 @@ class Scissorhands(PictureUnlearner):
     uses = frozenset({"retained", "anchors"})
     paper = "Wu and Harandi, ECCV 2024"
     Settings = ScissorhandsSettings
+    settings: ScissorhandsSettings
 
     def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
         """Pictures, and the mask of what is to be cut."""

@@ -47,6 +47,7 @@ class SDD(Unlearner):
     version = 1
     paper = "Kim et al., ICML 2023 workshop"
     Settings = SDDSettings
+    settings: SDDSettings
 
     def passes(self) -> int:
         """Drawing, the target, the trained pass."""

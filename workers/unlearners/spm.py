@@ -53,6 +53,7 @@ class SPM(Unlearner):
     version = 1
     paper = "Lyu et al., CVPR 2024"
     Settings = SPMSettings
+    settings: SPMSettings
 
     def passes(self) -> int:
         """Drawing, two teacher passes, a trained one, and the anchors'."""
@@ -125,4 +126,5 @@ def latent_anchors(text: Tensor, seed: int, step: int, candidates: int = 4) -> T
     accepted = lucky < 1 - near.abs()
     accepted[-1] = True
     first = accepted.float().argmax(dim=0)
-    return drawn[first, torch.arange(n, device=text.device)]
+    chosen: torch.Tensor = drawn[first, torch.arange(n, device=text.device)]
+    return chosen

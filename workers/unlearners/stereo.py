@@ -64,6 +64,7 @@ class STEREO(Unlearner):
     uses = frozenset({"anchors"})
     paper = "Srivatsan et al., CVPR 2025"
     Settings = STEREOSettings
+    settings: STEREOSettings
 
     def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
         """Pictures of the concept, to invert."""

@@ -61,6 +61,7 @@ class UCE(Unlearner):
     uses = frozenset({"retained"})
     paper = "Gandikota et al., WACV 2024"
     Settings = UCESettings
+    settings: UCESettings
 
     def unlearn(self, erasure: Erasure) -> Unlearned:
         """Solve once, apply to every projection; report the system's condition number."""

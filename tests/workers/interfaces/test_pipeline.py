@@ -34,7 +34,8 @@ def test_a_pipelines_parts_and_their_configurations_have_what_is_said(
         "scheduler": protocol.Scheduler,
     }[part]
     there = getattr(pipe, part)
-    assert [name for name in members(kind) if not hasattr(there, name)] == []
+    since_an_adapter = ["peft_config"] if part == "unet" else []
+    assert [name for name in members(kind) if not hasattr(there, name)] == since_an_adapter
     config = getattr(protocol, f"{kind.__name__}Config", None)
     if config is not None:
         assert [name for name in members(config) if not hasattr(there.config, name)] == []
