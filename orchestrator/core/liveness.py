@@ -69,6 +69,19 @@ class Process:
         return f"process {self.pid} on {self.host}"
 
 
+@dataclass(frozen=True)
+class Sign:
+    """A process's last sign of life: a number that grows, and its own time of day."""
+
+    process: Process
+    beat: int
+    at_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**self.process.to_json(), "beat": self.beat, "at_s": self.at_s}
+
+
 class Watch:
     """Judges processes by what one sees of their beats.
 
@@ -86,17 +99,18 @@ class Watch:
         self._now_s = now_s
         self._seen: dict[str, tuple[int, float]] = {}
 
-    def look(self, process: Process, beat: int, beaten_at_s: float) -> Verdict:
-        """What can be said of it; `beaten_at_s` is its own time of day at its last beat."""
+    def look(self, sign: Sign) -> Verdict:
+        """What can be said of a process by its last sign."""
+        process, now_s = sign.process, self._clock_s()
         if process.is_here:
             return "dead" if process.is_gone else "alive"
-        if self._now_s() - beaten_at_s > LONG_AGO_S:
+        if self._now_s() - sign.at_s > LONG_AGO_S:
             return "dead"
-        first, _ = self._seen.setdefault(process.id, (beat, self._clock_s()))
-        if beat != first:
-            self._seen[process.id] = (beat, self._clock_s())
+        beat, since_s = self._seen.setdefault(process.id, (sign.beat, now_s))
+        if sign.beat != beat:
+            self._seen[process.id] = (sign.beat, now_s)
             return "alive"
-        return "dead" if self._clock_s() - self._seen[process.id][1] > SILENT_S else "unsure"
+        return "dead" if now_s - since_s > SILENT_S else "unsure"
 
 
 @lru_cache(maxsize=1)

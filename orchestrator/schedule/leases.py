@@ -3,75 +3,54 @@
     heads/<id>.json                 a head that runs a sweep: who it is, its beat, what it does
     leases/<unit>/<head id>         a head's claim of a unit of work (a trajectory, a model, …)
 
-A head that wants a unit writes its claim, then lists the unit's claims: if it is alone, the unit
-is its own; if not, it withdraws and waits for the records of the other. Of two that come at once
-at most one finds itself alone, whatever the store, because listings show what was written before.
-A dead head's claims are removed. Should two heads ever do the same stage, the first record wins.
+A head that is refused a unit waits for the records of the other. Should two heads ever do the same
+stage, the first record wins.
 """
 
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.core.claims import Claims, beating
 from orchestrator.core.errors import StoreError
-from orchestrator.core.liveness import BEAT_S, SILENT_S, Process, Watch
+from orchestrator.core.liveness import BEAT_S, SILENT_S, Process, Sign, Watch
 from orchestrator.core.stage import Stage
 from orchestrator.messages import Task
 from orchestrator.store.patience import Patience
 from orchestrator.store.store import Store
 
-
-def live_heads(store: Store, sweep: str | None = None) -> list[Head]:
-    """The heads that are alive, of one sweep or of all.
-
-    One on another machine counts as alive if its last beat is not older than SILENT_S by this
-    machine's clock: a single look cannot see whether its beat goes on.
-    """
-    watch, now_s = Watch(), time.time()
-
-    def is_alive(head: Head) -> bool:
-        verdict = watch.look(head.process, head.beat, head.at_s)
-        return verdict == "alive" or (verdict == "unsure" and now_s - head.at_s <= SILENT_S)
-
-    return [h for h in read_heads(store) if sweep in (None, h.sweep) and is_alive(h)]
-
-
 HEADS, LEASES = "heads", "leases"
 
 
 @dataclass(frozen=True)
-class Head:
+class Head(Sign):
     """What a head says of itself.
 
     `wants` is the number of workers that it could use now; `running` its stages under way, as JSON
     values {key, worker, done, total}.
     """
 
-    process: Process
     sweep: str
     priority: float
-    beat: int
-    at_s: float
     wants: int = 0
     running: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        own = {name: getattr(self, name) for name in ("sweep", "priority", "beat", "at_s", "wants")}
-        return {**self.process.to_json(), **own, "running": list(self.running)}
+        own = {name: getattr(self, name) for name in ("sweep", "priority", "wants")}
+        return {**super().to_json(), **own, "running": list(self.running)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Head:
         """The inverse of `to_json`."""
-        own = {name: values[name] for name in ("sweep", "priority", "beat", "at_s", "wants")}
-        return cls(Process.from_json(values), running=values["running"], **own)
+        names = ("beat", "at_s", "sweep", "priority", "wants", "running")
+        return cls(Process.from_json(values), **{name: values[name] for name in names})
 
 
 def read_heads(store: Store) -> list[Head]:
@@ -88,6 +67,21 @@ def read_heads(store: Store) -> list[Head]:
     return found
 
 
+def live_heads(store: Store, sweep: str | None = None) -> list[Head]:
+    """The heads that are alive, of one sweep or of all.
+
+    One on another machine counts as alive if its last beat is not older than SILENT_S by this
+    machine's clock: a single look cannot see whether its beat goes on.
+    """
+    watch, now_s = Watch(), time.time()
+
+    def is_alive(head: Head) -> bool:
+        verdict = watch.look(head)
+        return verdict == "alive" or (verdict == "unsure" and now_s - head.at_s <= SILENT_S)
+
+    return [h for h in read_heads(store) if sweep in (None, h.sweep) and is_alive(h)]
+
+
 def units(task: Task) -> list[str]:
     """What a task is leased by: its trajectories, models and materials, as 16 digits."""
     if task.pool == "score":
@@ -101,8 +95,8 @@ def _unit(stage: Stage) -> str:
     return stage.model.trajectory or stage.model.digest
 
 
-class Leases:
-    """One head's claims. Used by the scheduler's thread; the beat has a thread of its own.
+class Leases(Claims):
+    """One head's claims of units. Used by the scheduler's thread; the beat has a thread of its own.
 
     Args:
         store: where they are.
@@ -120,7 +114,7 @@ class Leases:
         watch: Watch | None = None,
         now_s: Callable[[], float] = time.time,
     ) -> None:
-        self.process = Process.here()
+        super().__init__(watch, now_s)
         self.sweep, self.priority = sweep, priority
         self.wants = 0
         self.running: Sequence[Mapping[str, Any]] = ()
@@ -128,25 +122,17 @@ class Leases:
         # A beat that waits for a store that is away comes too late anyway.
         self._beats = Store(store.location, Patience(BEAT_S / 2)).files
         self._store = store
-        self._watch = watch or Watch()
-        self._now_s = now_s
-        self._beat = 0
         self._held: Counter[str] = Counter()
-        self._stop = threading.Event()
-        self._beating: threading.Thread | None = None
+        self._beating = ExitStack()
 
     def __enter__(self) -> Leases:
         self.beat()
-        self._beating = threading.Thread(target=self._beat_until_stop, daemon=True)
-        self._beating.start()
+        self._beating.enter_context(beating(self._beat_if_there))
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._stop.set()
-        if self._beating is not None:
-            self._beating.join()
-        for unit in list(self._held):
-            self._drop(unit, self.process.id)
+        self._beating.close()
+        self._remove(self._held, self.process.id)
         self._files.delete(f"{HEADS}/{self.process.id}.json")
 
     def beat(self) -> None:
@@ -154,26 +140,24 @@ class Leases:
         self._beat += 1
         head = Head(
             self.process,
-            self.sweep,
-            self.priority,
             self._beat,
             self._now_s(),
+            self.sweep,
+            self.priority,
             self.wants,
             tuple(self.running),
         )
         self._beats.write(f"{HEADS}/{self.process.id}.json", json.dumps(head.to_json()))
 
+    def _beat_if_there(self) -> None:
+        # If the store is away, the scheduler's own calls meet the same trouble, and tell of it.
+        with suppress(StoreError):
+            self.beat()
+
     def claim(self, task: Task) -> bool:
         """Own all of the task's units; if another head has one of them, own none."""
-        wanted = [unit for unit in units(task) if unit not in self._held]
-        claimed: list[str] = []
-        for unit in wanted:
-            self._files.write(f"{LEASES}/{unit}/{self.process.id}", "")
-            claimed.append(unit)
-            if self._is_anothers(unit):
-                for mine in claimed:
-                    self._drop(mine, self.process.id)
-                return False
+        if self._take([unit for unit in units(task) if unit not in self._held]):
+            return False
         self._held.update(units(task))
         return True
 
@@ -183,33 +167,23 @@ class Leases:
             self._held[unit] -= 1
             if self._held[unit] <= 0:
                 del self._held[unit]
-                self._drop(unit, self.process.id)
+                self._remove([unit], self.process.id)
 
     def others(self) -> list[Head]:
         """The other heads that are alive, or may be."""
-        return [head for head in self._heads() if self._look(head) != "dead"]
+        others = [head for head in read_heads(self._store) if head.process.id != self.process.id]
+        return [head for head in others if self._watch.look(head) != "dead"]
 
-    def _is_anothers(self, unit: str) -> bool:
-        claims = set(self._files.list(f"{LEASES}/{unit}")) - {self.process.id}
-        if not claims:
-            return False
-        alive = {head.process.id for head in self.others()}
-        for dead in claims - alive:
-            self._drop(unit, dead)
-        return not claims.isdisjoint(alive)
+    def _write(self, things: Iterable[str]) -> None:
+        for unit in things:
+            self._files.write(f"{LEASES}/{unit}/{self.process.id}", "")
 
-    def _heads(self) -> Iterable[Head]:
-        return (h for h in read_heads(self._store) if h.process.id != self.process.id)
+    def _remove(self, things: Iterable[str], owner: str) -> None:
+        for unit in things:
+            self._files.delete(f"{LEASES}/{unit}/{owner}")
 
-    def _look(self, head: Head) -> str:
-        return self._watch.look(head.process, head.beat, head.at_s)
-
-    def _drop(self, unit: str, head_id: str) -> None:
-        self._files.delete(f"{LEASES}/{unit}/{head_id}")
-
-    def _beat_until_stop(self) -> None:
-        while not self._stop.wait(BEAT_S):
-            try:
-                self.beat()
-            except StoreError:
-                continue  # the scheduler's own calls meet the same trouble, and tell of it
+    def _claimed(self, things: Iterable[str]) -> Mapping[str, Sign | None]:
+        owners = {owner for unit in things for owner in self._files.list(f"{LEASES}/{unit}")}
+        owners -= {self.process.id}  # most often that is all, and no head need be read
+        heads = {head.process.id: head for head in read_heads(self._store)} if owners else {}
+        return {owner: heads.get(owner) for owner in owners}

@@ -1,56 +1,53 @@
 """One process owns a study at a time; another that wants it is told who does.
 
-Claims are attributes of the study itself, so it does not matter where the others run. Who wants a
-study writes a claim first and looks for others' then: of two that come at once at most one finds
-itself alone. What a dead process claimed is taken over.
+Claims are attributes of the study itself, so it does not matter where the others run.
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import optuna
 
+from orchestrator.core.claims import Claims, beating
 from orchestrator.core.errors import ResurgeError
-from orchestrator.core.liveness import BEAT_S, SILENT_S, Process, Verdict, Watch
+from orchestrator.core.liveness import SILENT_S, Process, Sign, Verdict, Watch
 from orchestrator.study.storage import open_storage, shown_url, unusable
 
 PREFIX = "resurge.owner."
 LOOK_AGAIN_S = 1.0
 
 
-class StudyLock:
+class StudyLock(Claims):
     """Studies that this process owns until it releases them.
 
     Args:
         storage: a database URL, or journal:///path.
         names: studies that are there.
         watch: judges the other owners.
+        now_s: the time of day.
     """
 
-    def __init__(self, storage: str, names: Sequence[str], watch: Watch | None = None) -> None:
-        self.process = Process.here()
+    def __init__(
+        self,
+        storage: str,
+        names: Sequence[str],
+        watch: Watch | None = None,
+        now_s: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(watch, now_s)
         self.url = storage
-        self._watch = watch or Watch()
-        self._beat = 0
-        self._key = PREFIX + self.process.id
         try:
             place = open_storage(storage)
-            self._studies = [optuna.load_study(study_name=n, storage=place) for n in names]
+            self._studies = {n: optuna.load_study(study_name=n, storage=place) for n in names}
         except Exception as error:
             raise unusable(storage, error) from error
 
     def claim(self) -> dict[Process, Verdict]:
         """Own the studies, unless others do or may: those others, and then nothing is claimed."""
-        self._write(self._claim())
-        others = self._others()
-        if others:
-            self.release()
-        return others
+        return self._take(list(self._studies))
 
     def beat(self) -> None:
         """Show that this process is alive.
@@ -58,41 +55,35 @@ class StudyLock:
         Raises:
             ResurgeError: another process took a study over, because this one seemed dead.
         """
-        if any(study.user_attrs.get(self._key) is None for study in self._studies):
+        key = PREFIX + self.process.id
+        if any(study.user_attrs.get(key) is None for study in self._studies.values()):
             raise ResurgeError(
                 "another process has taken this search over, because this one was not heard of "
                 f"for {SILENT_S:.0f} s. This one stops; nothing is lost, the other one goes on"
             )
         self._beat += 1
-        self._write(self._claim())
+        self._write(self._studies)
 
     def release(self) -> None:
         """Own them no more."""
-        self._write(None)
+        self._remove(self._studies, self.process.id)
 
-    def _claim(self) -> dict[str, Any]:
-        return {**self.process.to_json(), "beat": self._beat, "at_s": time.time()}
+    def _write(self, things: Iterable[str]) -> None:
+        claim = Sign(self.process, self._beat, self._now_s()).to_json()
+        for name in things:
+            self._studies[name].set_user_attr(PREFIX + self.process.id, claim)
 
-    def _write(self, claim: dict[str, Any] | None, key: str | None = None) -> None:
-        for study in self._studies:
-            study.set_user_attr(key or self._key, claim)
+    def _remove(self, things: Iterable[str], owner: str) -> None:
+        for name in things:
+            self._studies[name].set_user_attr(PREFIX + owner, None)
 
-    def _others(self) -> dict[Process, Verdict]:
-        """Owners that are not dead; a dead one's claim is removed."""
-        claims: dict[str, dict[str, Any]] = {}
-        for study in self._studies:
-            for key, claim in study.user_attrs.items():
-                if key.startswith(PREFIX) and key != self._key and claim is not None:
-                    claims[key] = claim
-        found: dict[Process, Verdict] = {}
-        for key, claim in claims.items():
-            process = Process.from_json(claim)
-            verdict = self._watch.look(process, claim["beat"], claim["at_s"])
-            if verdict == "dead":
-                self._write(None, key)
-            else:
-                found[process] = verdict
-        return found
+    def _claimed(self, things: Iterable[str]) -> Mapping[str, Sign | None]:
+        return {
+            key.removeprefix(PREFIX): Sign(Process.from_json(claim), claim["beat"], claim["at_s"])
+            for name in things
+            for key, claim in self._studies[name].user_attrs.items()
+            if key.startswith(PREFIX) and claim is not None
+        }
 
 
 @contextmanager
@@ -108,27 +99,23 @@ def owned(
         ResurgeError: a live process owns one of the studies.
     """
     _acquire(lock, say, wait_s)
-    stop, lost = threading.Event(), []
+    lost: list[Exception] = []
 
     def beat() -> None:
-        while not stop.wait(BEAT_S):
-            try:
+        try:
+            if not lost:
                 lock.beat()
-            except Exception as error:  # whatever the database's driver raises; told by `check`
-                lost.append(error)
-                return
+        except Exception as error:  # whatever the database's driver raises; told by `check`
+            lost.append(error)
 
     def check() -> None:
         if lost:
             raise unusable(lock.url, lost[0])
 
-    beating = threading.Thread(target=beat, name="resurge-study-lock", daemon=True)
-    beating.start()
     try:
-        yield check
+        with beating(beat):
+            yield check
     finally:
-        stop.set()
-        beating.join()
         if not lost:
             lock.release()
 

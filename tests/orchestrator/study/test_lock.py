@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,9 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return url
 
 
-def elsewhere(storage: str, *names: str) -> StudyLock:
+def elsewhere(storage: str, clock: Clock | None = None) -> StudyLock:
     """The lock of a process on another machine, as far as anyone can tell."""
-    lock = StudyLock(storage, names)
+    lock = StudyLock(storage, NAMES, now_s=clock or time.time)
     lock.process = dataclasses.replace(lock.process, machine="another", host="far", pid=7)
     return lock
 
@@ -82,21 +83,20 @@ def test_who_is_refused_leaves_no_claim(storage: str) -> None:
 def test_of_two_that_come_at_once_no_two_win(storage: str) -> None:
     """The other's claim is written between this one's claim and its look."""
     one, other = StudyLock(storage, NAMES), StudyLock(storage, NAMES)
-    one._write(one._claim())
+    one._write(NAMES)
     assert other.claim()
-    assert not one._others()
+    assert not one._others(NAMES)
 
 
 def test_a_silent_owner_elsewhere_is_watched_and_then_replaced(storage: str) -> None:
-    dead = elsewhere(storage, *NAMES)
-    assert not dead.claim()
     clock, said = Clock(), []
+    dead = elsewhere(storage, clock)
+    assert not dead.claim()
 
     def wait(seconds: float) -> None:
         clock.s += seconds
 
     dead_since = clock.s
-    dead._write({**dead._claim(), "at_s": clock.s})
     with owned(StudyLock(storage, NAMES, Watch(clock, clock)), said.append, wait) as check:
         assert clock.s - dead_since > SILENT_S
         check()
@@ -106,7 +106,7 @@ def test_a_silent_owner_elsewhere_is_watched_and_then_replaced(storage: str) -> 
 
 
 def test_an_owner_elsewhere_that_shows_life_is_not_replaced(storage: str) -> None:
-    alive = elsewhere(storage, *NAMES)
+    alive = elsewhere(storage)
     assert not alive.claim()
     with (
         pytest.raises(ResurgeError, match="process 7 on far"),
