@@ -39,6 +39,7 @@ _ASSIGNED = re.compile(
 )
 
 
+_IN_A_QUERY = re.compile(r"(?<=[?&]password=)[^&]+")
 _BEARER = re.compile(r"(?i)\b(bearer|authorization[\"']?\s*[=:]\s*[\"']?basic)\s+[^\s,;\"']+")
 
 
@@ -50,20 +51,29 @@ def redact(text: str, also: Iterable[str] = ()) -> str:
     for secret in sorted({*also, *_secrets(os.environ)}, key=len, reverse=True):
         for spelt in {secret, quote(secret, safe="")}:
             text = text.replace(spelt, HIDDEN)
-    text = _BEARER.sub(rf"\1 {HIDDEN}", text)
-    return _ASSIGNED.sub(_assigned, redact_urls(text))
+    return redact_urls(_BEARER.sub(rf"\1 {HIDDEN}", text))
 
 
 def redact_urls(text: str) -> str:
-    """The text without the passwords of its URLs; a URL's user alone is hidden where it may be a
-    token (https://TOKEN@host).
+    """The text without the passwords of its URLs, before an @ or behind `password=`; a URL's user
+    alone is hidden where it may be a token (https://TOKEN@host).
     """
-    return _SLASHED.sub(rf"\1{HIDDEN}@", _URL.sub(_userless, text))
+    text = _SLASHED.sub(rf"\1{HIDDEN}@", _URL.sub(_userless, text))
+    return _ASSIGNED.sub(_assigned, text)
 
 
 def has_credentials(url: str) -> bool:
     """Whether a URL carries a password or a token: before an @, or behind `password=`."""
-    return "://" in url and _ASSIGNED.sub(_assigned, redact_urls(url)) != url
+    return "://" in url and redact_urls(url) != url
+
+
+def passwords_of(url: str) -> list[str]:
+    """A URL's passwords as they are written and as they are meant; it may lack its scheme."""
+    place = url.partition("://")[2] or url
+    found = _IN_A_QUERY.findall(place)
+    if not place.startswith("/"):  # a file's path may hold an @
+        found.append(place.rpartition("@")[0].partition(":")[2])
+    return [text for one in found if one for text in dict.fromkeys((one, unquote(one)))]
 
 
 def _userless(match: re.Match[str]) -> str:
@@ -84,13 +94,8 @@ def _assigned(match: re.Match[str]) -> str:
 def _secrets(environment: Mapping[str, str]) -> Iterator[str]:
     """The values of variables with a secret's name, and the passwords of URLs in others."""
     for name, value in environment.items():
-        found = [value] if _SECRET_NAME.search(name) else _url_passwords(value)
+        if _SECRET_NAME.search(name):
+            found = [value]
+        else:
+            found = passwords_of(value) if "://" in value else []
         yield from (secret for secret in found if len(secret) >= SHORTEST)
-
-
-def _url_passwords(value: str) -> list[str]:
-    """A URL's password as it is written and as it is meant."""
-    if "://" not in value or "@" not in value:
-        return []
-    password = value.partition("://")[2].rpartition("@")[0].partition(":")[2]
-    return list(dict.fromkeys((password, unquote(password))))

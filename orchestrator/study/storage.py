@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from urllib.parse import unquote
 
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from orchestrator.core.errors import ResurgeError
+from orchestrator.core.redact import passwords_of, redact, redact_urls
 
 SQLITE, JOURNAL = "sqlite:///", "journal://"
-
-
 BUSY_TIMEOUT_S = 60
-_SECRET = re.compile(r"(?<=[?&]password=)[^&]+")
 
 
 def open_storage(url: str) -> BaseStorage:
@@ -52,25 +48,10 @@ def unusable(url: str, error: Exception) -> ResurgeError:
     if isinstance(error, ResurgeError):
         return error
     what = (str(error).strip() or type(error).__name__).splitlines()[0]
-    for secret in _secrets(url):
-        what = what.replace(secret, "***")
+    what = redact(what, also=passwords_of(url))
     return ResurgeError(f"the studies at {shown_url(url)} cannot be used: {what}")
 
 
 def shown_url(url: str) -> str:
-    """A database's URL without its password."""
-    scheme, sign, rest = url.partition("://") if "://" in url else ("", "", url)
-    if not rest.startswith("/"):
-        user, at, place = rest.rpartition("@")
-        name, colon, _ = user.partition(":")
-        rest = f"{name}{':***' if colon else ''}{at}{place}"
-    return f"{scheme}{sign}{_SECRET.sub('***', rest)}"
-
-
-def _secrets(url: str) -> list[str]:
-    """The password as it stands in the URL, and as it is meant."""
-    rest = url.partition("://")[2] or url
-    given = _SECRET.findall(rest)
-    if not rest.startswith("/"):
-        given.append(rest.rpartition("@")[0].partition(":")[2])
-    return [text for one in given if one for text in dict.fromkeys((one, unquote(one)))]
+    """A database's URL without its password; one that lacks its scheme may have one, too."""
+    return redact_urls(url) if "://" in url else redact_urls(f"db://{url}").removeprefix("db://")
