@@ -1,36 +1,30 @@
-"""Live progress: a panel in a terminal, plain lines elsewhere."""
+"""Live progress of a sweep: its trials and stages, and the time that is left."""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Self
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from orchestrator.core.stage import Stage
-from orchestrator.core.text import duration, number
+from orchestrator.core.text import duration
 from orchestrator.messages import (
     Event,
     StageCommitted,
     StageFailed,
-    StageProgress,
-    StageStarted,
-    TaskEnded,
     TaskHandedBack,
     TaskRetried,
-    WorkerLost,
 )
 from orchestrator.plan.labels import stage_label, trial_label
 from orchestrator.plan.plan import Plan
 from orchestrator.results.measure import primary
-
-PLAIN_EVERY_S = 15.0
+from orchestrator.run.display import Display
 
 
 class TimeLeft:
@@ -74,8 +68,8 @@ class TimeLeft:
         return max(1, stage.steps - before)
 
 
-class Progress:
-    """Listens to a scheduler and shows how far the sweep is.
+class Progress(Display):
+    """Shows how far a sweep is.
 
     Args:
         plan: what is being run.
@@ -93,14 +87,11 @@ class Progress:
         console: Console,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(console, clock)
         self.plan = plan
-        self.console = console
-        self.clock = clock
-        self.begin_s = self.said_s = clock()
         self.stages = {stage.key: stage for stage in plan.stages}
         self.done = set(done)
         self.failed: set[str] = set()
-        self.running: dict[str, tuple[str, str]] = {}
         self.latest = ""
         self.estimate = TimeLeft([s for s in plan.stages if s.key not in self.done], workers)
         self.trials_of: dict[str, list[int]] = defaultdict(list)
@@ -113,54 +104,26 @@ class Progress:
                     self.left[index].add(stage.key)
         points = [p for t in plan.trials for p in (t.base, t.unlearned, t.final)]
         self.primary = {score.key for point in points if (score := primary(point))}
-        self.live: Live | None = None
 
-    def __enter__(self) -> Progress:
-        if self.console.is_terminal:
-            self.live = Live(self._panel(), console=self.console, refresh_per_second=4)
-            self.live.__enter__()
-        else:
-            self.console.print(self._line(), soft_wrap=True)
+    def __enter__(self) -> Self:
+        super().__enter__()
+        if self.live is None:
+            self.refresh(always=True)
         return self
 
-    def __exit__(self, *details: Any) -> None:
-        if self.live is not None:
-            self.live.update(self._panel())
-            self.live.__exit__(*details)
-        else:
-            self.console.print(self._line(), soft_wrap=True)
-
-    def __call__(self, event: Event) -> None:
-        """Take note of an event, and show it."""
-        self._note(event)
-        if self.live is not None:
-            self.live.update(self._panel())
-        elif self.clock() - self.said_s >= PLAIN_EVERY_S:
-            self.said_s = self.clock()
-            self.console.print(self._line(), soft_wrap=True)
-
-    def _note(self, event: Event) -> None:
-        if isinstance(event, StageStarted):
-            self.running[event.task_id] = (event.key, "")
-        elif isinstance(event, StageProgress):
-            numbers = " ".join(f"{k} {number(v)}" for k, v in event.numbers.items())
-            self.running[event.task_id] = (event.key, f"{event.done}/{event.total} {numbers}")
-        elif isinstance(event, StageCommitted):
+    def note(self, event: Event) -> None:
+        """Take note of what a worker is at, and of what came of it."""
+        super().note(event)
+        if isinstance(event, StageCommitted):
             self._committed(event)
         elif isinstance(event, StageFailed):
             self.failed.add(event.key)
-            why = event.failure
-            self._say(f"failed: {self._label(event.key)}: {why.message} (log: {why.log_path})")
-        elif isinstance(event, WorkerLost):
-            self.running.pop(event.task_id, None)
-            self._say(f"{event.worker} was lost ({event.reason}); its task is tried again")
+            what, why = stage_label(self.stages[event.key]), event.failure
+            self.warn(f"failed: {what}: {why.message} (log: {why.log_path})")
         elif isinstance(event, TaskRetried):
-            self._say(f"not done yet: {event.reason}")
+            self.warn(f"not done yet: {event.reason}")
         elif isinstance(event, TaskHandedBack):
-            self.running.pop(event.task_id, None)
-            self._say(f"{event.worker} was asked to leave; its task goes on elsewhere")
-        elif isinstance(event, TaskEnded):
-            self.running.pop(event.task_id, None)
+            self.warn(f"{event.worker} was asked to leave; its task goes on elsewhere")
 
     def _committed(self, event: StageCommitted) -> None:
         stage = self.stages[event.key]
@@ -169,53 +132,44 @@ class Progress:
         for index in self.trials_of[event.key]:
             self.left[index].discard(event.key)
         if event.key in self.primary and "erased" in event.record.metrics:
-            self.latest = f"{self._model_label(stage)}: {event.record.metrics['erased']:.2f}"
-
-    def _say(self, text: str) -> None:
-        self.console.print(Text(text, style="red"))
-
-    def _label(self, key: str) -> str:
-        return stage_label(self.stages[key])
+            what = self._model_label(stage)
+            self.latest = f"erased concept after {what}: {event.record.metrics['erased']:.2f}"
 
     def _model_label(self, stage: Stage) -> str:
-        """'erased concept after esd related … steps=100'."""
+        """'esd related … steps=100': the trial whose model that is, or else the model."""
         trials = [self.plan.trials[i] for i in self.trials_of[stage.key]]
         exact = [t for t in trials if stage in t.final.scores]
         if stage.model.kind in ("finetune", "merge") and exact:
-            return f"erased concept after {trial_label(self.plan, exact[0])}"
-        return f"erased concept after {stage_label(stage.model)}"
+            return trial_label(self.plan, exact[0])
+        return stage_label(stage.model)
 
-    def _counts(self) -> tuple[int, int, int, int]:
-        """Trials done, running, failed or skipped, and in all."""
+    def line(self) -> str:
+        """'trials 3/12 done · 2 running · …'; a trial is running if one of its own stages is."""
         active = {key for key, _ in self.running.values()}
-        done = sum(not left for left in self.left)
-        failed = sum(not self.failed.isdisjoint(left) for left in self.left)
         running = sum(
             not active.isdisjoint(own) and self.failed.isdisjoint(left)
             for own, left in zip(self.own, self.left, strict=True)
         )
-        return done, running, failed, len(self.left)
-
-    def _line(self) -> str:
-        done, running, failed, total = self._counts()
+        failed = sum(not self.failed.isdisjoint(left) for left in self.left)
+        left_s = self.estimate.left_s()
+        if left_s is None:
+            time_text = f"{duration(self.clock() - self.begin_s)} so far"
+        else:
+            time_text = f"about {duration(left_s)} left" if left_s else "nothing left"
         parts = [
-            f"trials {done}/{total} done",
+            f"trials {sum(not left for left in self.left)}/{len(self.left)} done",
             f"{running} running",
             f"{failed} failed or skipped",
             f"stages {len(self.done)}/{len(self.stages)}",
-            self._left_text(),
+            time_text,
         ]
         return " · ".join([*parts, self.latest] if self.latest else parts)
 
-    def _left_text(self) -> str:
-        left = self.estimate.left_s()
-        if left is None:
-            return f"{duration(self.clock() - self.begin_s)} so far"
-        return f"about {duration(left)} left" if left else "nothing left"
-
-    def _panel(self) -> Group:
+    def panel(self) -> Group:
+        """A bar, the line, and what each worker is at."""
         table = Table.grid(padding=(0, 2))
         for key, text in self.running.values():
-            table.add_row(Text("  ●", style="cyan"), self._label(key), Text(text, style="dim"))
+            label = stage_label(self.stages[key])
+            table.add_row(Text("  ●", style="cyan"), label, Text(text, style="dim"))
         bar = ProgressBar(total=len(self.stages), completed=len(self.done), width=60)
-        return Group(bar, Text(self._line()), table)
+        return Group(bar, Text(self.line()), table)
