@@ -259,12 +259,12 @@ def test_a_failing_stage_is_told_with_its_cause_and_the_task_ends(
     head.give(order)
     head.finish()
     [failed] = [event for event in head.events if isinstance(event, StageFailed)]
-    assert (failed.key, failed.cause) == (keys(order)[0], "bug")
+    assert (failed.key, failed.failure.cause) == (keys(order)[0], "bug")
     assert isinstance(head.last(order), TaskEnded)
     assert not committed(head.events), "nothing that hangs on it is done"
     if not isinstance(head.executor, Simulated):
-        assert "told to fail" in failed.message
-        assert "told to fail" in Path(failed.log_path).read_text()
+        assert "told to fail" in failed.failure.message
+        assert "told to fail" in Path(str(failed.failure.log_path)).read_text()
 
 
 @with_workers_to_lose
