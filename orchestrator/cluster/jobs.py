@@ -53,7 +53,6 @@ class SweepJob:
     status: str
     message: str
     exit_code: int | None
-    started_s: float | None
 
     @property
     def is_over(self) -> bool:
@@ -243,7 +242,6 @@ def _sweep_job(job: Any) -> SweepJob:
         status=str(job.status),
         message=redact(job.message or ""),
         exit_code=job.driver_exit_code,
-        started_s=job.start_time / 1000 if job.start_time else None,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 from PIL import Image
 
 from orchestrator.core.errors import ResurgeError
-from orchestrator.core.stage import Stage
 from orchestrator.core.text import axis_value, number
 from orchestrator.plan.plan import Plan, PlannedTrial
 from orchestrator.results.measure import TrialReader
@@ -31,8 +30,8 @@ STRIP_CELL_PX = 128
 _INK = "#333333"
 _FAINT = "#888888"
 _CURVES_INCHES = 3.1
+_STRIP_FRAME_INCHES = 0.75
 _STRIP_ROW_INCHES = 0.62
-Draw = Callable[[Any], None]
 
 
 @dataclass(frozen=True)
@@ -56,73 +55,27 @@ class Strip:
 
 def figure(plan: Plan, store: Store, path: Path) -> None:
     """Write the curves and, below them, images of the setting that brought the most back."""
-    reader = TrialReader(plan, store)
-    summary = aggregate(plan, store, reader)
-    parts = [_curves(summary, reader)]
-    if (strip := _strip(reader, summary)) is not None:
-        parts.append(_strip_part(strip))
-    _write(parts, summary.caption, path)
-
-
-def resurgence_figure(plan: Plan, store: Store, path: Path) -> None:
-    """Write the curves: a panel a method, a line a data set and rate, bands of 95%."""
-    reader = TrialReader(plan, store)
-    summary = aggregate(plan, store, reader)
-    _write([_curves(summary, reader)], summary.caption, path)
-
-
-def image_strip(plan: Plan, store: Store, path: Path) -> None:
-    """Write the images of the setting that brought the most back."""
-    reader = TrialReader(plan, store)
-    summary = aggregate(plan, store, reader)
-    strip = _strip(reader, summary)
-    if strip is None:
-        raise ResurgeError(f"sweep {plan.name!r} has no finished setting to show images of")
-    _write([_strip_part(strip)], summary.caption, path)
-
-
-def _write(parts: Sequence[tuple[float, Draw]], caption: str, path: Path) -> None:
-    """Draw parts below one another, each of its height in inches, over a line of small print."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    heights = [height for height, _ in parts]
+    reader = TrialReader(plan, store)
+    summary = aggregate(plan, store, reader)
+    panels, strip = _panels(summary), _strip(reader, summary)
+    heights = [_CURVES_INCHES]
+    if strip is not None:
+        heights.append(_STRIP_FRAME_INCHES + _STRIP_ROW_INCHES * len(strip.rows))
     sheet = Figure(figsize=(8.6, sum(heights)), layout="constrained", facecolor="white")
     FigureCanvasAgg(sheet)
-    for part, (_, draw) in zip(
-        sheet.subfigures(len(parts), 1, height_ratios=heights, squeeze=False)[:, 0],
-        parts,
-        strict=True,
-    ):
-        draw(part)
-    sheet.supxlabel(caption, fontsize=6.5, color=_FAINT)
+    parts = sheet.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    _draw_curves(parts[0], panels, plan, summary.axes)
+    if strip is not None:
+        _draw_strip(parts[1], strip)
+    sheet.supxlabel(summary.caption, fontsize=6.5, color=_FAINT)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.savefig(path, dpi=200)
 
 
 # Curves
-
-
-def _curves(summary: Summary, reader: TrialReader) -> tuple[float, Draw]:
-    panels = _panels(summary)
-    styles = _styles(reader.plan, summary)
-
-    def draw(sheet: Any) -> None:
-        axes = sheet.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for axis, (title, settings) in zip(axes, panels.items(), strict=True):
-            _draw_panel(axis, settings, styles)
-            axis.set_title(title, fontsize=10, fontweight="bold", loc="left", color=_INK)
-        axes[0].set_ylabel(_score_label(reader.plan), fontsize=9)
-        sheet.legend(
-            *axes[0].get_legend_handles_labels(),
-            loc="outside right center",
-            frameon=False,
-            fontsize=8,
-            handlelength=2.6,
-            labelspacing=0.7,
-        )
-
-    return _CURVES_INCHES, draw
 
 
 def _panels(summary: Summary) -> dict[str, list[Aggregate]]:
@@ -147,23 +100,73 @@ def _panel_title(setting: Aggregate, axes: Iterable[str]) -> str:
     return " ".join(words)
 
 
-def _draw_panel(
-    axis: Any, settings: Sequence[Aggregate], styles: Mapping[tuple[Any, ...], Style]
+def _draw_curves(
+    sheet: Any, panels: Mapping[str, Sequence[Aggregate]], plan: Plan, varying: Iterable[str]
 ) -> None:
-    gap = max(s.steps for s in settings) / 60
-    for i, (key, style) in enumerate(styles.items()):
-        dodge = (i - (len(styles) - 1) / 2) * gap
-        _draw_line(axis, style, [s for s in settings if _key(s, styles) == key], dodge)
-    _draw_level(axis, "base model", [s.base for s in settings], (0, (5, 3)))
-    _draw_level(axis, "never-known concept", [s.never_known for s in settings], (0, (1, 2)))
-    axis.set_xlabel("fine-tuning steps", fontsize=9)
-    axis.set_ylim(-0.03, 1.05)
-    axis.set_xticks(sorted({0, *(s.steps for s in settings)}))
-    axis.tick_params(labelsize=8, color=_FAINT)
-    axis.grid(axis="y", color="#e8e8e8", linewidth=0.6)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(_FAINT)
+    """A panel a method, a line a data set and rate."""
+    steps = {planned.steps_param for planned in plan.trials}
+    axes = [
+        axis
+        for axis in varying
+        if axis != "concept" and not axis.startswith("unlearn") and axis not in steps
+    ]
+    styles = _styles(axes, {_key(s, axes) for settings in panels.values() for s in settings})
+    places = sheet.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for place, (title, settings) in zip(places, panels.items(), strict=True):
+        gap = max(s.steps for s in settings) / 60
+        for i, (key, style) in enumerate(styles.items()):
+            dodge = (i - (len(styles) - 1) / 2) * gap
+            _draw_line(place, style, [s for s in settings if _key(s, axes) == key], dodge)
+        _draw_level(place, "base model", [s.base for s in settings], (0, (5, 3)))
+        _draw_level(place, "never-known concept", [s.never_known for s in settings], (0, (1, 2)))
+        _dress(place, {0, *(s.steps for s in settings)})
+        place.set_title(title, fontsize=10, fontweight="bold", loc="left", color=_INK)
+    concepts = sorted({planned.trial.concept for planned in plan.trials})
+    of = f"“{concepts[0]}”" if len(concepts) == 1 else "the concept"
+    places[0].set_ylabel(f"accuracy of {of}", fontsize=9)
+    sheet.legend(
+        *places[0].get_legend_handles_labels(),
+        loc="outside right center",
+        frameon=False,
+        fontsize=8,
+        handlelength=2.6,
+        labelspacing=0.7,
+    )
+
+
+def _styles(axes: Sequence[str], keys: Collection[tuple[Any, ...]]) -> dict[tuple[Any, ...], Style]:
+    """How each line looks. Colour is the data set; dash and marker are everything else."""
+
+    def part(key: tuple[Any, ...], is_data: bool) -> tuple[Any, ...]:
+        pairs = zip(axes, key, strict=True)
+        return tuple(value for axis, value in pairs if axis.endswith(".dataset") == is_data)
+
+    keys = sorted(keys, key=lambda key: [_sortable(value) for value in key])
+    colours = list(dict.fromkeys(part(key, True) for key in keys))
+    dashes = list(dict.fromkeys(part(key, False) for key in keys))
+    styles = {}
+    for key in keys:
+        i, j = colours.index(part(key, True)), dashes.index(part(key, False))
+        words = [axis_value(axis, value, " ") for axis, value in zip(axes, key, strict=True)]
+        styles[key] = Style(
+            label=", ".join(words) or "final",
+            colour=COLOURS[i % len(COLOURS)],
+            dash=DASHES[j % len(DASHES)],
+            marker=MARKERS[j % len(MARKERS)],
+        )
+    return styles
+
+
+def _key(setting: Aggregate, axes: Iterable[str]) -> tuple[Any, ...]:
+    """What tells a panel's lines apart."""
+    return tuple(setting.params.get(axis) for axis in axes)
+
+
+def _sortable(value: Any) -> tuple[str, float, str]:
+    """Numbers by size, text by letter, neither against the other."""
+    if isinstance(value, int | float):
+        return ("number", float(value), "")
+    return ("text", 0.0, str(value))
 
 
 def _draw_line(axis: Any, style: Style, settings: Sequence[Aggregate], dodge: float) -> None:
@@ -205,61 +208,15 @@ def _draw_level(axis: Any, label: str, values: Iterable[float | None], dash: Any
         axis.axhline(mean, color=_FAINT, linestyle=dash, linewidth=1.1, label=label, zorder=1)
 
 
-def _score_label(plan: Plan) -> str:
-    concepts = sorted({planned.trial.concept for planned in plan.trials})
-    return f"accuracy of “{concepts[0]}”" if len(concepts) == 1 else "accuracy of the concept"
-
-
-class _Styles(dict[tuple[Any, ...], Style]):
-    """Styles by the values that tell a panel's lines apart."""
-
-    axes: tuple[str, ...] = ()
-
-
-def _styles(plan: Plan, summary: Summary) -> _Styles:
-    """Colour is the data set; dash and marker are everything else."""
-    steps = {planned.steps_param for planned in plan.trials}
-    styles = _Styles()
-    styles.axes = tuple(
-        axis
-        for axis in summary.axes
-        if axis != "concept" and not axis.startswith("unlearn") and axis not in steps
-    )
-    tuned = [s for s in summary.settings if not s.is_control and s.paired is not None]
-    keys = sorted({_key(s, styles) for s in tuned}, key=lambda key: [_sortable(v) for v in key])
-    parts = [_split(key, styles.axes) for key in keys]
-    colours = list(dict.fromkeys(colour for colour, _ in parts))
-    dashes = list(dict.fromkeys(dash for _, dash in parts))
-    for key, (colour, dash) in zip(keys, parts, strict=True):
-        i, j = colours.index(colour), dashes.index(dash)
-        styles[key] = Style(
-            label=", ".join(axis_value(a, v, " ") for a, v in zip(styles.axes, key, strict=True))
-            or "final",
-            colour=COLOURS[i % len(COLOURS)],
-            dash=DASHES[j % len(DASHES)],
-            marker=MARKERS[j % len(MARKERS)],
-        )
-    return styles
-
-
-def _key(setting: Aggregate, styles: Any) -> tuple[Any, ...]:
-    return tuple(setting.params.get(axis) for axis in styles.axes)
-
-
-def _sortable(value: Any) -> tuple[str, float, str]:
-    """Numbers by size, text by letter, neither against the other."""
-    if isinstance(value, int | float):
-        return ("number", float(value), "")
-    return ("text", 0.0, str(value))
-
-
-def _split(key: Sequence[Any], axes: Sequence[str]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The data set's part of a key, and the rest."""
-    pairs = list(zip(axes, key, strict=True))
-    return (
-        tuple(value for axis, value in pairs if axis.endswith(".dataset")),
-        tuple(value for axis, value in pairs if not axis.endswith(".dataset")),
-    )
+def _dress(axis: Any, steps: Collection[int]) -> None:
+    axis.set_xlabel("fine-tuning steps", fontsize=9)
+    axis.set_ylim(-0.03, 1.05)
+    axis.set_xticks(sorted(steps))
+    axis.tick_params(labelsize=8, color=_FAINT)
+    axis.grid(axis="y", color="#e8e8e8", linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(_FAINT)
 
 
 # Images
@@ -267,43 +224,38 @@ def _split(key: Sequence[Any], axes: Sequence[str]) -> tuple[tuple[Any, ...], tu
 
 def _strip(reader: TrialReader, summary: Summary) -> Strip | None:
     """The first seed of the setting with the largest resurgence, all its step counts."""
-    best = next((s for s in summary.settings if _can_be_shown(s)), None)
+    shown = (s for s in summary.settings if not s.is_control and s.paired and s.steps > 0)
+    best = next(shown, None)
     if best is None:
         return None
     members = _members(reader.plan, best)
     first = members[0]
     models = [("base", first.base.sample), ("unlearned", first.unlearned.sample)]
     models += [(f"{t.steps} steps", t.final.sample) for t in members[-STRIP_STEPS:]]
-    rows = [(label, row) for label, stage in models if (row := _strip_row(reader, stage))]
-    return Strip(_strip_title(best, summary.axes), *map(tuple, zip(*rows, strict=True)))
-
-
-def _can_be_shown(setting: Aggregate) -> bool:
-    return not setting.is_control and setting.paired is not None and setting.steps > 0
+    labels, rows = [], []
+    for label, stage in models:
+        if (record := reader.record(stage)) is not None:
+            # The first images of each prompt: not chosen by what they show.
+            prompts = read_images(reader.store, record)[:STRIP_COLUMNS]
+            each = max(1, STRIP_COLUMNS // len(prompts))
+            labels.append(label)
+            rows.append(tuple(shown for prompt in prompts for shown in prompt[:each]))
+    return Strip(_strip_title(best, summary.axes), tuple(labels), tuple(rows))
 
 
 def _members(plan: Plan, best: Aggregate) -> list[PlannedTrial]:
     """The trials of the setting's trajectory in one seed, fewest steps first."""
-    alike = [t for t in plan.trials if not t.is_control and _apart(t.trial.params, best.params, t)]
+
+    def is_alike(planned: PlannedTrial) -> bool:
+        """Whether nothing but the seed and the steps tells them apart."""
+        params = planned.trial.params
+        names = (params.keys() | best.params.keys()) - {"seed", planned.steps_param}
+        return all(params.get(name) == best.params.get(name) for name in names)
+
+    alike = [t for t in plan.trials if not t.is_control and is_alike(t)]
     seed = alike[0].trial.seed
     members = [t for t in alike if t.trial.seed == seed and 0 < t.steps <= best.steps]
     return sorted(members, key=lambda trial: trial.steps)
-
-
-def _apart(params: Mapping[str, Any], best: Mapping[str, Any], trial: PlannedTrial) -> bool:
-    """Whether nothing but the seed and the steps tells them apart."""
-    free = {"seed", trial.steps_param}
-    return all(params.get(k) == best.get(k) for k in (params.keys() | best.keys()) - free)
-
-
-def _strip_row(reader: TrialReader, stage: Stage) -> tuple[Shown, ...] | None:
-    """The first images of each prompt: not chosen by what they show."""
-    record = reader.record(stage)
-    if record is None:
-        return None
-    prompts = read_images(reader.store, record)[:STRIP_COLUMNS]
-    each = max(1, STRIP_COLUMNS // len(prompts))
-    return tuple(shown for prompt in prompts for shown in prompt[:each])
 
 
 def _strip_title(best: Aggregate, axes: Iterable[str]) -> str:
@@ -313,21 +265,18 @@ def _strip_title(best: Aggregate, axes: Iterable[str]) -> str:
     return f"“{best.params['concept']}” unlearned with {method}, then fine-tuned ({words})"
 
 
-def _strip_part(strip: Strip) -> tuple[float, Draw]:
-    def draw(sheet: Any) -> None:
-        axis = sheet.subplots()
-        image = _strip_image(strip)
-        axis.imshow(image, interpolation="none")
-        high, wide = image.height / len(strip.rows), image.width / len(strip.rows[0])
-        axis.set_yticks([(i + 0.5) * high for i in range(len(strip.rows))], strip.labels)
-        prompts = [textwrap.fill(shown.prompt, 14) for shown in strip.rows[0]]
-        axis.set_xticks([(i + 0.5) * wide for i in range(len(prompts))], prompts)
-        axis.tick_params(length=0, labelsize=8, labelcolor=_INK)
-        axis.tick_params(axis="x", labelsize=7)
-        axis.spines[:].set_visible(False)
-        axis.set_title(strip.title, fontsize=9, loc="left", color=_INK)
-
-    return 0.75 + _STRIP_ROW_INCHES * len(strip.rows), draw
+def _draw_strip(sheet: Any, strip: Strip) -> None:
+    axis = sheet.subplots()
+    image = _strip_image(strip)
+    axis.imshow(image, interpolation="none")
+    high, wide = image.height / len(strip.rows), image.width / len(strip.rows[0])
+    axis.set_yticks([(i + 0.5) * high for i in range(len(strip.rows))], strip.labels)
+    prompts = [textwrap.fill(shown.prompt, 14) for shown in strip.rows[0]]
+    axis.set_xticks([(i + 0.5) * wide for i in range(len(prompts))], prompts)
+    axis.tick_params(length=0, labelsize=8, labelcolor=_INK)
+    axis.tick_params(axis="x", labelsize=7)
+    axis.spines[:].set_visible(False)
+    axis.set_title(strip.title, fontsize=9, loc="left", color=_INK)
 
 
 def _strip_image(strip: Strip) -> Image.Image:

@@ -164,11 +164,6 @@ class Files:
         """Whether there is a file of that path."""
         return self.info(path) is not None
 
-    def size(self, path: str) -> int | None:
-        """A file's size in bytes; None if there is no such file."""
-        info = self.info(path)
-        return info.size_bytes if info else None
-
     def read(self, path: str) -> str | None:
         """A file's text; None if there is no such file.
 

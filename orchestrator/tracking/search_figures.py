@@ -278,7 +278,6 @@ class _Scale:
     def __init__(self, dimension: Dimension) -> None:
         self.dimension = dimension
         self.name = dimension.name
-        self.is_listed = isinstance(dimension, Categorical)
 
     def place(self, trial: Tried, spread: bool = False) -> float:
         """A trial's place; those of one listed value may be spread so that all are seen."""

@@ -228,9 +228,10 @@ def test_damage_is_found_and_set_aside(store: Store, small: str) -> None:
     plan = fill(store, small, "small")
     hurt = [stage for stage in plan.stages if stage.kind == "sample"]
     records = [store.get(stage) for stage in hurt]
-    path = records[0].objects["images.parquet"].path if records[0] else ""
-    store.files.write(path, "y" * (store.files.size(path) or 0))
-    other = json.dumps(records[1].to_json() | {"seed": 77}) if records[1] else ""
+    assert records[0] and records[1]
+    blob = records[0].objects["images.parquet"]
+    store.files.write(blob.path, "y" * blob.size_bytes)
+    other = json.dumps(records[1].to_json() | {"seed": 77})
     store.files.write(f"records/{hurt[1].key}.json", other)
     store.files.write(f"records/{hurt[2].key}.json", "{")
     expected = {
