@@ -14,6 +14,8 @@ Array = npt.NDArray[np.float64]
 
 
 CONFIDENCE = 0.95
+NORMAL_QUANTILE = 1.959963984540054
+"""Leaves out 2.5% on either side."""
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from orchestrator.stats.intervals import NORMAL_QUANTILE
 from orchestrator.stats.paired import wilson
-
-_Z = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,8 @@ def kaplan_meier(times: Sequence[Time]) -> tuple[Survival, ...]:
     Kaplan and Meier (1958): the product of 1 - events / at risk. Intervals are Greenwood's (1926)
     variance on the scale of log(-log share) (Kalbfleisch and Prentice, 1980), which stay between 0
     and 1. They have no value where all or none are still gone: there they are Wilson's, of the
-    number at risk and of the number of seeds.
+    number at risk and of the number of seeds. `scipy.stats.ecdf`, which a test compares with, has
+    none there, and does not give away how many are at risk.
     """
     points, share, greenwood = [], 1.0, 0.0
     for steps in sorted({time.steps for time in times}):
@@ -63,5 +63,5 @@ def _interval(share: float, greenwood: float, at_risk: int, seeds: int) -> tuple
         return wilson(at_risk, at_risk)
     if share == 0:
         return wilson(0, seeds)
-    width = _Z * math.sqrt(greenwood) / abs(math.log(share))
+    width = NORMAL_QUANTILE * math.sqrt(greenwood) / abs(math.log(share))
     return share ** math.exp(width), share ** math.exp(-width)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.stats.intervals import (
+    NORMAL_QUANTILE,
     Array,
     Mean,
     are_shares,
@@ -25,7 +26,6 @@ MIN_GAP = 0.05
 
 
 ALPHA = 0.05
-_Z = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def unlearning_failed(base: float, unlearned: float) -> bool:
     return base <= MIN_GAP or base - unlearned < base / 2
 
 
-def wilson(successes: float, n: float, quantile: float = _Z) -> tuple[float, float]:
+def wilson(successes: float, n: float, quantile: float = NORMAL_QUANTILE) -> tuple[float, float]:
     """Wilson's interval of a bare proportion (Wilson, 1927); of 95% unless `quantile` is given."""
     if n <= 0 or not 0 <= successes <= n:
         raise ValueError(f"successes must be 0 to n and n above 0 but got {successes} of {n}")

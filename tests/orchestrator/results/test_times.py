@@ -6,8 +6,7 @@ from rich.console import Console
 from orchestrator.cli.show.times import render
 from orchestrator.core.errors import ResurgeError
 from orchestrator.results.times import times_to_resurgence
-from orchestrator.stats.kaplan_meier import Time, kaplan_meier
-from orchestrator.stats.paired import wilson
+from orchestrator.stats.kaplan_meier import Time
 from orchestrator.store.store import Store
 from tests.orchestrator import synthetic
 
@@ -29,39 +28,6 @@ def store(plan, tmp_path_factory):
 def setting_of(times, **params):
     (found,) = [s for s in times.settings if all(s.params[k] == v for k, v in params.items())]
     return found
-
-
-def test_kaplan_meier_by_hand():
-    """Five seeds: back by 50, by 100 and by 100, and two that never were, one looked at until 50.
-
-    After 50: 4/5. At 100 three are at risk and two come back: 4/5 · 1/3.
-    """
-    times = [Time(50, True), Time(50, False), Time(100, True), Time(100, True), Time(100, False)]
-    first, second = kaplan_meier(times)
-    assert (first.at_risk, first.events, first.share) == (5, 1, pytest.approx(4 / 5))
-    assert (second.at_risk, second.events, second.share) == (3, 2, pytest.approx(4 / 15))
-
-
-def test_kaplan_meier_agrees_with_published_values():
-    """Freireich et al. (1963), 6-MP: weeks in remission of 21 patients.
-
-    Shares and intervals (Greenwood, log-log) as in Kalbfleisch and Prentice's and R's tables.
-    """
-    relapsed = (6, 6, 6, 7, 10, 13, 16, 22, 23)
-    censored = (6, 9, 10, 11, 17, 19, 20, 25, 32, 32, 34, 35)
-    curve = kaplan_meier([*(Time(w, True) for w in relapsed), *(Time(w, False) for w in censored)])
-    found = {p.steps: (p.share, p.low, p.high) for p in curve}
-    assert found[6] == pytest.approx((0.857, 0.620, 0.952), abs=5e-4)
-    assert found[13] == pytest.approx((0.690, 0.432, 0.849), abs=5e-4)
-    assert found[23] == pytest.approx((0.448, 0.188, 0.680), abs=5e-4)
-    assert found[35] == found[23], "censoring alone changes nothing"
-
-
-def test_all_or_none_have_an_interval_with_width():
-    (none,) = kaplan_meier([Time(100, False)] * 3)
-    assert (none.share, none.low, none.high) == (1, *wilson(3, 3))
-    (everyone,) = kaplan_meier([Time(50, True)] * 3)
-    assert (everyone.share, everyone.low, everyone.high) == (0, *wilson(0, 3))
 
 
 def test_the_concept_is_back_halfway_to_the_base(plan, store):
