@@ -73,15 +73,13 @@ def _read_table(path: Path) -> Iterator[dict[str, Any]]:
             yield from csv.DictReader(file)
     else:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            if line.strip():
-                yield _read_json(line, f"{path}:{number}")
-
-
-def _read_json(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ResurgeError(f"{where}: not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ResurgeError(f"{where}: must be a JSON object but got {type(row).__name__}")
-    return row
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ResurgeError(f"{path}:{number}: not JSON: {error}") from error
+            if not isinstance(row, dict):
+                got = type(row).__name__
+                raise ResurgeError(f"{path}:{number}: must be a JSON object but got {got}")
+            yield row

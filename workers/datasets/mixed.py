@@ -64,13 +64,20 @@ class Mixed(Dataset):
 
     def examples(self, concept: str, size_px: int) -> Examples:
         """Draw from both sets, then shuffle."""
+        import numpy as np
+
         size, seed = self.settings.size, self.settings.seed
         parts = []
         for inner, count in self._counts().items():
             there = inner.examples(concept, size_px).named(inner.name)
             self._check(inner.name, len(there), count)
             parts.append(there.take(draw_subset(len(there), count, seed, inner.name)))
-        return _joined(parts).take(draw_subset(size, size, seed, self.name))
+        joined = Examples(
+            np.concatenate([part.images for part in parts]),
+            tuple(text for part in parts for text in part.captions),
+            tuple(source for part in parts for source in part.sources),
+        )
+        return joined.take(draw_subset(size, size, seed, self.name))
 
     def _counts(self) -> dict[Dataset, int]:
         """How many pictures each set gives; one that gives none is not asked."""
@@ -86,13 +93,3 @@ class Mixed(Dataset):
                 f"dataset 'mixed' of size {s.size} and share {s.share:g} needs {wanted} pictures "
                 f"of {name!r}, which has {there}; lower size, or raise that of {name!r}"
             )
-
-
-def _joined(parts: list[Examples]) -> Examples:
-    import numpy as np
-
-    return Examples(
-        np.concatenate([part.images for part in parts]),
-        tuple(text for part in parts for text in part.captions),
-        tuple(source for part in parts for source in part.sources),
-    )

@@ -50,9 +50,6 @@ class Parquet(RowsDataset):
             schema = pyarrow.parquet.read_schema(self.path)
         except (pyarrow.ArrowInvalid, OSError) as error:
             raise ResurgeError(f"{self.path} is no Parquet file: {error}") from error
-        self._check_schema(schema)
-
-    def _check_schema(self, schema: Any) -> None:
         s = self.settings
         wanted = {
             s.image_column: ("image_column", "pictures as bytes", _holds_bytes),

@@ -215,7 +215,9 @@ def training_step(pipe: Pipeline, prompt: str) -> Check:
     trainer.train_to(1)
     took = time.perf_counter() - begin
     trainer.finish()
-    _restore(pipe, before)
+    with torch.no_grad():
+        for parameter, value in pipe.unet.named_parameters():
+            value.copy_(before[parameter])
     [(_, loss)] = trainer.losses
     what = "full" if adapter == "full" else "LoRA; full does not fit"
     return Check(name, "ok", f"{took:.1f} s for one picture and one step ({what}), loss {loss:.3f}")
@@ -235,9 +237,3 @@ def _adapter_that_fits(pipe: Pipeline) -> Literal["full", "lora"] | None:
         if added <= free:
             return adapter
     return None
-
-
-@torch.no_grad()
-def _restore(pipe: Pipeline, before: dict[str, torch.Tensor]) -> None:
-    for name, value in pipe.unet.named_parameters():
-        value.copy_(before[name])

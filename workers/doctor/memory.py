@@ -22,7 +22,6 @@ host. What libraries take for themselves, about 1 GB, comes on top.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +30,7 @@ import torch
 from torch import nn
 
 from workers.diffusion.denoise import latent_shape
-from workers.diffusion.lora import TARGETS
+from workers.diffusion.lora import projections
 
 if TYPE_CHECKING:
     from workers.interfaces.pipeline import Pipeline
@@ -55,14 +54,18 @@ class PeakMemory:
 
 def estimates(pipe: Pipeline) -> dict[str, PeakMemory]:
     """By a short name: sampling, closed_form, attn2, full, lora. See the module's formulas."""
-    size = pipe.unet.dtype.itemsize
+    size, config = pipe.unet.dtype.itemsize, pipe.unet.config
+    _, height, width = latent_shape(pipe)
     unet, text, vae = (count(part) for part in (pipe.unet, pipe.text_encoder, pipe.vae))
     weights, copy = size * (unet + text + vae), size * (unet + text)
-    skips, widest = _skips(pipe), _widest(pipe)
+    skips, widest = _skips(pipe), config.block_out_channels[0] * height * width
+    second = pipe.vae.config.block_out_channels[:2][-1]
+    autoencoder = 4 * second * height * width * pipe.vae_scale_factor**2
     forward = size * (skips + 12 * widest)
     backward = size * (2 * skips + 40 * widest)
-    solver = 3 * 8 * pipe.unet.config.cross_attention_dim**2
-    attn2, lora = count(pipe.unet, ".attn2."), _lora_count(pipe.unet)
+    solver = 3 * 8 * config.cross_attention_dim**2
+    attn2 = count(pipe.unet, ".attn2.")
+    lora = sum(LORA_RANK * sum(layer.weight.shape) for layer in projections(pipe.unet).values())
     edited = size * count(pipe.unet, "attn2.to_k", "attn2.to_v")
 
     def trained(work: str, parameters: int, extra: int) -> PeakMemory:
@@ -74,9 +77,7 @@ def estimates(pipe: Pipeline) -> dict[str, PeakMemory]:
         return PeakMemory(work, device + step, copy + saved)
 
     return {
-        "sampling": PeakMemory(
-            "sampling", weights + max(2 * forward, size * _autoencoder(pipe)), copy
-        ),
+        "sampling": PeakMemory("sampling", weights + max(2 * forward, size * autoencoder), copy),
         "closed_form": PeakMemory(
             "closed-form edit of attn2 k, v", weights + edited + solver, copy
         ),
@@ -118,19 +119,3 @@ def _skips(pipe: Pipeline) -> int:
         if level < len(widths) - 1:
             total += channels * area // 4  # after its downsampling
     return total
-
-
-def _widest(pipe: Pipeline) -> int:
-    _, height, width = latent_shape(pipe)
-    return int(pipe.unet.config.block_out_channels[0] * height * width)
-
-
-def _autoencoder(pipe: Pipeline) -> int:
-    _, height, width = latent_shape(pipe)
-    scale, channels = pipe.vae_scale_factor, pipe.vae.config.block_out_channels
-    return int(4 * channels[:2][-1] * height * width * scale**2)
-
-
-def _lora_count(unet: nn.Module) -> int:
-    layers = (m for n, m in unet.named_modules() if re.fullmatch(TARGETS["attention"], n))
-    return sum(LORA_RANK * sum(layer.weight.shape) for layer in layers)

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.core.errors import ResurgeError
 from orchestrator.core.hints import nearest
 from workers.data.pinned import Source, load_model
+from workers.interfaces.metric import Picture
 from workers.runtime.kept import kept
-from workers.runtime.progress import tell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,15 +35,14 @@ class ImageClassifier:
         import torch
 
         from workers.judging.clip import prepare
-        from workers.runtime.parts import part_size
+        from workers.runtime.parts import passes
 
-        found, size = [torch.empty(0, len(self.names))], part_size(PER_PASS)
+        found = [torch.empty(0, len(self.names))]
         with torch.inference_mode():
-            for start in range(0, len(images), size):
-                pixels = prepare(self.processor, images[start : start + size])
+            for some in passes(images, PER_PASS):
+                pixels = prepare(self.processor, some)
                 logits = self.model(pixels.to(self.model.device)).logits
                 found.append(logits.float().softmax(dim=1).cpu())
-                tell(min(start + size, len(images)), len(images))
         return torch.cat(found)
 
 
@@ -75,6 +75,20 @@ def class_ids(names: Sequence[str], concept: str, labels: Labels) -> frozenset[i
     """The classes that show a concept: those that `labels` lists, else those of its name."""
     wanted = {plain(word) for word in labels.get(concept, (concept,))}
     return frozenset(i for i, name in enumerate(names) if wanted & aliases(name))
+
+
+def ids_of(
+    pictures: Sequence[Picture], names: Sequence[str], labels: Labels
+) -> list[frozenset[int]]:
+    """Each picture's classes; none for a concept that nobody knows.
+
+    Raises:
+        ResurgeError: a concept that is erased or retained is no class.
+    """
+    known = {p.probe.concept: None for p in pictures if p.probe.role != "never_known"}
+    if missing := without_class(names, list(known), labels):
+        raise ResurgeError(missing)
+    return [class_ids(names, picture.probe.concept, labels) for picture in pictures]
 
 
 def aliases(name: str) -> set[str]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from workers.data.pinned import Source, load_model, load_part
 from workers.runtime.kept import kept
-from workers.runtime.progress import tell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,14 +43,11 @@ class Clip:
         import torch
         from torch.nn import functional
 
-        from workers.runtime.parts import part_size
+        from workers.runtime.parts import passes
 
-        parts, size = [], part_size(PER_PASS)
         with torch.inference_mode():
-            for start in range(0, len(items), size):
-                parts.append(embed(items[start : start + size]))
-                tell(min(start + size, len(items)), len(items))
-            return functional.normalize(torch.cat(parts).float(), dim=-1).cpu()
+            found = torch.cat([embed(some) for some in passes(items, PER_PASS)])
+            return functional.normalize(found.float(), dim=-1).cpu()
 
     def _embed_images(self, images: Sequence[np.ndarray]) -> Tensor:
         pixels = prepare(self.processor, images).to(self.model.device)

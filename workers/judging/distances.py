@@ -23,9 +23,13 @@ def frechet_of_gaussians(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tenso
 
     Tr (Σ₁ Σ₂)^½ is the trace of (Σ₁^½ Σ₂ Σ₁^½)^½, which is symmetric, so eigenvalues give it.
     """
-    root = _root(cov1)
+    import torch
+
+    values, vectors = torch.linalg.eigh(cov1)
+    # No eigenvalue is negative but by rounding.
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     mixed = root @ cov2 @ root
-    cross = _eigenvalues((mixed + mixed.T) / 2).sqrt().sum()
+    cross = torch.linalg.eigvalsh((mixed + mixed.T) / 2).clamp(min=0).sqrt().sum()
     distance = (mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * cross
     return max(0.0, float(distance))
 
@@ -79,20 +83,3 @@ def _unbiased(xx: Tensor, yy: Tensor, xy: Tensor) -> float:
     n, m = xy.shape
     within = (xx.sum() - xx.trace()) / (n * (n - 1)) + (yy.sum() - yy.trace()) / (m * (m - 1))
     return float(within - 2 * xy.mean())
-
-
-def _root(matrix: Tensor) -> Tensor:
-    """The symmetric square root of a covariance (d, d)."""
-    import torch
-
-    values, vectors = torch.linalg.eigh(matrix)
-    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    return root
-
-
-def _eigenvalues(matrix: Tensor) -> Tensor:
-    """Of a covariance (d, d); what rounding made negative is 0."""
-    import torch
-
-    values: Tensor = torch.linalg.eigvalsh(matrix)
-    return values.clamp(min=0)

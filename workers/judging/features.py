@@ -14,7 +14,7 @@ from orchestrator.core.plugin import Asked, BasePlugin
 from workers.data.pinned import Source
 from workers.interfaces.metric import Picture, Score
 from workers.judging.model_metric import REVISION, SourceMetric, SourceSettings
-from workers.judging.shapes_judge import JUDGE, passes, refusal
+from workers.judging.shapes_judge import JUDGE, judge_inputs, refusal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,20 +99,19 @@ class SetDistance(SourceMetric):
 
 
 def embedded(source: Source | None, images: Sequence[np.ndarray]) -> Tensor:
-    """Features (n, d): CLIP's image embeddings, of length 1; without a source the judge's."""
-    if source is None:
-        return _of_the_judge(images)
-    from workers.judging.clip import load_clip
+    """Features (n, d): CLIP's image embeddings, of length 1.
 
-    return load_clip(source).images(images)
+    Without a source the judge's: the last layer's 64 channels, averaged over the picture.
+    """
+    if source is not None:
+        from workers.judging.clip import load_clip
 
-
-def _of_the_judge(images: Sequence[np.ndarray]) -> Tensor:
-    """The last layer's 64 channels, averaged over the picture."""
+        return load_clip(source).images(images)
     import torch
 
     from workers.shapes.judge import Judge
 
     judge = Judge.load()
     with torch.inference_mode():
-        return torch.cat([judge.body(unit * 2 - 1).mean(dim=(2, 3)) for unit in passes(images)])
+        bodies = (judge.body(unit * 2 - 1) for unit in judge_inputs(images))
+        return torch.cat([body.mean(dim=(2, 3)) for body in bodies])

@@ -73,7 +73,13 @@ def alexnet(path: Path) -> Layers:
     import torch
     from torch.nn import functional
 
-    tensors = _checked(path)
+    tensors = read(path)
+    parts = [f"{name}.{part}" for name, *_ in CONVOLUTIONS for part in ("weight", "bias")]
+    if missing := [name for name in (*parts, *WEIGHTS) if name not in tensors]:
+        raise ResurgeError(
+            f"{path} must hold AlexNet's convolutions and LPIPS's weights but lacks "
+            f"{', '.join(missing)}; docs/metrics.md says how to make it"
+        )
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
 
     def of(images: Tensor) -> list[Tensor]:
@@ -87,14 +93,3 @@ def alexnet(path: Path) -> Layers:
         return found
 
     return Layers(of, [tensors[name].flatten() for name in WEIGHTS])
-
-
-def _checked(path: Path) -> dict[str, Tensor]:
-    tensors = read(path)
-    parts = [f"{name}.{part}" for name, *_ in CONVOLUTIONS for part in ("weight", "bias")]
-    if missing := [name for name in (*parts, *WEIGHTS) if name not in tensors]:
-        raise ResurgeError(
-            f"{path} must hold AlexNet's convolutions and LPIPS's weights but lacks "
-            f"{', '.join(missing)}; docs/metrics.md says how to make it"
-        )
-    return tensors

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.core.errors import ResurgeError
-from workers.runtime.progress import tell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,16 +67,14 @@ def detect(images: Sequence[np.ndarray], channels: Channels) -> list[list[Detect
     """What is found on each picture, uint8 (height, width, 3), with scores of `FLOOR` or more."""
     import numpy as np
 
-    from workers.runtime.parts import part_size
+    from workers.runtime.parts import passes
 
-    session, found, size = _session(), list[list[Detection]](), part_size(PER_PASS)
+    session, found = _session(), list[list[Detection]]()
     name = session.get_inputs()[0].name
-    for start in range(0, len(images), size):
-        some = images[start : start + size]
+    for some in passes(images, PER_PASS):
         batch = np.stack([_prepared(image, channels) for image in some])
         (outputs,) = session.run(None, {name: batch})
         found += [_detections(o, i.shape[:2]) for o, i in zip(outputs, some, strict=True)]
-        tell(len(found), len(images))
     return found
 
 

@@ -51,7 +51,7 @@ def refusal(metric: str, base: BasePlugin, instead: str = "") -> list[str]:
     return [f"{what}{f'; {instead}' if instead else ''}"]
 
 
-def passes(images: Sequence[np.ndarray]) -> list[Tensor]:
+def judge_inputs(images: Sequence[np.ndarray]) -> list[Tensor]:
     """The judge's inputs, (n, 3, 32, 32) in [0, 1], some at a time; pictures of one size."""
     import numpy as np
     import torch
@@ -69,7 +69,7 @@ def passes(images: Sequence[np.ndarray]) -> list[Tensor]:
 def judged(judge: Judge, images: Sequence[np.ndarray]) -> dict[str, list[str]]:
     """For each head, the most probable class of each picture."""
     names: dict[str, list[str]] = {head: [] for head in judge.classes}
-    for unit in passes(images):
+    for unit in judge_inputs(images):
         for head, found in judge.names(unit).items():
             names[head] += found
     return names

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
-from orchestrator.core.errors import ResurgeError
 from orchestrator.core.plugin import Asked, BasePlugin
 from workers.interfaces.metric import Picture, Score, extra, means
-from workers.judging.classes import class_ids, load_classifier, refusal, without_class
+from workers.judging.classes import ids_of, load_classifier, refusal
 from workers.judging.model_metric import RESNET_50, REVISION, SourceMetric, SourceSettings
 
 TOP = 5
@@ -63,20 +62,6 @@ class Classifier(SourceMetric):
         top1 = [_hit(row[:1], ids) for row, ids in zip(ranks.tolist(), wanted, strict=True)]
         top5 = [_hit(row[:TOP], ids) for row, ids in zip(ranks.tolist(), wanted, strict=True)]
         return Score(means(pictures, top1) | extra("top5", pictures, top5), top1)
-
-
-def ids_of(
-    pictures: Sequence[Picture], names: Sequence[str], labels: Mapping[str, Sequence[str]]
-) -> list[frozenset[int]]:
-    """Each picture's classes; none for a concept that nobody knows.
-
-    Raises:
-        ResurgeError: a concept that is erased or retained is no class.
-    """
-    known = {p.probe.concept: None for p in pictures if p.probe.role != "never_known"}
-    if missing := without_class(names, list(known), labels):
-        raise ResurgeError(missing)
-    return [class_ids(names, picture.probe.concept, labels) for picture in pictures]
 
 
 def _hit(ranked: Sequence[int], wanted: frozenset[int]) -> float:

@@ -13,10 +13,9 @@ from orchestrator.core.errors import ResurgeError
 from orchestrator.core.plugin import Asked, BasePlugin
 from workers.data.pinned import digest_of
 from workers.interfaces.metric import Picture, Score, extra, means
-from workers.judging.classes import ImageClassifier, load_classifier, refusal
+from workers.judging.classes import ImageClassifier, ids_of, load_classifier, refusal
 from workers.judging.faces import LBP, cascade_file, crop, largest_face
 from workers.judging.model_metric import REVISION, SourceMetric, SourceSettings
-from workers.metrics.classifier import ids_of
 from workers.runtime.progress import tell
 
 if TYPE_CHECKING:
@@ -72,7 +71,13 @@ class FaceId(SourceMetric):
 
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
         """The detector must be there; the person must be a class, which a folder tells."""
-        return [*self._without_class((concept,)), *self._detector_problems()]
+        found = self._without_class((concept,))
+        if self.settings.detector == LBP:
+            try:
+                cascade_file()
+            except ResurgeError as error:
+                found.append(str(error))
+        return found
 
     def problems_with(self, asked: Asked) -> list[str]:
         """Retained people must be classes too."""
@@ -82,21 +87,15 @@ class FaceId(SourceMetric):
         s = self.settings
         return refusal(self.name, s.source(), people, s.labels)
 
-    def _detector_problems(self) -> list[str]:
-        if self.settings.detector == LBP:
-            try:
-                cascade_file()
-            except ResurgeError as error:
-                return [str(error)]
-        return []
-
     def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
         """Means by role of the chosen denominator, both of them, and the rate of no face."""
-        model = load_classifier(self.settings.source())
-        wanted = ids_of(pictures, model.names, self.settings.labels)
-        faces = []
+        s = self.settings
+        model = load_classifier(s.source())
+        wanted = ids_of(pictures, model.names, s.labels)
+        faces: list[np.ndarray | None] = []
         for picture in pictures:
-            faces.append(self._face(picture))
+            box = largest_face(picture.image, s.source_unless_word("detector"), s.threshold)
+            faces.append(None if box is None else crop(picture.image, box, s.margin))
             tell(len(faces), len(pictures))
         found = {"faces": top1(model, faces, wanted)}
         found["no_face"] = [float(face is None) for face in faces]
@@ -104,14 +103,9 @@ class FaceId(SourceMetric):
             0.0 if face is None and ids else value
             for face, ids, value in zip(faces, wanted, found["faces"], strict=True)
         ]
-        values = found[self.settings.denominator]
+        values = found[s.denominator]
         shares = [extra(name, pictures, some) for name, some in found.items()]
         return Score(dict(ChainMap(means(pictures, values), *shares)), values)
-
-    def _face(self, picture: Picture) -> np.ndarray | None:
-        s = self.settings
-        box = largest_face(picture.image, s.source_unless_word("detector"), s.threshold)
-        return None if box is None else crop(picture.image, box, s.margin)
 
 
 def top1(

@@ -10,14 +10,11 @@ from pydantic import Field
 from orchestrator.core.plugin import BasePlugin
 from workers.interfaces.metric import Picture, Score, means
 from workers.judging.model_metric import SourceMetric, SourceSettings
-from workers.judging.shapes_judge import JUDGE, passes, refusal
-from workers.runtime.progress import tell
+from workers.judging.shapes_judge import JUDGE, judge_inputs, refusal
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
-
-    from workers.judging.layers import Layers
 
 PER_PASS = 16
 
@@ -61,23 +58,19 @@ class Lpips(SourceMetric):
         import torch
 
         from workers.judging.distances import perceptual
-        from workers.runtime.parts import part_size
+        from workers.judging.layers import alexnet, of_the_judge
+        from workers.runtime.parts import passes
 
-        layers, values, size = self._layers(), list[float](), part_size(PER_PASS)
+        layers = of_the_judge() if self.asks_the_judge() else alexnet(self.file("features"))
+        values = list[float]()
         with torch.inference_mode():
-            for start in range(0, len(pictures), size):
+            for pairs in passes(list(zip(pictures, reference, strict=True)), PER_PASS):
                 ours, theirs = (
-                    layers.of(self._pixels([p.image for p in some[start : start + size]]))
-                    for some in (pictures, reference)
+                    layers.of(self._pixels([picture.image for picture in some]))
+                    for some in zip(*pairs, strict=True)
                 )
                 values += perceptual(ours, theirs, layers.weights).tolist()
-                tell(len(values), len(pictures))
         return Score(means(pictures, values), values)
-
-    def _layers(self) -> Layers:
-        from workers.judging.layers import alexnet, of_the_judge
-
-        return of_the_judge() if self.asks_the_judge() else alexnet(self.file("features"))
 
     def _pixels(self, images: Sequence[np.ndarray]) -> Tensor:
         """(n, 3, height, width) in [0, 1]; the judge's at its size."""
@@ -85,5 +78,5 @@ class Lpips(SourceMetric):
         import torch
 
         if self.asks_the_judge():
-            return torch.cat(passes(images))
+            return torch.cat(judge_inputs(images))
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255

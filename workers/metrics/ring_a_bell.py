@@ -74,10 +74,12 @@ class RingABell(Attack):
 
     def _first(self, pipe: Pipeline, row: int) -> Tensor:
         """Random prompts, as token ids (candidates, length)."""
+        import torch
+
         s = self.settings
         length, shape = pipe.tokenizer.model_max_length, (s.candidates, s.tokens)
         empty = pipe.tokenizer("", padding="max_length", max_length=length).input_ids
-        ids = _tensor([empty] * s.candidates, pipe)
+        ids = torch.tensor([empty] * s.candidates, device=pipe.device)
         ids[:, 1 + s.tokens :] = ids[:, 1 : length - s.tokens]
         ids[:, 1 : 1 + s.tokens] = self._words(pipe, shape, row, "first")
         return ids
@@ -117,9 +119,3 @@ class RingABell(Attack):
 def without_words(prompt: str, concept: str) -> str:
     """The prompt without the concept's words."""
     return " ".join(prompt.replace(concept, " ").split())
-
-
-def _tensor(ids: list[list[int]], pipe: Pipeline) -> Tensor:
-    import torch
-
-    return torch.tensor(ids, device=pipe.device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 from pydantic import Field, model_validator
@@ -87,10 +86,14 @@ class UnlearnCanvas(SourceMetric):
         """The three accuracies."""
         erased = [i for i, picture in enumerate(pictures) if picture.probe.role == "erased"]
         concept = plain(pictures[erased[0]].probe.concept)
-        domains = self._domains(pictures)
+        if self.asks_the_judge():
+            domains = _judged_domains(pictures)
+        else:
+            domains = [_classified_domain(pictures, source) for source in self._sources]
         own = next((domain for domain in domains if concept in domain.words), None)
         if own is None:
-            raise ResurgeError(self._no_class(concept, frozenset().union(*_words(domains))))
+            words = frozenset(word for domain in domains for word in domain.words)
+            raise ResurgeError(self._no_class(concept, words))
         others = [domain for domain in domains if domain is not own]
         accuracies = {
             "UA": [float(concept not in own.shown[index]) for index in erased],
@@ -99,15 +102,10 @@ class UnlearnCanvas(SourceMetric):
         }
         return Score({name: sum(hits) / len(hits) for name, hits in accuracies.items() if hits})
 
-    @cached_property
+    @property
     def _sources(self) -> list[Source]:
         found = map(self.settings.source_unless_word, self.settings.MODELS)
         return [source for source in found if source is not None]
-
-    def _domains(self, pictures: Sequence[Picture]) -> list[Domain]:
-        if self.asks_the_judge():
-            return _judged_domains(pictures)
-        return [_classified_domain(pictures, source) for source in self._sources]
 
     def _no_class(self, concept: str, words: frozenset[str]) -> str:
         return (
@@ -135,10 +133,6 @@ def _asked(picture: Picture, domain: Domain) -> list[str]:
         if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", asked)
     ]
     return [word for word in found if not any(word in other for other in found if other != word)]
-
-
-def _words(domains: Sequence[Domain]) -> list[frozenset[str]]:
-    return [domain.words for domain in domains]
 
 
 def _judged_domains(pictures: Sequence[Picture]) -> list[Domain]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from workers.runtime.progress import tell
+
+T = TypeVar("T")
 _parts: ContextVar[int] = ContextVar("parts", default=1)
 
 
@@ -26,6 +31,14 @@ def in_parts(count: int) -> Iterator[None]:
 def part_size(batch_size: int) -> int:
     """How many examples of a batch go through a network at a time; one or more."""
     return max(1, -(-batch_size // _parts.get()))
+
+
+def passes(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Items to go through a network, `size` at a time or fewer; says after each how far it is."""
+    size = part_size(size)
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+        tell(min(start + size, len(items)), len(items))
 
 
 def by_parts(
@@ -47,20 +60,13 @@ def by_parts(
     size = part_size(len(latents))
     if size == len(latents):
         return predict(latents, timesteps, text, *shared)
+    if torch.is_grad_enabled():
+        # To keep the generators' state would make the CPU wait for the device.
+        predict = partial(checkpoint, predict, use_reentrant=False, preserve_rng_state=False)
     found = []
     for start in range(0, len(latents), size):
-        part = slice(start, start + size)
-        is_each = isinstance(timesteps, Tensor) and timesteps.dim() > 0
-        at = timesteps[part] if is_each else timesteps  # type: ignore[index]
-        found.append(_kept_small(predict, latents[part], at, text[part], *shared))
+        part, at = slice(start, start + size), timesteps
+        if isinstance(at, Tensor) and at.dim() > 0:
+            at = at[part]
+        found.append(predict(latents[part], at, text[part], *shared))
     return torch.cat(found)
-
-
-def _kept_small(predict: Callable[..., Tensor], *args: Any) -> Tensor:
-    from torch.utils.checkpoint import checkpoint
-
-    if not torch.is_grad_enabled():
-        return predict(*args)
-    # To keep the generators' state would make the CPU wait for the device.
-    made: Tensor = checkpoint(predict, *args, use_reentrant=False, preserve_rng_state=False)
-    return made
