@@ -43,6 +43,7 @@ class RowsSettings(Settings):
         None, ge=1, description="how many rows, chosen by the seed; null: all, in their order"
     )
     seed: int = Field(0, ge=0, description="seed of the choice")
+    path: str = Field(description="where the pictures are")
 
 
 class RowsDataset(Dataset):
@@ -53,6 +54,7 @@ class RowsDataset(Dataset):
     """
 
     uses_concept = False
+    settings: RowsSettings
 
     @property
     def path(self) -> Path:

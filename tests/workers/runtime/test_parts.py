@@ -10,7 +10,8 @@ import torch
 from workers.diffusion.sampling import sample, sample_floats
 from workers.interfaces.metric import Probe
 from workers.recipes import FinetuneSettings, SampleSettings
-from workers.runtime.parts import by_parts, in_parts, part_size
+from workers.runtime.parts import by_parts, in_parts, part_size, passes
+from workers.runtime.progress import heard_by
 from workers.training.finetune import Trainer
 
 
@@ -133,3 +134,14 @@ def test_pictures_in_one_part_are_the_same_bit_for_bit(pipe):
     with in_parts(1):
         again = sample(pipe, probes, SAMPLING)
     assert all((a.image == b.image).all() for a, b in zip(plain, again, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("parts", "sizes", "said"), [(1, [4, 3], [4, 7]), (2, [2, 2, 2, 1], [2, 4, 6, 7])]
+)
+def test_items_go_through_a_network_some_at_a_time(parts, sizes, said):
+    told = []
+    with in_parts(parts), heard_by(lambda done, total, numbers: told.append((done, total))):
+        found = [len(some) for some in passes(list(range(7)), 4)]
+    assert found == sizes
+    assert told == [(done, 7) for done in said]
