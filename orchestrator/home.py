@@ -31,29 +31,30 @@ class Home:
 
     def store_location(self, sweep: Sweep | None = None) -> str:
         """The sweep's `store`, else the cluster's, RESURGE_STORE, the folder `store`."""
-        chosen = (sweep.store if sweep else None) or self.store or os.environ.get("RESURGE_STORE")
-        return chosen or str(self._local("store", "RESURGE_STORE") / "store")
+        chosen = sweep.store if sweep else None
+        return chosen or self._place("store", str(self.root / "store"))
 
     def mlflow_uri(self, sweep: Sweep | None = None) -> str:
         """The sweep's `mlflow`, else the cluster's, RESURGE_MLFLOW, the file `mlflow.db`."""
-        chosen = (sweep.mlflow if sweep else None) or self.mlflow
-        chosen = chosen or os.environ.get("RESURGE_MLFLOW")
-        return chosen or f"sqlite:///{self._local('mlflow', 'RESURGE_MLFLOW') / 'mlflow.db'}"
+        chosen = sweep.mlflow if sweep else None
+        return chosen or self._place("mlflow", f"sqlite:///{self.root / 'mlflow.db'}")
 
     def studies_uri(self, sweep: Sweep) -> str:
         """The search's `storage`, else the cluster's, RESURGE_STUDIES, the file `studies.db`."""
         chosen = sweep.search.settings.storage if sweep.search else None
-        chosen = chosen or self.studies or os.environ.get("RESURGE_STUDIES")
-        return chosen or f"sqlite:///{self._local('studies', 'RESURGE_STUDIES') / 'studies.db'}"
+        return chosen or self._place("studies", f"sqlite:///{self.root / 'studies.db'}")
 
-    def _local(self, setting: str, variable: str) -> Path:
-        """The folder, for what is not said to be elsewhere."""
+    def _place(self, setting: str, local: str) -> str:
+        """The cluster's, else the environment's, else the local one."""
+        variable = f"RESURGE_{setting.upper()}"
+        if chosen := getattr(self, setting) or os.environ.get(variable):
+            return str(chosen)
         if self.cluster is not None:
             raise ResurgeError(
                 f"this machine cannot see into the head of cluster {self.cluster!r}: set "
                 f"`{setting}:` in the cluster's entry, or {variable}"
             )
-        return self.root
+        return local
 
     @property
     def artifacts(self) -> Path:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.cluster.clusters_file import Cluster, Token
+from orchestrator.cluster.clusters_file import Cluster
 from orchestrator.cluster.shipment import STOP_WAIT_S, Shipment, runtime_env
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.redact import redact
@@ -201,11 +201,7 @@ class Jobs:
         )
 
     def _clean(self, text: str) -> str:
-        return redact(text, _values(self._token))
-
-
-def _values(token: Token | None) -> list[str]:
-    return [token.value] if token else []
+        return redact(text, [self._token.value] if self._token else [])
 
 
 def _client(address: str, headers: dict[str, str]) -> Any:
@@ -213,16 +209,9 @@ def _client(address: str, headers: dict[str, str]) -> Any:
 
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)  # we say ourselves what is sent
-    with _unset(*_OVERRIDES):
-        return JobSubmissionClient(address, headers=headers)
-
-
-@contextmanager
-def _unset(*names: str) -> Iterator[None]:
-    """Without these environment variables for a moment."""
-    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    kept = {name: os.environ.pop(name) for name in _OVERRIDES if name in os.environ}
     try:
-        yield
+        return JobSubmissionClient(address, headers=headers)
     finally:
         os.environ.update(kept)
 

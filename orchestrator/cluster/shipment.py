@@ -20,7 +20,6 @@ from orchestrator.cluster.clusters_file import Cluster
 from orchestrator.core.digest import sha256
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.redact import has_credentials
-from orchestrator.home import Home
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweepfile.load import parse
 
@@ -103,21 +102,20 @@ def shipped_environment(sweep: Sweep, cluster: Cluster) -> dict[str, str]:
     """
     from orchestrator.store.buckets import check_location
 
-    home = cluster.at(Home(Path(cluster.entry.home)))
-    given = {
-        "RESURGE_STORE": _chosen(home.store, "RESURGE_STORE"),
-        "RESURGE_MLFLOW": _chosen(home.mlflow, "RESURGE_MLFLOW"),
-        "RESURGE_STUDIES": _chosen(home.studies, "RESURGE_STUDIES"),
-    }
+    given = {}
+    for setting in ("store", "mlflow", "studies"):
+        variable = f"RESURGE_{setting.upper()}"
+        if value := getattr(cluster.entry, setting) or os.environ.get(variable):
+            given[variable] = value
     for name, value in given.items():
-        if value is not None and has_credentials(value):
+        if has_credentials(value):
             raise ResurgeError(
                 f"{name} carries a password in its URL and would be readable by everyone who sees "
                 "the job: take it out of the URL. On the cluster's machines set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for MLflow, and name a "
                 "file with database passwords in PGPASSFILE"
             )
-    store = sweep.store or given["RESURGE_STORE"]
+    store = sweep.store or given.get("RESURGE_STORE")
     if store is None:
         raise ResurgeError(
             "the cluster's machines need a store that all of them see: set `store:` in the "
@@ -132,8 +130,7 @@ def shipped_environment(sweep: Sweep, cluster: Cluster) -> dict[str, str]:
     if "://" in store and not store.startswith("file:///"):
         check_location(store)
     telemetry = os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true")
-    named = {name: value for name, value in given.items() if value is not None}
-    return {**named, "MLFLOW_DISABLE_TELEMETRY": telemetry}
+    return {**given, "MLFLOW_DISABLE_TELEMETRY": telemetry}
 
 
 def runtime_env(shipment: Shipment) -> dict[str, Any]:
@@ -181,10 +178,6 @@ def _is_here(text: str) -> bool:
         return Path(text).expanduser().exists()
     except (OSError, RuntimeError, ValueError):  # too long for a name, no such user, a NUL
         return False
-
-
-def _chosen(entry: str | None, variable: str) -> str | None:
-    return entry or os.environ.get(variable) or None
 
 
 def _written(sweep: Sweep, overrides: Sequence[str]) -> tuple[str, Sequence[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -15,14 +15,15 @@ from orchestrator.core.registry import find
 from orchestrator.executors.base import Executor
 from orchestrator.messages import Event, StageCommitted, StageFailed
 from orchestrator.plan.tasks import make_tasks
+from orchestrator.results.trials_table import table, write
 from orchestrator.run.job import Job
 from orchestrator.run.progress import Progress
 from orchestrator.schedule.leases import Leases
 from orchestrator.schedule.scheduler import Outcome, Rules, Scheduler
 from orchestrator.sweep.resources import ExecutorSettings, Resources
-
-if TYPE_CHECKING:
-    from orchestrator.tracking.run import View
+from orchestrator.tracking.mlflow import BackgroundTracker, sync
+from orchestrator.tracking.run import View
+from orchestrator.tracking.sweep_runs import SweepView
 
 CLOSE_TIMEOUT_S = 120.0
 MAX_REPAIRS = 3
@@ -103,8 +104,6 @@ def live_tracking(job: Job, console: Console) -> Iterator[Callable[[], None]]:
     """What to call when something has happened, so that MLflow follows; says so if it fell
     behind.
     """
-    from orchestrator.tracking.mlflow import BackgroundTracker
-
     tracker = BackgroundTracker(view_of(job), job.mlflow_uri, job.home.artifacts)
     try:
         yield tracker.notify
@@ -132,8 +131,6 @@ def sync_job(job: Job) -> str:
     Raises:
         ResurgeError: MLflow does not answer.
     """
-    from orchestrator.tracking.mlflow import sync
-
     _write_results(job)
     counts = sync(view_of(job), job.mlflow_uri, job.home.artifacts)
     _mark_synced(job)
@@ -143,10 +140,8 @@ def sync_job(job: Job) -> str:
 def view_of(job: Job) -> View:
     """What MLflow should show of it."""
     if job.sweep.search is None:
-        from orchestrator.tracking.sweep_runs import SweepView
-
         return SweepView(job.plan, job.store, job.sweep.source)
-    from orchestrator.tracking.search_runs import StudyView
+    from orchestrator.tracking.search_runs import StudyView  # needs Optuna
 
     return StudyView(job.points, job.studies_uri, job.store)
 
@@ -172,8 +167,6 @@ def _sync_state(job: Job) -> str:
 
 
 def _write_results(job: Job) -> None:
-    from orchestrator.results.trials_table import table, write
-
     write(table(job.plan, job.store), job.home.results(job.sweep.name))
 
 
@@ -184,7 +177,6 @@ def export_job(job: Job, folder: Path) -> list[Path]:
     from orchestrator.results.figures import figure
     from orchestrator.results.settings import aggregate
     from orchestrator.results.settings_table import settings_table
-    from orchestrator.results.trials_table import table, write
 
     folder.mkdir(parents=True, exist_ok=True)
     endings = ("parquet", "csv", "png", "settings.parquet")

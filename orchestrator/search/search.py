@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -24,15 +23,13 @@ from orchestrator.run.run import (
     say_behind,
     sync_job,
 )
+from orchestrator.search.progress import SearchProgress
 from orchestrator.search.searcher import Searcher
 from orchestrator.study.lock import StudyLock, owned
 from orchestrator.study.studies import is_complete, open_studies
 from orchestrator.study.tried import Tried
 from orchestrator.study.worst_case import WorstCase
 from orchestrator.sweep.sweep import Sweep
-
-if TYPE_CHECKING:
-    from orchestrator.search.progress import SearchProgress
 
 
 def run_search(
@@ -55,13 +52,14 @@ def search_job(job: Job, console: Console) -> list[WorstCase]:
     if not is_complete(job.points, begun, job.store):
         _search(job, console)
     elif not is_synced(job):
-        _sync(job, console)
+        try:
+            console.print(sync_job(job))
+        except ResurgeError as error:  # no reason not to show what was found
+            say_behind(job, str(error), console)
     return job.now().worst_cases()
 
 
 def _search(job: Job, console: Console) -> None:
-    from orchestrator.search.progress import SearchProgress
-
     points, storage = job.points, job.studies_uri
     settings = points.search.settings
     open_studies(points, storage)  # another search's are refused before any worker starts
@@ -79,14 +77,6 @@ def _search(job: Job, console: Console) -> None:
         scheduler = new_scheduler(job, executor, watcher, leases)
         parallel = executor.workers().most if settings.parallel == "auto" else settings.parallel
         Searcher(points, storage, scheduler, parallel, watcher, check).run()
-
-
-def _sync(job: Job, console: Console) -> None:
-    """MLflow's being away is no reason not to show what was found."""
-    try:
-        console.print(sync_job(job))
-    except ResurgeError as error:
-        say_behind(job, str(error), console)
 
 
 class _Told:
