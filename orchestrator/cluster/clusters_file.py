@@ -19,7 +19,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
@@ -175,8 +174,11 @@ def read_clusters(path: Path) -> dict[str, ClusterEntry]:
     root = read_yaml(text, str(path), problems)
     if root is not None:
         top = known(At(root, "", str(path), problems), ("clusters",), ("clusters",))
-        if "clusters" in top:
-            found = _entries(top["clusters"])
+        if "clusters" in top and not isinstance(top["clusters"].value, dict):
+            top["clusters"].say("must map names to clusters: `lab: {address: http://host:8265}`")
+        elif "clusters" in top:
+            made = {name: _entry(top["clusters"].key(name)) for name in top["clusters"].value}
+            found = {name: entry for name, entry in made.items() if entry is not None}
     if problems:
         raise ClustersError(sorted(dict.fromkeys(problems), key=lambda p: p.line or 0))
     return found
@@ -194,14 +196,6 @@ def is_address(text: str) -> bool:
     return is_web and port_is_sound and is_bare and "@" not in parts.netloc
 
 
-def _entries(at: At) -> dict[str, ClusterEntry]:
-    if not isinstance(at.value, dict):
-        at.say("must map names to clusters: `lab: {address: http://host:8265}`")
-        return {}
-    made = {name: _entry(at.key(name)) for name in at.value}
-    return {name: entry for name, entry in made.items() if entry is not None}
-
-
 def _entry(at: At) -> ClusterEntry | None:
     before = len(at.problems)
     if isinstance(at.value, dict):
@@ -210,7 +204,7 @@ def _entry(at: At) -> ClusterEntry | None:
     given = known(at, ClusterEntry.model_fields) if len(at.problems) == before else {}
     if len(at.problems) > before:
         return None
-    return cast("ClusterEntry | None", fill(ClusterEntry, given, at))
+    return fill(ClusterEntry, given, at)
 
 
 def _refuse_secrets(at: At, key: str) -> None:

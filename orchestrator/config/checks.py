@@ -12,13 +12,15 @@ import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from orchestrator.config.yaml_tree import as_number, show
 from orchestrator.core.hints import nearest
 from orchestrator.core.settings import Settings
+
+S = TypeVar("S", bound=Settings)
 
 _WHOLE = ("int_type", "int_parsing", "int_from_float")
 _NUMBER = (*_WHOLE, "float_type", "float_parsing")
@@ -43,8 +45,6 @@ _PHRASES = {
     "too_short": "a list of at least {min_length}",
     "too_long": "a list of at most {max_length}",
 }
-
-
 _SEQUENCES = (list, tuple, set, frozenset, Sequence)
 
 
@@ -75,15 +75,21 @@ def _holds_list(annotation: Any) -> bool:
 
 
 def check(cls: type[Settings], field: str, value: Any) -> tuple[Any, list[Fault]]:
-    """The value as it is to be used, and what is wrong with it as a value of this field."""
+    """The value as it is to be used, and what is wrong with it as a value of this field.
+
+    Numbers written as text, and whole numbers as 1e3, are made what they mean.
+    """
     errors = _errors(cls, field, value)
-    mended = _mended(value, errors)
+    mended = value
+    for error in errors:
+        if error["type"] in _NUMBER and (number := _meant(error)) is not None:
+            mended = _put(mended, _inside(mended, error["loc"]), number)
     if mended is not value:
         value, errors = mended, _errors(cls, field, mended)
     return value, _faults(value, errors)
 
 
-def build(cls: type[Settings], values: Mapping[str, Any]) -> tuple[Settings | None, list[str]]:
+def build(cls: type[S], values: Mapping[str, Any]) -> tuple[S | None, list[str]]:
     """The settings, or what is wrong with values that are right one by one."""
     try:
         return cls.model_validate_json(json.dumps(values), strict=True), []
@@ -117,15 +123,8 @@ def _errors(cls: type[Settings], field: str, value: Any) -> list[Any]:
     return []
 
 
-def _mended(value: Any, errors: Sequence[Any]) -> Any:
-    """The value with numbers written as text, or whole numbers as 1e3, made what they mean."""
-    for error in errors:
-        if error["type"] in _NUMBER and (number := _meant(error)) is not None:
-            value = _put(value, _inside(value, error["loc"]), number)
-    return value
-
-
 def _meant(error: Any) -> int | float | None:
+    """The number that stands where a number is wanted."""
     got = error["input"]
     number = as_number(got) if isinstance(got, str) else got if isinstance(got, float) else None
     if error["type"] in _WHOLE and isinstance(number, float):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from orchestrator.config.checks import build, check, is_list_field, missing
+from orchestrator.config.checks import S, build, check, is_list_field, missing
 from orchestrator.config.yaml_tree import At, Node, show
 from orchestrator.core.chosen import chosen_kind
 from orchestrator.core.hints import nearest, suggest
@@ -13,28 +13,6 @@ from orchestrator.core.plugin import Plugin, PluginKind
 from orchestrator.core.redact import has_credentials
 from orchestrator.core.registry import registry
 from orchestrator.core.settings import Settings
-
-if TYPE_CHECKING:
-    from orchestrator.config.yaml_tree import At
-
-
-def refuse_credentials(at: At) -> None:
-    """Report every URL below this place that carries credentials, without showing them."""
-    if isinstance(at.value, dict):
-        for key in at.value:
-            refuse_credentials(at.key(key))
-    elif isinstance(at.value, list):
-        for item in at.items():
-            refuse_credentials(item)
-    elif isinstance(at.value, str) and has_credentials(at.value):
-        at.say(f"carries a password or a token in its URL; {ADVICE}")
-
-
-ADVICE = (
-    "leave it out: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, PGPASSFILE and AWS's "
-    "variables belong into the environment of the machines that need them"
-)
-
 
 NOUNS: dict[PluginKind, str] = {
     "base": "base",
@@ -87,6 +65,13 @@ def texts(at: At) -> tuple[str, ...]:
     return tuple(found)
 
 
+def flag(at: At) -> bool:
+    """True or false."""
+    if not isinstance(at.value, bool):
+        at.say(f"must be true or false but got {show(at.node.plain())}")
+    return at.value is True
+
+
 def named(at: At, kind: PluginKind) -> tuple[type[Plugin], At] | None:
     """The plug-in that `esd` or `esd: {…}` names, with the mapping of its settings."""
     plugins = registry(kind)
@@ -131,7 +116,7 @@ def single(at: At, kind: PluginKind) -> tuple[type[Plugin], Settings] | None:
     return None if made is None else (plugin, made)
 
 
-def fill(cls: type[Settings], given: Mapping[str, At], at: At) -> Settings | None:
+def fill(cls: type[S], given: Mapping[str, At], at: At) -> S | None:
     """Settings of one value each; `at` is where missing ones are missed."""
     before = len(at.problems)
     values = {}
@@ -171,3 +156,19 @@ def value_of(cls: type[Settings], name: str, at: At) -> Any:
             inner = inner.key(part) if isinstance(part, str) else inner.items()[part]
         inner.say(fault.what)
     return value
+
+
+def refuse_credentials(at: At) -> None:
+    """Report every URL below this place that carries credentials, without showing them."""
+    if isinstance(at.value, dict):
+        for key in at.value:
+            refuse_credentials(at.key(key))
+    elif isinstance(at.value, list):
+        for item in at.items():
+            refuse_credentials(item)
+    elif isinstance(at.value, str) and has_credentials(at.value):
+        at.say(
+            "carries a password or a token in its URL; leave it out: MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, PGPASSFILE and AWS's variables belong into the environment "
+            "of the machines that need them"
+        )

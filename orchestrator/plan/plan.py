@@ -19,8 +19,7 @@ from orchestrator.core.plugin import (
 )
 from orchestrator.core.registry import find
 from orchestrator.core.stage import Stage, StageKind
-from orchestrator.sweep.sweep import Sweep, probes
-from orchestrator.sweep.sweep import trials as grid_trials
+from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.trial import Edit, Scalar, Trial
 
 
@@ -138,7 +137,7 @@ class Plan:
 
 def make_plan(sweep: Sweep) -> Plan:
     """The plan of a sweep: its trials, their controls, and the merged stages."""
-    return Planner(sweep).plan(grid_trials(sweep), sweep.evaluate.controls)
+    return Planner(sweep).plan(sweep.trials, sweep.evaluate.controls)
 
 
 class Planner:
@@ -255,7 +254,7 @@ class Planner:
         return Waypoint(model, sample, scores)
 
     def sample_stage(self, model: Stage, concept: str) -> Stage:
-        asked = {"probes": probes(self.base, concept, self.sweep.evaluate)}
+        asked = {"probes": self.sweep.evaluate.probes(self.base, concept)}
         return _stage("sample", self.sample, asked, asked, None, model)
 
     def score_stage(self, metric: MetricPlugin, model: Stage, sample: Stage, concept: str) -> Stage:

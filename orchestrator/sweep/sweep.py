@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,41 +13,6 @@ from orchestrator.sweep.grid import EditAxes, Grid
 from orchestrator.sweep.resources import Resources
 from orchestrator.sweep.search import Search
 from orchestrator.sweep.trial import Trial
-
-
-def trials(sweep: Sweep) -> tuple[Trial, ...]:
-    """Every trial of a sweep, in the grid's order; no two have the same parameters."""
-    return sweep.grid.expansion.trials
-
-
-def probes(base: BasePlugin, concept: str, evaluate: Evaluate) -> list[dict[str, str]]:
-    """What every model is asked: the erased concept, the retained ones, a never-known one.
-
-    The erased concept gets all its prompts (they are the clusters of the statistics), a retained
-    concept its first, the never-known one its first two.
-    """
-    asked = [("erased", concept, prompt) for prompt in evaluate.prompts_for(base, concept)]
-    for other in evaluate.retained(base, concept):
-        asked.append(("retained", other, evaluate.prompts_for(base, other)[0]))
-    if (stranger := base.never_known()) is not None:
-        strange = evaluate.prompts_for(base, stranger)[:2]
-        asked += [("never_known", stranger, prompt) for prompt in strange]
-    return [{"role": role, "concept": of, "prompt": prompt} for role, of, prompt in asked]
-
-
-def all_asked(grid: Grid, evaluate: Evaluate) -> list[Asked]:
-    """The same in numbers, for each concept that the base knows."""
-    known = grid.base.concepts()
-    erased = [c for c in grid.all_concepts() if known is None or c in known]
-    return [_in_numbers(grid.base, concept, evaluate) for concept in erased]
-
-
-def _in_numbers(base: BasePlugin, concept: str, evaluate: Evaluate) -> Asked:
-    prompts = Counter(probe["role"] for probe in probes(base, concept, evaluate))
-    each = evaluate.sample.settings.images_per_prompt
-    pictures = {role: each * count for role, count in prompts.items()}
-    return Asked(evaluate.retained(base, concept), pictures)
-
 
 Keep = Literal["unlearned", "finetuned", "checkpoints"]
 
@@ -71,6 +36,30 @@ class Evaluate:
         if self.prompts is None:
             return base.prompts(concept)
         return tuple(template.replace("{concept}", concept) for template in self.prompts)
+
+    def probes(self, base: BasePlugin, concept: str) -> list[dict[str, str]]:
+        """What every model is asked: the erased concept, the retained ones, a never-known one.
+
+        The erased concept gets all its prompts (they are the clusters of the statistics), a
+        retained concept its first, the never-known one its first two.
+        """
+        asked = [("erased", concept, prompt) for prompt in self.prompts_for(base, concept)]
+        for other in self.retained(base, concept):
+            asked.append(("retained", other, self.prompts_for(base, other)[0]))
+        if (stranger := base.never_known()) is not None:
+            strange = self.prompts_for(base, stranger)[:2]
+            asked += [("never_known", stranger, prompt) for prompt in strange]
+        return [{"role": role, "concept": of, "prompt": prompt} for role, of, prompt in asked]
+
+    def asked(self, grid: Grid) -> Iterator[Asked]:
+        """The same in numbers, for each concept of the grid that its base knows."""
+        known = grid.base.concepts()
+        for concept in grid.all_concepts():
+            if known is None or concept in known:
+                prompts = Counter(probe["role"] for probe in self.probes(grid.base, concept))
+                each = self.sample.settings.images_per_prompt
+                pictures = {role: each * count for role, count in prompts.items()}
+                yield Asked(self.retained(grid.base, concept), pictures)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,9 +100,17 @@ class Sweep:
         """The seeds of the edits."""
         return self.grid.seeds
 
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """Every trial, in the grid's order; no two have the same parameters."""
+        return self.grid.expansion.trials
+
     def canonical(self) -> dict[str, Any]:
         """The sweep as JSON values, overrides applied; `parse` of its JSON gives it again."""
         grid = self.grid
+        resources = self.resources.model_dump(mode="json", exclude={"executor_settings"})
+        if self.resources.executor_settings:
+            resources["executor"] = {self.resources.executor: self.resources.executor_settings}
         found = {
             "name": self.name,
             "base": _named(grid.base),
@@ -126,11 +123,11 @@ class Sweep:
             "exclude": [_lists(point.values) for point in grid.exclude] or None,
             "include": [_lists(point.values) for point in grid.include] or None,
             "search": self.search.canonical() if self.search else None,
-            "resources": _canonical_resources(self.resources),
+            "resources": resources,
             "store": self.store,
             "mlflow": self.mlflow,
         }
-        return _without_none(found)
+        return {name: value for name, value in found.items() if value is not None}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sweep) and self.canonical() == other.canonical()
@@ -167,14 +164,3 @@ def _canonical_evaluate(evaluate: Evaluate) -> dict[str, Any]:
         "prompts": None if evaluate.prompts is None else list(evaluate.prompts),
         "controls": evaluate.controls,
     }
-
-
-def _canonical_resources(resources: Resources) -> dict[str, Any]:
-    found = resources.model_dump(mode="json", exclude={"executor_settings"})
-    if resources.executor_settings:
-        found["executor"] = {resources.executor: resources.executor_settings}
-    return found
-
-
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import cast
 
-from orchestrator.config.fields import fill, known, single, texts
+from orchestrator.config.fields import fill, flag, known, single, texts
 from orchestrator.config.yaml_tree import At, show
 from orchestrator.core.hints import suggest
 from orchestrator.core.plugin import Asked, MetricPlugin
 from orchestrator.core.registry import find, registry
 from orchestrator.sweep.grid import Grid
-from orchestrator.sweep.sweep import Evaluate, all_asked
+from orchestrator.sweep.sweep import Evaluate
 from orchestrator.sweepfile.grid import concepts
 
 
@@ -29,10 +30,10 @@ def read_evaluate(at: At, grid: Grid | None) -> Evaluate | None:
     sample = fill(recipe.Settings, {k: v for k, v in given.items() if k not in own}, at)
     retain = _retain(given["retain"], grid) if is_given(given, "retain") else None
     prompts = _prompts(given["prompts"]) if is_given(given, "prompts") else None
-    controls = _flag(given["controls"]) if "controls" in given else True
+    controls = flag(given["controls"]) if "controls" in given else True
     found = Evaluate((), recipe(sample), retain, prompts, controls) if sample else None
     is_sound = len(at.problems) == start
-    asked = all_asked(grid, found) if grid and found and is_sound else []
+    asked = list(found.asked(grid)) if grid and found and is_sound else []
     metrics = _metrics(given["metrics"], grid, asked) if "metrics" in given else ()
     return replace(found, metrics=metrics) if found and metrics else None
 
@@ -48,18 +49,13 @@ def _metrics(at: At, grid: Grid | None, asked: Sequence[Asked]) -> tuple[MetricP
         metric = cast("MetricPlugin", pair[0](pair[1]))
         if any(metric.name == other.name for other in found):
             item.say(f"duplicate value: the metric {metric.name!r} stands before")
-        for what in _misfits(metric, grid, asked) if grid else ():
-            item.say(what)
+        if grid is not None:
+            misfits = [metric.problems(grid.base, concept) for concept in grid.all_concepts()]
+            misfits += [metric.problems_with(one) for one in asked]
+            for what in chain.from_iterable(misfits):
+                item.say(what)
         found.append(metric)
     return tuple(found)
-
-
-def _misfits(metric: MetricPlugin, grid: Grid, asked: Sequence[Asked]) -> Iterator[str]:
-    """Why a metric cannot judge what this sweep erases, or what it asks for beside it."""
-    for concept in grid.all_concepts():
-        yield from metric.problems(grid.base, concept)
-    for one in asked:
-        yield from metric.problems_with(one)
 
 
 def _retain(at: At, grid: Grid | None) -> tuple[str, ...]:
@@ -80,9 +76,3 @@ def _prompts(at: At) -> tuple[str, ...]:
         if isinstance(item.value, str) and "{concept}" not in item.value:
             item.say(f"must contain {{concept}} but got {show(item.value)}")
     return found
-
-
-def _flag(at: At) -> bool:
-    if not isinstance(at.value, bool):
-        at.say(f"must be true or false but got {show(at.node.plain())}")
-    return bool(at.value)

@@ -51,7 +51,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     try:
         return parse(path.read_bytes().decode("utf-8-sig"), file, overrides)
     except FileNotFoundError:
-        what = f"there is no such file{_siblings(path)}"
+        hint = f" (nor the folder {path.parent})"
+        if path.parent.is_dir():
+            hint = suggest(path.name, [p.name for p in path.parent.glob("*.y*ml")][:20])
+        what = f"there is no such file{hint}"
     except IsADirectoryError:
         what = "must be a sweep file but is a folder"
     except UnicodeDecodeError as error:
@@ -59,12 +62,6 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     except OSError as error:
         what = f"cannot be read: {error.strerror}"
     raise SweepError([Problem(what, "", file)]) from None
-
-
-def _siblings(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f" (nor the folder {path.parent})"
-    return suggest(path.name, [p.name for p in path.parent.glob("*.y*ml")][:20])
 
 
 def parse(text: str, file: str | None = None, overrides: Sequence[str] = ()) -> Sweep:
@@ -137,7 +134,7 @@ def _resources(at: At) -> Resources | None:
     executor = single(given.pop("executor"), "executor") if "executor" in given else None
     made = fill(Resources, given, at)
     if made is None or executor is None:
-        return cast("Resources | None", made)
+        return made
     plugin, settings = executor
     chosen = {"executor": plugin.name, "executor_settings": given_settings(settings)}
-    return cast("Resources", made.model_copy(update=chosen))
+    return made.model_copy(update=chosen)

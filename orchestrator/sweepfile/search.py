@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 from orchestrator.config.fields import fill, known, texts
 from orchestrator.config.yaml_tree import At, show
@@ -35,11 +34,11 @@ def read_search(at: At, grid: Grid, metrics: tuple[MetricPlugin, ...]) -> Search
     for_each = _for_each(given["for_each"], grid) if "for_each" in given else ()
     space = read_space(given["space"], grid, for_each) if "space" in given else Space(())
     plain = {name: value for name, value in given.items() if name not in OWN}
-    settings = cast("SearchSettings | None", fill(SearchSettings, plain, at))
+    settings = fill(SearchSettings, plain, at)
     confirm = Confirm()
     if "confirm" in given:
         inner = known(given["confirm"], tuple(Confirm.model_fields))
-        confirm = cast("Confirm", fill(Confirm, inner, given["confirm"]) or confirm)
+        confirm = fill(Confirm, inner, given["confirm"]) or confirm
     goals = _goals(given, at, metrics, space)
     bounds = _bounds(given["subject_to"], metrics, space) if "subject_to" in given else ()
     if len(at.problems) > before or settings is None:

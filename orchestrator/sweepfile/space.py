@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.config.checks import check
-from orchestrator.config.fields import NOUNS, known, texts, value_of
+from orchestrator.config.fields import NOUNS, flag, known, texts, value_of
 from orchestrator.config.yaml_tree import At, show
 from orchestrator.core.hints import suggest
 from orchestrator.sweep.grid import Axis, EditAxes, Grid
@@ -179,7 +179,7 @@ class _Reader:
         low, high = (value_of(meant.cls, meant.name, end) for end in ends)
         step = _number(given["step"]) if "step" in given else None
         digits = _digits(given["digits"]) if "digits" in given else 2
-        is_log = kind == "log" or ("log" in given and _flag(given["log"]))
+        is_log = kind == "log" or ("log" in given and flag(given["log"]))
         if len(at.problems) > before:
             return None
         made = Range(name, low, high, kind == "int", is_log, step, digits)
@@ -203,12 +203,6 @@ def _digits(at: At) -> int:
         at.say(f"must be a whole number, 1 to {MAX_DIGITS}, but got {show(at.node.plain())}")
         return 1
     return int(at.value)
-
-
-def _flag(at: At) -> bool:
-    if not isinstance(at.value, bool):
-        at.say(f"must be true or false but got {show(at.node.plain())}")
-    return at.value is True
 
 
 def _say_bad_range(made: Range, at: At) -> None:

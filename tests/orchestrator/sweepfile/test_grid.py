@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import pytest
 
 from orchestrator.core.errors import SweepError
-from orchestrator.sweep.sweep import trials
 from orchestrator.sweep.trial import Trial
 from orchestrator.sweepfile.load import parse
 
@@ -28,7 +27,7 @@ TWO_METHODS = """
 
 
 def grid(edits: str, concept: str = "star", seeds: object = 1) -> list[Trial]:
-    return list(trials(parse(HEAD.format(concept=concept, seeds=seeds) + edits, "f.yaml")))
+    return list(parse(HEAD.format(concept=concept, seeds=seeds) + edits, "f.yaml").trials)
 
 
 def column(found: Sequence[Trial], *names: str) -> list[tuple[object, ...]]:

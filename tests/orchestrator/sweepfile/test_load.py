@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from orchestrator.core.errors import SweepError
-from orchestrator.sweep.sweep import Sweep, trials
+from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweepfile.load import load, parse
 
 QUICKSTART = """
@@ -156,7 +156,7 @@ def test_canonical_form_gives_the_sweep_again(extra: str) -> None:
     again = parse(json.dumps(sweep.canonical()))
     assert again == sweep
     assert again.canonical() == sweep.canonical()
-    assert [t.params for t in trials(again)] == [t.params for t in trials(sweep)]
+    assert [t.params for t in again.trials] == [t.params for t in sweep.trials]
 
 
 def test_canonical_form_keeps_lists_mappings_and_other_alphabets(words: None) -> None:
@@ -181,11 +181,11 @@ def test_anchors_stand_for_values() -> None:
 @pytest.mark.parametrize("spelling", ["1e-4", "'1e-4'", "0.0001", "1E-4", "'.0001'"])
 def test_numbers_may_be_spelt_as_text(spelling: str) -> None:
     text = QUICKSTART.replace("[3.0e-4, 1.0e-3]", spelling)
-    assert trials(parse(text))[0].params["finetune.learning_rate"] == 1e-4
+    assert parse(text).trials[0].params["finetune.learning_rate"] == 1e-4
 
 
 def test_a_whole_number_may_be_spelt_with_an_exponent() -> None:
-    steps = trials(parse(QUICKSTART.replace("[0, 50, 100, 200]", "1e3")))[0].params
+    steps = parse(QUICKSTART.replace("[0, 50, 100, 200]", "1e3")).trials[0].params
     assert steps["finetune.steps"] == 1000
     assert type(steps["finetune.steps"]) is int
 
@@ -198,9 +198,9 @@ def test_only_true_and_false_are_booleans(word: str, words: None) -> None:
 
 def test_a_list_setting_takes_a_list_as_its_one_value(words: None) -> None:
     assert eraser("layers: [1, 2]").edits[0].choices[0].settings["layers"] == ([1, 2],)
-    assert len(trials(eraser("layers: [1, 2]"))) == 1
-    assert len(trials(eraser("layers: [[1, 2], [3]]"))) == 2
-    assert trials(eraser("layers: [1, 2]"))[0].params["unlearn.eraser.layers"] == "[1,2]"
+    assert len(eraser("layers: [1, 2]").trials) == 1
+    assert len(eraser("layers: [[1, 2], [3]]").trials) == 2
+    assert eraser("layers: [1, 2]").trials[0].params["unlearn.eraser.layers"] == "[1,2]"
 
 
 def test_numbers_inside_a_setting_are_located(words: None) -> None:
@@ -212,7 +212,7 @@ def test_numbers_inside_a_setting_are_located(words: None) -> None:
 
 
 def test_null_is_a_value_where_it_is_allowed(words: None) -> None:
-    assert len(trials(eraser("strength: [null, 0.5]"))) == 2
+    assert len(eraser("strength: [null, 0.5]").trials) == 2
 
 
 def test_plugins_say_whether_they_fit(words: None) -> None:
@@ -317,7 +317,7 @@ def test_reading_a_sweep_loads_nothing_heavy(tmp_path: Path) -> None:
     path.write_text(QUICKSTART)
     code = (
         "import sys; from pathlib import Path; from orchestrator.sweepfile.load import load\n"
-        "from orchestrator.sweep.sweep import trials; trials(load(Path(sys.argv[1])))\n"
+        "load(Path(sys.argv[1])).trials\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'ray', 'mlflow', 'optuna', 'numpy'}\n"
         "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or None)"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.core.errors import SweepError
-from orchestrator.sweep.sweep import Sweep, trials
+from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweepfile.load import parse
 
 TEXT = """
@@ -34,7 +34,7 @@ def problems(*overrides: str) -> list[str]:
 
 
 def values(sweep: Sweep, name: str) -> set[object]:
-    return {trial.params.get(name) for trial in trials(sweep)}
+    return {trial.params.get(name) for trial in sweep.trials}
 
 
 @pytest.mark.parametrize(
