@@ -32,8 +32,6 @@ from orchestrator.core.settings import Settings
 from orchestrator.home import Home
 
 VARIABLE, FILE_VARIABLE = "RESURGE_CLUSTER", "RESURGE_CLUSTERS"
-
-
 HEAD_HOME = "~/.resurge"
 _SECRET_KEY = re.compile(r"(?i)token|password|passwd|secret|key|credential")
 _HEAD_FOLDER = re.compile(r"(/|~(/|$)).*")

@@ -20,12 +20,8 @@ from orchestrator.core.errors import ResurgeError
 from orchestrator.core.redact import redact
 
 SWEEP, CONTENT, ATTEMPT = "resurge.sweep", "resurge.content", "resurge.attempt"
-
-
 CONNECT_TIMEOUT_S = 10.0
 LOOK_AGAIN_S = 1.0
-
-
 # Ray lets these stand before the address that it is given: the token would go elsewhere.
 _OVERRIDES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 _TALKATIVE = (

@@ -28,8 +28,6 @@ MAKING = Path("workers", "shapes", "making")
 MAX_PLUGINS_BYTES = 20_000_000
 STOP_WAIT_S = 150
 """How long a cancelled sweep has to end: its workers stop at once, MLflow is brought up to date."""
-
-
 _PATH_SETTINGS = ("path", "source", "config", "clip", "model")
 _NO_PATHS = ("name", "concept", "store", "mlflow", "seeds", "keep", "resources")
 

@@ -21,7 +21,6 @@ from orchestrator.core.hints import nearest
 from orchestrator.core.settings import Settings
 
 S = TypeVar("S", bound=Settings)
-
 _WHOLE = ("int_type", "int_parsing", "int_from_float")
 _NUMBER = (*_WHOLE, "float_type", "float_parsing")
 _PHRASES = {

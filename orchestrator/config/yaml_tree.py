@@ -29,8 +29,6 @@ from orchestrator.core.errors import Place, Problem
 MAX_DEPTH = 40
 MAX_VALUES = 200_000
 """Aliases can make a short file mean a huge one; a sweep of this size is a mistake or an attack."""
-
-
 _INT = re.compile(r"[-+]?[0-9]{1,400}|0o[0-7]{1,400}|0x[0-9a-fA-F]{1,400}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"([-+]?)\.(?:(inf|Inf|INF)|(nan|NaN|NAN))")

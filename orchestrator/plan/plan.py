@@ -23,12 +23,6 @@ from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.trial import Edit, Scalar, Trial
 
 
-def starts_unlearned(planned: PlannedTrial) -> bool:
-    """Whether nothing lies between the unlearned model and the trajectory."""
-    kinds = [edit.kind for edit in planned.trial.edits]
-    return kinds.count("finetune") == 1 and kinds[-1] == "finetune"
-
-
 @dataclass(frozen=True)
 class Waypoint:
     """A model on a trial's way, with the stages that evaluate it."""
@@ -89,6 +83,12 @@ class PlannedTrial:
         name = self.steps_param
         return int(self.trial.params.get(name) or 0) if name else 0
 
+    @property
+    def starts_unlearned(self) -> bool:
+        """Whether nothing lies between the unlearned model and the trajectory."""
+        kinds = [edit.kind for edit in self.trial.edits]
+        return kinds.count("finetune") == 1 and kinds[-1] == "finetune"
+
     def stages(self) -> tuple[Stage, ...]:
         """Every stage that the trial's numbers rest on, parents first, each once."""
         points = (self.base, self.unlearned, self.final)
@@ -146,7 +146,8 @@ class Planner:
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
         self.base: BasePlugin = sweep.base
-        self.root = base_stage(sweep.base)
+        mark = {"fingerprint": sweep.base.fingerprint()}
+        self.root = _stage("base", sweep.base, mark, mark, None, None)
         self.sample = _resolved(sweep.evaluate.sample, sweep.base)
         recipe = find("recipe", "dataset")
         self.prepare = recipe(recipe.Settings())
@@ -234,8 +235,10 @@ class Planner:
         # Made once at the base's size, whatever was done to the model before: all share it.
         data = self.unique(_stage("prepare", self.prepare, identity, full, None, self.root))
         inputs = {"dataset": data}
-        plugin = _trained_here(edit.plugin)
-        return _stage("finetune", plugin, identity, full, trial.seed, parent, inputs)
+        # Where it is trained is no part of the recipe: what comes of it is merged after that.
+        settings = edit.plugin.settings.model_copy(update={"trained_on": "model"})
+        recipe = type(edit.plugin)(settings)
+        return _stage("finetune", recipe, identity, full, trial.seed, parent, inputs)
 
     def point(self, model: Stage, concept: str) -> Waypoint:
         """Made once a model and concept: many trials share the base and the unlearned model."""
@@ -295,23 +298,12 @@ class Planner:
         return self.known.setdefault(stage.digest, stage)
 
 
-def base_stage(base: BasePlugin) -> Stage:
-    """The root of a plan's tree."""
-    mark = {"fingerprint": base.fingerprint()}
-    return _stage("base", base, mark, mark, None, None)
-
-
 def _resolved(sample: Plugin, base: BasePlugin) -> Plugin:
     """The sampling recipe with the base's own guidance and steps where the sweep named none."""
     values = sample.settings.model_dump(exclude_unset=True)
     own = {"guidance": base.guidance, "sampler_steps": base.sampler_steps}
     chosen = own | {name: value for name, value in values.items() if value is not None}
     return type(sample)(sample.Settings.model_validate(chosen))
-
-
-def _trained_here(finetune: Plugin) -> Plugin:
-    """The recipe without what is done with its result."""
-    return type(finetune)(finetune.settings.model_copy(update={"trained_on": "model"}))
 
 
 def _stage(

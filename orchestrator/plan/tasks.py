@@ -29,6 +29,11 @@ _ORDER: dict[StageKind, int] = {
     "sample": 2,
     "score": 3,
 }
+_KEPT: dict[str, tuple[StageKind, ...]] = {
+    "unlearned": ("unlearn",),
+    "finetuned": ("finetune", "merge"),
+}
+"""Whose weights stay, by the sweep's word for it."""
 
 
 @dataclass
@@ -52,7 +57,7 @@ def make_tasks(
 
     What another task is doing may count as done: what reads it waits for its record.
     """
-    apart = {s: None for s in plan.stages if has_score_workers and _is_of_pictures(s)}
+    apart = {s: None for s in plan.stages if has_score_workers and _judged(s)}
     groups = _merge_only_children(_group(s for s in plan.stages if s not in apart))
     groups += _score_groups(apart)
     pending = {
@@ -62,11 +67,14 @@ def make_tasks(
     after = {g.id: _after(pending[g.id]) if g.pool == "model" else None for g in live}
     needed = {model.digest for model in after.values() if model is not None}
     needed |= {i.digest for g in live for i in _inputs(pending[g.id]) if i.is_model}
-    kept = {stage.digest for stage in plan.stages if _is_kept(stage, keep)}
+    kept_kinds = {kind for name in keep for kind in _KEPT.get(name, ())}
+    kept = {stage.digest for stage in plan.stages if stage.kind in kept_kinds}
     costs = _path_costs(live, pending)
     tasks = [
         Task(
-            id=_task_id(group, pending[group.id]),
+            # Named after what is left to do: two trainings that begin from the same unlearned model
+            # are two tasks, also where each is the only one in its plan.
+            id=group.id if group.pool == "score" else _name(pending[group.id][0]),
             stages=tuple(pending[group.id]),
             after=after[group.id],
             save=frozenset(needed | kept),
@@ -78,13 +86,6 @@ def make_tasks(
         for group in live
     ]
     return tuple(sorted(tasks, key=lambda task: (-task.path_cost, not _is_data(task.stages))))
-
-
-def _task_id(group: _Group, stages: Sequence[Stage]) -> str:
-    """Named after what is left to do: two trainings that begin from the same unlearned model are
-    two tasks, also where each is the only one in its plan.
-    """
-    return group.id if group.pool == "score" else _name(stages[0])
 
 
 def _after(stages: Sequence[Stage]) -> Stage | None:
@@ -106,10 +107,6 @@ def _judged(stage: Stage) -> tuple[Stage, ...]:
     return (stage.parent,) if is_pictures and stage.parent else ()
 
 
-def _is_of_pictures(stage: Stage) -> bool:
-    return bool(_judged(stage))
-
-
 def _score_groups(scores: Iterable[Stage]) -> list[_Group]:
     """One group for each model's pictures, to be judged where no model is."""
     groups: dict[str, _Group] = {}
@@ -118,12 +115,6 @@ def _score_groups(scores: Iterable[Stage]) -> list[_Group]:
         empty = _Group(pictures.digest[:16], None, pool="score")
         groups.setdefault(pictures.digest, empty).stages.append(score)
     return list(groups.values())
-
-
-def _is_kept(stage: Stage, keep: Collection[str]) -> bool:
-    return (stage.kind == "unlearn" and "unlearned" in keep) or (
-        stage.kind in ("finetune", "merge") and "finetuned" in keep
-    )
 
 
 def _group(stages: Iterable[Stage]) -> list[_Group]:
@@ -195,18 +186,15 @@ def _path_costs(groups: list[_Group], pending: dict[str, list[Stage]]) -> dict[s
 
     def cost(group: _Group) -> float:
         if group.id not in costs:
-            own = math.inf if _goes_first(group) else _own_cost(pending[group.id])
+            is_evaluation = any(s.kind == "sample" for s in group.stages) and not group.last_model()
+            goes_first = is_evaluation or _is_data(group.stages)
+            own = math.inf if goes_first else _own_cost(pending[group.id])
             costs[group.id] = own + max((cost(child) for child in below[group.id]), default=0.0)
         return costs[group.id]
 
     for group in groups:
         cost(group)
     return costs
-
-
-def _goes_first(group: _Group) -> bool:
-    is_evaluation = any(s.kind == "sample" for s in group.stages) and not group.last_model()
-    return is_evaluation or _is_data(group.stages)
 
 
 def _is_data(stages: Iterable[Stage]) -> bool:

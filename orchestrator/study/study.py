@@ -1,6 +1,6 @@
 """A study: what was asked, what was told, who proposes next.
 
-Optuna is spoken to here and in study_plots. One thread owns a study. A trial that was running when
+Optuna is spoken to here and in optuna_views. One thread owns a study. A trial that was running when
 the head died is still running when the study is opened again: it keeps its number and its settings,
 and what was not chosen yet is chosen then.
 """

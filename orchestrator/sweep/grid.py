@@ -61,6 +61,11 @@ class EditAxes:
         """The flat name of the axis that chooses the plug-in."""
         return f"{self.key}.{'method' if self.kind == 'unlearn' else 'dataset'}"
 
+    @property
+    def plugin_kind(self) -> Literal["unlearner", "dataset"]:
+        """What it chooses from."""
+        return "unlearner" if self.kind == "unlearn" else "dataset"
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -221,24 +226,20 @@ class _TrialBuilder:
         self.axes: dict[str, list[Axis]] = {}
         for axis in grid.axes:
             self.axes.setdefault(axis.name, []).append(axis)
-        self.names = {edit.key: self._names(edit) for edit in grid.edits}
-
-    @staticmethod
-    def _names(edit: EditAxes) -> list[tuple[str, ...]]:
-        """For each choice the axes that decide the edit."""
-        own = tuple(f"{edit.key}.{name}" for name in edit.settings)
-        return [
-            (edit.head, *(f"{edit.key}.{choice.label}.{name}" for name in choice.settings), *own)
-            for choice in edit.choices
-        ]
+        self.deciding: dict[str, list[tuple[str, ...]]] = {}
+        """By edit, for each of its choices, the axes that decide it."""
+        for edit in grid.edits:
+            own = [f"{edit.key}.{name}" for name in edit.settings]
+            self.deciding[edit.key] = [
+                (edit.head, *(f"{edit.key}.{choice.label}.{n}" for n in choice.settings), *own)
+                for choice in edit.choices
+            ]
 
     def trials(self) -> Iterator[Trial]:
         """The trials that are not excluded and have no problem."""
         for point in _points(self.grid):
-            if not self._excluded(point):
-                trial = self._trial(point)
-                if trial:
-                    yield trial
+            if not self._excluded(point) and (trial := self._trial(point)):
+                yield trial
 
     def _excluded(self, point: Mapping[str, int]) -> bool:
         matched = False
@@ -256,12 +257,13 @@ class _TrialBuilder:
         )
 
     def _trial(self, point: Mapping[str, int]) -> Trial | None:
-        concept = self.grid.concepts[point["concept"]]
-        params: dict[str, Scalar] = {"base": self.grid.base.name, **_base_params(self.grid.base)}
+        base, concept = self.grid.base, self.grid.concepts[point["concept"]]
+        given = dict.fromkeys(base.settings.model_fields_set)
+        params: dict[str, Scalar] = {"base": base.name, **_params(f"base.{base.name}", base, given)}
         params["concept"] = concept
         edits: list[Edit] = []
         for axes in self.grid.edits:
-            names = self.names[axes.key][point[axes.head]]
+            names = self.deciding[axes.key][point[axes.head]]
             key = (axes.key, *(point[name] for name in names))
             if key not in self.edits:
                 self.edits[key] = self._edit(axes, point)
@@ -329,58 +331,42 @@ def _params(prefix: str, plugin: Plugin, names: Mapping[str, Any]) -> dict[str, 
     return {f"{prefix}.{name}": scalar(full[name]) for name in names}
 
 
-def _base_params(base: BasePlugin) -> dict[str, Scalar]:
-    return _params(f"base.{base.name}", base, dict.fromkeys(base.settings.model_fields_set))
+def point_grid(grid: Grid, point: Mapping[str, Any]) -> Grid:
+    """The grid at one point of a search: its settings have these values and no others."""
+    return _included(grid, Selection({name: (value,) for name, value in point.items()}, grid.place))
 
 
 def _included(grid: Grid, selection: Selection) -> Grid:
     """The grid with what an include names put in the place of the axes' values."""
     named = selection.values
+    zips = (tuple(name for name in group if name not in named) for group in grid.zips)
     return replace(
         grid,
         concepts=named.get("concept", grid.concepts),
         edits=tuple(_included_edit(edit, named) for edit in grid.edits),
         seeds=named.get("seed", grid.seeds),
-        zips=tuple(names for group in grid.zips if (names := _still_zipped(group, named))),
+        zips=tuple(filter(None, zips)),
         exclude=(),
         include=(),
         place=selection.place,
     )
 
 
-def point_grid(grid: Grid, point: Mapping[str, Any]) -> Grid:
-    """The grid at one point of a search: its settings have these values and no others."""
-    return _included(grid, Selection({name: (value,) for name, value in point.items()}, grid.place))
-
-
-def _still_zipped(group: tuple[str, ...], named: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(name for name in group if name not in named)
-
-
 def _included_edit(edit: EditAxes, named: Mapping[str, tuple[Any, ...]]) -> EditAxes:
-    choices = [
-        choice for label in named.get(edit.head, ()) for choice in _labelled(edit, label)
-    ] or edit.choices
+    choices: list[PluginAxes] = []
+    for label in named.get(edit.head, ()):
+        entries = [choice for choice in edit.choices if choice.label == label]
+        choices += entries or [PluginAxes(find(edit.plugin_kind, label), {}, edit.place)]
+    own = _under(edit.key, named) if edit.kind == "finetune" else {}
+    own.pop("dataset", None)
     return replace(
         edit,
         choices=tuple(
             replace(c, settings={**c.settings, **_under(f"{edit.key}.{c.label}", named)})
-            for c in choices
+            for c in choices or edit.choices
         ),
-        settings={**edit.settings, **_own(edit, named)},
+        settings={**edit.settings, **own},
     )
-
-
-def _labelled(edit: EditAxes, label: str) -> list[PluginAxes]:
-    """The sweep's entries for a plug-in, or the plug-in with its defaults."""
-    kind: Literal["unlearner", "dataset"] = "unlearner" if edit.kind == "unlearn" else "dataset"
-    entries = [choice for choice in edit.choices if choice.label == label]
-    return entries or [PluginAxes(find(kind, label), {}, edit.place)]
-
-
-def _own(edit: EditAxes, named: Mapping[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
-    under = _under(edit.key, named) if edit.kind == "finetune" else {}
-    return {name: values for name, values in under.items() if name != "dataset"}
 
 
 def _under(prefix: str, named: Mapping[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:

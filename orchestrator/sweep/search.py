@@ -35,11 +35,8 @@ NUMBERS = (
 )
 """What a trial has whatever metrics the sweep names: the primary metric's means."""
 
-
 REDUCTION = 3
 """From rung to rung the step count grows by this, and of so many trials one goes on."""
-
-
 _BOUND = re.compile(r"\s*(>=|<=)\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*")
 
 

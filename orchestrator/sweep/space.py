@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 Point = Mapping[str, Any]
 Condition = tuple[str, tuple[Any, ...]]
 """Another setting's name and the values under which a setting is active."""
-
-
 COVERAGE_POINTS = 4_096
 
 

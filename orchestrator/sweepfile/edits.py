@@ -37,10 +37,12 @@ def edits(at: At, searched: Mapping[str, At]) -> tuple[EditAxes, ...]:
             continue
         counts[kind] += 1
         key = kind if counts[kind] == 1 else f"{kind}_{counts[kind]}"
+        inner = item.key(kind)
         if kind == "unlearn":
-            found.append(_unlearn(key, item.key(kind)))
+            methods = all_plugin_axes(inner, "unlearner")
+            found.append(EditAxes(key, "unlearn", methods, place=inner.place))
         else:
-            found.append(_finetune(key, item.key(kind), searched.get(f"{key}.dataset")))
+            found.append(_finetune(key, inner, searched.get(f"{key}.dataset")))
     return tuple(found)
 
 
@@ -69,10 +71,6 @@ def _hint(got: object) -> str:
     if got in registry("dataset"):
         return f"; did you mean 'finetune: {{dataset: {got}}}'?"
     return ""
-
-
-def _unlearn(key: str, at: At) -> EditAxes:
-    return EditAxes(key, "unlearn", all_plugin_axes(at, "unlearner"), place=at.place)
 
 
 def _finetune(key: str, at: At, searched: At | None) -> EditAxes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -31,7 +32,15 @@ def read_grid(root: At, top: dict[str, At]) -> Grid | None:
         return None
     grid = Grid(base, erased, edits, seeds, place=top["edits"].place)
     if are_edits_sound:
-        grid = _selected(grid, top)
+        read_concepts = partial(concepts, allowed=base.concepts())
+        grid = replace(
+            grid,
+            zips=zips(top["zip"], grid) if "zip" in top else (),
+            exclude=exclude(top["exclude"], grid) if "exclude" in top else (),
+            include=include(top["include"], grid, read_concepts, _seed_list)
+            if "include" in top
+            else (),
+        )
     if len(root.problems) == start and "search" not in top:
         root.problems.extend(grid.expansion.problems)
     return grid
@@ -46,35 +55,15 @@ def _searched(top: dict[str, At]) -> dict[str, At]:
     return {name: space.key(name) for name in space.value} if isinstance(space.value, dict) else {}
 
 
-def _selected(grid: Grid, top: dict[str, At]) -> Grid:
-    """The grid with its zip, exclude and include."""
-    known = grid.base.concepts()
-
-    def read_concepts(at: At) -> tuple[str, ...]:
-        return concepts(at, known)
-
-    return replace(
-        grid,
-        zips=zips(top["zip"], grid) if "zip" in top else (),
-        exclude=exclude(top["exclude"], grid) if "exclude" in top else (),
-        include=include(top["include"], grid, read_concepts, _seed_list)
-        if "include" in top
-        else (),
-    )
-
-
 def _base(at: At) -> BasePlugin | None:
     """A base plug-in; a text that is none, but looks like a place, is a diffusers model."""
     name = at.value
-    if isinstance(name, str) and name not in registry("base") and _is_source(name):
+    is_unknown = isinstance(name, str) and name not in registry("base")
+    if is_unknown and ("/" in name or "." in name or Path(name).is_dir()):
         settings = Node({"source": at.node}, at.node.line)
         at = replace(at, node=Node({"diffusers": settings}, at.node.line))
     found = single(at, "base")
     return cast("BasePlugin", found[0](found[1])) if found else None
-
-
-def _is_source(name: str) -> bool:
-    return "/" in name or "." in name or Path(name).is_dir()
 
 
 def concepts(at: At, allowed: Collection[str] | None) -> tuple[str, ...]:

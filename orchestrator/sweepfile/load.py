@@ -37,7 +37,6 @@ KEYS = (
     "mlflow",
 )
 
-
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
 
 

@@ -39,6 +39,8 @@ def json_schema() -> Schema:
 def _top(definitions: Schema) -> Schema:
     base = _choice("base", definitions, are_axes=False)
     points = _list_of({"type": "object", "minProperties": 1})
+    seed: Schema = {"type": "integer", "minimum": 0}
+    seeds: Schema = {"anyOf": [{"type": "integer", "minimum": 1}, _list_of(seed, unique=True)]}
     described: dict[str, tuple[str, Schema]] = {
         "name": (
             "names the sweep in the store and in MLflow",
@@ -51,8 +53,8 @@ def _top(definitions: Schema) -> Schema:
         "concept": ("the concepts to erase, each on its own", _one_or_more(_TEXT)),
         "edits": ("what is done to the model, in order", _edits(definitions)),
         "evaluate": ("how a model is judged", _evaluate(definitions)),
-        "seeds": ("how many seeds, or which", _seeds()),
-        "keep": ("whose weights stay in the store", _one_or_more(_enum(get_args(Keep)), 0)),
+        "seeds": ("how many seeds, or which", seeds),
+        "keep": ("whose weights stay in the store", _one_or_more({"enum": [*get_args(Keep)]}, 0)),
         "include": ("points to add; flat axis names and values", points),
         "exclude": ("points to leave out; flat axis names and values", points),
         "zip": ("axes that move together", _list_of(_list_of(_TEXT, 2))),
@@ -132,11 +134,6 @@ def _search() -> Schema:
     return _mapping({**own, **settings}, ["space"])
 
 
-def _seeds() -> Schema:
-    one = {"type": "integer", "minimum": 0}
-    return {"anyOf": [{"type": "integer", "minimum": 1}, _list_of(one, unique=True)]}
-
-
 def _choice(kind: PluginKind, definitions: Schema, are_axes: bool) -> Schema:
     """A plug-in's name, or its name with settings."""
     options: list[Schema] = []
@@ -201,7 +198,3 @@ def _one_or_more(schema: Schema, length: int = 1) -> Schema:
 
 def _or_null(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "null"}]}
-
-
-def _enum(values: Iterable[str]) -> Schema:
-    return {"enum": list(values)}

@@ -12,7 +12,7 @@ from orchestrator.core.hints import suggest
 from orchestrator.core.plugin import PluginKind
 from orchestrator.core.registry import find, registry
 from orchestrator.core.settings import Settings
-from orchestrator.sweep.grid import EditAxes, Grid, PluginAxes, Selection
+from orchestrator.sweep.grid import Grid, Selection
 from orchestrator.sweepfile.axes import axis
 
 ValueReader = Callable[[str, At], tuple[Any, ...]]
@@ -27,11 +27,6 @@ class NamedSetting:
     name: str
 
 
-def kind_of(edit: EditAxes) -> PluginKind:
-    """Which plug-ins an edit chooses from."""
-    return "unlearner" if edit.kind == "unlearn" else "dataset"
-
-
 def setting(grid: Grid, flat: str) -> NamedSetting | None:
     """The setting that a flat name means, whether or not the grid has it as an axis."""
     key, _, rest = flat.partition(".")
@@ -39,7 +34,7 @@ def setting(grid: Grid, flat: str) -> NamedSetting | None:
     if edit is None:
         return None
     label, _, name = rest.rpartition(".")
-    plugins = registry(kind_of(edit))
+    plugins = registry(edit.plugin_kind)
     if label in plugins:
         cls = plugins[label].Settings
     elif not label and edit.kind == "finetune":
@@ -84,14 +79,15 @@ def _zip(at: At, lengths: dict[str, set[int]], taken: set[str]) -> tuple[str, ..
 
 
 def _selections(at: At, read: ValueReader) -> tuple[Selection, ...]:
-    return tuple(_selection(item, read) for item in at.items())
-
-
-def _selection(at: At, read: ValueReader) -> Selection:
-    if not isinstance(at.value, dict) or not at.value:
-        at.say(f"must map axis names to values but got {show(at.node.plain())}")
-        return Selection({}, at.place)
-    return Selection({name: read(name, at.key(name)) for name in at.value}, at.place)
+    found = []
+    for item in at.items():
+        values = {}
+        if isinstance(item.value, dict) and item.value:
+            values = {name: read(name, item.key(name)) for name in item.value}
+        else:
+            item.say(f"must map axis names to values but got {show(item.node.plain())}")
+        found.append(Selection(values, item.place))
+    return tuple(found)
 
 
 def exclude(at: At, grid: Grid) -> tuple[Selection, ...]:
@@ -131,7 +127,7 @@ def include(
         if flat == "seed":
             return tuple(seeds(entry))
         if flat in heads:
-            return labels(entry, kind_of(heads[flat]))
+            return labels(entry, heads[flat].plugin_kind)
         meant = setting(grid, flat)
         if meant is None:
             names = dict.fromkeys([*(one.name for one in grid.axes), *reachable(grid)])
@@ -159,14 +155,12 @@ def reachable(grid: Grid) -> list[str]:
     """Flat names of every setting of the plug-ins that the sweep uses."""
     names = []
     for edit in grid.edits:
-        names += [f"{edit.key}.{c.label}.{s}" for c in edit.choices for s in _fields(c)]
+        for choice in edit.choices:
+            fields = choice.plugin.Settings.model_fields
+            names += [f"{edit.key}.{choice.label}.{field}" for field in fields]
         if edit.kind == "finetune":
             names += [f"{edit.key}.{s}" for s in find("recipe", "finetune").Settings.model_fields]
     return names
-
-
-def _fields(choice: PluginAxes) -> list[str]:
-    return list(choice.plugin.Settings.model_fields)
 
 
 def _say_idle(at: At, selection: Selection, grid: Grid) -> None:

@@ -14,7 +14,7 @@ from orchestrator.core.hints import suggest
 from orchestrator.sweep.grid import Axis, EditAxes, Grid
 from orchestrator.sweep.space import Categorical, Condition, Dimension, Range, Space
 from orchestrator.sweepfile.axes import plugin_axes
-from orchestrator.sweepfile.selections import NamedSetting, kind_of, labels, reachable, setting
+from orchestrator.sweepfile.selections import NamedSetting, labels, reachable, setting
 
 MAX_DIGITS = 12
 
@@ -134,7 +134,7 @@ class _Reader:
     def choices(self, name: str, at: At, meant: NamedSetting | None) -> Categorical | None:
         before = len(at.problems)
         if not at.items():
-            noun = NOUNS[kind_of(self.heads[name])] if name in self.heads else "value"
+            noun = NOUNS[self.heads[name].plugin_kind] if name in self.heads else "value"
             at.say(f"must have at least one {noun} but is empty")
         if name in self.heads:
             values = self.names(at, self.heads[name])
@@ -154,7 +154,7 @@ class _Reader:
 
     def names(self, at: At, edit: EditAxes) -> tuple[str, ...]:
         """Plug-ins' names; a data set's own settings may stand beside its name."""
-        kind = kind_of(edit)
+        kind = edit.plugin_kind
         found: list[str] = []
         for item in at.items():
             if not isinstance(item.value, dict):

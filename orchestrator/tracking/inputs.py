@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from orchestrator.core.artifacts import DATASET, EXAMPLES
@@ -28,14 +27,10 @@ def data_inputs(reader: TrialReader, model: Stage) -> tuple[DataInput, ...]:
     """The prepared data sets on the way to a model, the first one first, each once."""
     edits = [stage.inputs.get("donor", stage) for stage in reversed(list(model.ancestry()))]
     stages = [stage for stage in edits if stage.kind == "finetune"]
-    return tuple(dict.fromkeys(found for stage in stages for found in _inputs_of(reader, stage)))
-
-
-def _inputs_of(reader: TrialReader, finetune: Stage) -> Iterator[DataInput]:
-    stage = finetune.inputs.get("dataset")
-    record = reader.record(stage) if stage else None
-    if stage is not None and record is not None:
-        yield _data_input(stage, record, reader.store)
+    datasets = [stage.inputs["dataset"] for stage in stages if "dataset" in stage.inputs]
+    records = {dataset: reader.record(dataset) for dataset in datasets}
+    found = [_data_input(stage, r, reader.store) for stage, r in records.items() if r is not None]
+    return tuple(dict.fromkeys(found))
 
 
 def _data_input(stage: Stage, record: Record, store: Store) -> DataInput:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,8 +29,6 @@ IMAGE_KEY = "erased"
 SYNCED = "resurge.synced"
 MARKS = {CONFIRMED, WORST_CASE}
 """Tags that a run may lose again."""
-
-
 MAX_POINTS = 1_000
 MAX_PAIRS = 100
 MAX_VALUE_CHARACTERS = 6_000
@@ -83,7 +82,7 @@ def sync(view: View, uri: str, artifact_root: Path | None = None) -> Counts:
     """
     try:
         return Tracker(uri, artifact_root).sync(view)
-    except _errors() as error:
+    except (_mlflow().MlflowException, OSError) as error:
         what = f"MLflow at {redact(uri)} cannot be written: {_first_line(error)}"
         raise ResurgeError(what) from error
 
@@ -197,14 +196,21 @@ class Tracker:
             if known.written.get(name) != file.digest:
                 self._write_file(known, name, file)
         if new := [data for data in run.data if data not in known.data]:
-            self._client.log_inputs(known.run_id, datasets=[_dataset(data) for data in new])
+            entities = _mlflow().entities
+            used = [entities.InputTag("mlflow.data.context", "training")]
+            # MLflow knows a data set by name and digest: logging it again adds nothing.
+            inputs = [entities.DatasetInput(entities.Dataset(**asdict(data)), used) for data in new]
+            self._client.log_inputs(known.run_id, datasets=inputs)
             known.data.update(new)
         for mark in known.marks - run.tags.keys():
             self._client.delete_tag(known.run_id, mark)
         self._write_batch(known, run)
         known.marks = MARKS & run.tags.keys()
-        if run.status != known.status:
-            self._set_status(known, run)
+        if run.status != known.status and run.status == "RUNNING":
+            self._client.update_run(known.run_id, status=run.status)
+        elif run.status != known.status:
+            self._client.set_terminated(known.run_id, run.status, end_time=run.end_ms)
+        known.status = run.status
         known.digest = run.digest
 
     def _write_file(self, known: _Known, name: str, file: File) -> None:
@@ -243,25 +249,16 @@ class Tracker:
         # What MLflow has of a parameter it never changes.
         params = [pair for pair in _cut(run.params) if pair[0] not in known.params]
         tags = [*_cut(run.tags), (SYNCED, run.digest)]
-        batches = max(
-            _pages(metrics, MAX_POINTS), _pages(params, MAX_PAIRS), _pages(tags, MAX_PAIRS)
-        )
-        for i in range(batches):
+        pages = (_pages(metrics, MAX_POINTS), _pages(params, MAX_PAIRS), _pages(tags, MAX_PAIRS))
+        for some_metrics, some_params, some_tags in zip_longest(*pages, fillvalue=()):
             self._client.log_batch(
                 known.run_id,
-                metrics=_page(metrics, MAX_POINTS, i),
-                params=[entities.Param(k, v) for k, v in _page(params, MAX_PAIRS, i)],
-                tags=[entities.RunTag(k, v) for k, v in _page(tags, MAX_PAIRS, i)],
+                metrics=[*some_metrics],
+                params=[entities.Param(k, v) for k, v in some_params],
+                tags=[entities.RunTag(k, v) for k, v in some_tags],
             )
         known.points.update(new)
         known.params.update(run.params)
-
-    def _set_status(self, known: _Known, run: Run) -> None:
-        if run.status == "RUNNING":
-            self._client.update_run(known.run_id, status=run.status)
-        else:
-            self._client.set_terminated(known.run_id, run.status, end_time=run.end_ms)
-        known.status = run.status
 
 
 class BackgroundTracker:
@@ -353,19 +350,8 @@ def _mlflow() -> Any:
     return mlflow
 
 
-def _errors() -> tuple[type[Exception], ...]:
-    return (_mlflow().MlflowException, OSError)
-
-
 def _first_line(error: Exception) -> str:
     return redact((str(error).strip() or type(error).__name__).splitlines()[0])
-
-
-def _dataset(data: DataInput) -> Any:
-    """MLflow knows a data set by name and digest: logging it again adds nothing."""
-    entities = _mlflow().entities
-    used = entities.InputTag("mlflow.data.context", "training")
-    return entities.DatasetInput(entities.Dataset(**asdict(data)), [used])
 
 
 def _cut(values: Any) -> list[tuple[str, str]]:
@@ -380,9 +366,5 @@ def _cut_value(value: str) -> str:
     return value[: MAX_VALUE_CHARACTERS - len(mark)] + mark
 
 
-def _pages(items: Sequence[Any], size: int) -> int:
-    return -(-len(items) // size)
-
-
-def _page(items: Sequence[Any], size: int, index: int) -> Sequence[Any]:
-    return items[index * size : (index + 1) * size]
+def _pages(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (items[begin : begin + size] for begin in range(0, len(items), size))

@@ -15,8 +15,6 @@ from orchestrator.tracking.inputs import DataInput
 
 RunKind = Literal["sweep", "trajectory", "trial", "study", "confirmed"]
 RunStatus = Literal["RUNNING", "FINISHED", "FAILED"]
-
-
 CONFIRMED, WORST_CASE = "resurge.confirmed", "resurge.worst_case"
 
 
@@ -97,11 +95,11 @@ class View(Protocol):
 
 def as_params(params: Mapping[str, Any]) -> dict[str, str]:
     """As MLflow compares and plots them: numbers as numbers, true and false as in YAML."""
-    return {name: _param(value) for name, value in params.items() if value is not None}
-
-
-def _param(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return {
+        name: str(value).lower() if isinstance(value, bool) else str(value)
+        for name, value in params.items()
+        if value is not None
+    }
 
 
 def points_of(

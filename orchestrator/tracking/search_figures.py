@@ -1,6 +1,6 @@
 """Pictures of a study: its history, what matters in it, and the goal over its settings.
 
-Each function gives a PNG's bytes. study_page has the same to explore.
+Each function gives a PNG's bytes. search_page has the same to explore.
 """
 
 from __future__ import annotations
@@ -24,18 +24,10 @@ CONTOUR_SETTINGS = 4
 CELLS = 80
 BANDWIDTH = 0.08
 """How far a trial's value reaches in a surface, as a share of the axis."""
-
-
 PANELS_A_ROW = 3
 PANEL_INCHES = (3.0, 2.5)
-
-
 _INK, _FAINT, _GRID = "#333333", "#888888", "#e8e8e8"
-
-
 _SEARCHED, _WORST, _PRUNED, _BROKEN = COLOURS[0], COLOURS[1], COLOURS[4], "#b0b0b0"
-
-
 _SURFACE = "viridis"
 
 

@@ -26,7 +26,6 @@ HEADINGS: Mapping[str, tuple[str, str]] = {
     ),
 }
 
-
 LABELS: Mapping[str, str] = {
     "Best Value": "best so far",
     "Hyperparameter": "",
@@ -37,10 +36,7 @@ LABELS: Mapping[str, str] = {
 }
 """Optuna's words and ours."""
 
-
 HEIGHT_PX, PAIR_HEIGHT_PX, PANEL_WIDTH_PX = 420, 190, 220
-
-
 PANELS_IN_SIGHT = 5
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #333; max-width: 1180px; margin: 2em auto;

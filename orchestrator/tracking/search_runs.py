@@ -14,9 +14,10 @@ from typing import Any
 
 from orchestrator.core.digest import sha256
 from orchestrator.core.errors import ResurgeError
-from orchestrator.plan.plan import Plan, PlannedTrial, starts_unlearned
+from orchestrator.plan.plan import Plan, PlannedTrial
 from orchestrator.results.measure import TrialReader
 from orchestrator.store.store import Record, Store
+from orchestrator.study.optuna_views import importance, in_memory, plots
 from orchestrator.study.points import PointPlanner
 from orchestrator.study.studies import is_complete, read_studies
 from orchestrator.study.tried import Tried, TriedState, counted, in_order
@@ -154,7 +155,7 @@ class _Study:
         }
         if self.points.sweep.source is not None:
             texts["sweep.yaml"] = self.points.sweep.source
-        shares = _importance(case)
+        shares = importance(in_memory(case.trials, case.space, case.goals))
         ends = [*(trial.ended_ms for trial in over), *map(end_of, self._confirming_records())]
         end_ms = max(ends, default=0)
         return Run(
@@ -287,7 +288,7 @@ class _Study:
 
     def _images(self, planned: PlannedTrial) -> dict[int, Record]:
         """Of the first fresh seed: the unlearned model at step 0, and the final one."""
-        stages = {0: planned.unlearned.sample} if starts_unlearned(planned) else {}
+        stages = {0: planned.unlearned.sample} if planned.starts_unlearned else {}
         stages[planned.steps] = planned.final.sample
         found = {step: self.reader.record(stage) for step, stage in stages.items()}
         return {step: record for step, record in found.items() if record is not None}
@@ -302,12 +303,6 @@ def _digests(trials: Iterable[PlannedTrial]) -> dict[str, str]:
     by_seed = {f"resurge.trial.seed_{t.trial.seed}": t.digest for t in trials}
     first = next(iter(by_seed.values()), None)
     return {"resurge.trial": first, **(by_seed if len(by_seed) > 1 else {})} if first else {}
-
-
-def _importance(case: WorstCase) -> dict[str, float]:
-    from orchestrator.study import optuna_views as study_plots
-
-    return study_plots.importance(study_plots.in_memory(case.trials, case.space, case.goals))
 
 
 def _files(case: WorstCase, search: Search, shares: Mapping[str, float]) -> dict[str, File]:
@@ -327,10 +322,7 @@ def _files(case: WorstCase, search: Search, shares: Mapping[str, float]) -> dict
 
 
 def _page(case: WorstCase, search: Search) -> bytes:
-    from orchestrator.study import optuna_views as study_plots
     from orchestrator.tracking.search_page import page
 
-    figures = study_plots.plots(
-        study_plots.in_memory(case.trials, case.space, case.goals), case.goals
-    )
+    figures = plots(in_memory(case.trials, case.space, case.goals), case.goals)
     return page(case.name, sentences(case, search), figures).encode()

@@ -1,19 +1,19 @@
 """What MLflow should show of a sweep: a run for it, for every trajectory and for every trial.
 
 A pure view of the store. Times are those of the records, so that writing a point a second time
-writes the same point. `study_runs` does the same for a search.
+writes the same point. `search_runs` does the same for a search.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
 from orchestrator.core.artifacts import LOSS
 from orchestrator.core.digest import sha256
 from orchestrator.plan.labels import trial_label
-from orchestrator.plan.plan import Plan, PlannedTrial, starts_unlearned
+from orchestrator.plan.plan import Plan, PlannedTrial
 from orchestrator.results.measure import Measured, TrialReader
 from orchestrator.store.store import Record, Store
 from orchestrator.tracking.inputs import data_inputs
@@ -55,18 +55,14 @@ class SweepView:
             self._reader = TrialReader(self._plan, self.store)
         else:
             self._reader.refresh()
-        yield from _runs(self._reader, self._source)
-
-
-def _runs(reader: TrialReader, source: str | None) -> Iterator[Run]:
-    trials = reader.all()
-    yield _sweep(reader, trials, source)
-    for members in _trajectories(trials):
-        if (run := _trajectory(reader, members)) is not None:
-            yield run
-    for measured in trials:
-        if (run := _trial(reader, measured)) is not None:
-            yield run
+        trials = self._reader.all()
+        yield _sweep(self._reader, trials, self._source)
+        for members in _trajectories(trials):
+            if (run := _trajectory(self._reader, members)) is not None:
+                yield run
+        for measured in trials:
+            if (run := _trial(self._reader, measured)) is not None:
+                yield run
 
 
 def _sweep(reader: TrialReader, trials: Sequence[Measured], source: str | None) -> Run:
@@ -153,21 +149,15 @@ def _trajectory(reader: TrialReader, members: Sequence[Measured]) -> Run | None:
 
 def _curve(reader: TrialReader, members: Sequence[Measured]) -> Iterator[MetricPoint]:
     """The scores at each step count; step 0 is the unlearned model."""
-    for step, record, numbers in _curve_numbers(reader, members):
-        yield from points_of(numbers, step, end_of(record))
-
-
-def _curve_numbers(
-    reader: TrialReader, members: Sequence[Measured]
-) -> Iterator[tuple[int, Record, Mapping[str, float | None]]]:
     start = members[0]
     sample = reader.record(start.planned.unlearned.sample)
-    if starts_unlearned(start.planned) and sample and start.unlearned.erased is not None:
-        yield 0, sample, {**asdict(start.unlearned), "resurgence": 0.0, "recovery": 0.0}
+    if start.planned.starts_unlearned and sample and start.unlearned.erased is not None:
+        numbers = {**asdict(start.unlearned), "resurgence": 0.0, "recovery": 0.0}
+        yield from points_of(numbers, 0, end_of(sample))
     for measured in members:
-        sample = reader.record(measured.planned.final.sample)
-        if measured.planned.steps and sample and measured.final.erased is not None:
-            yield measured.planned.steps, sample, _final_numbers(measured)
+        steps, sample = measured.planned.steps, reader.record(measured.planned.final.sample)
+        if steps and sample and measured.final.erased is not None:
+            yield from points_of(_final_numbers(measured), steps, end_of(sample))
 
 
 def _final_numbers(measured: Measured) -> dict[str, float | None]:
@@ -224,7 +214,7 @@ def _thinned(losses: Sequence[tuple[int, float]]) -> Iterator[tuple[int, float]]
 
 def _images(reader: TrialReader, members: Sequence[Measured]) -> dict[int, Record]:
     first = members[0].planned
-    stages = {0: first.unlearned.sample} if starts_unlearned(first) else {}
+    stages = {0: first.unlearned.sample} if first.starts_unlearned else {}
     stages |= {m.planned.steps: m.planned.final.sample for m in members if m.planned.steps}
     found = {step: reader.record(stage) for step, stage in stages.items()}
     return {step: record for step, record in found.items() if record is not None}

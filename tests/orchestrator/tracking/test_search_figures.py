@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from orchestrator.stats.paired import Estimate
-from orchestrator.study import optuna_views as study_plots
+from orchestrator.study import optuna_views
 from orchestrator.study.tried import Tried, TriedState
 from orchestrator.study.worst_case import Confirmed, WorstCase
 from orchestrator.sweep.search import Goal
@@ -67,8 +67,8 @@ def case_of(trials: Sequence[Tried], goals: Sequence[Goal] = ONE) -> WorstCase:
 
 def drawn(case: WorstCase) -> set[str]:
     """The pictures that there are, each of which can be drawn and opened."""
-    study = study_plots.in_memory(case.trials, case.space, case.goals)
-    found = drawings(case, study_plots.importance(study))
+    study = optuna_views.in_memory(case.trials, case.space, case.goals)
+    found = drawings(case, optuna_views.importance(study))
     for draw in found.values():
         with Image.open(io.BytesIO(draw())) as image:
             assert image.width > 500
@@ -122,21 +122,21 @@ def test_an_interval_without_ends_is_drawn_as_a_point() -> None:
 def test_repeats_count_for_nothing_and_numbers_stay() -> None:
     first = tried(0)
     again = Tried(**{**vars(first), "number": 1, "repeat_of": 0})
-    study = study_plots.in_memory([first, again, tried(2)], SPACE, ONE)
+    study = optuna_views.in_memory([first, again, tried(2)], SPACE, ONE)
     done = [trial for trial in study.trials if trial.value is not None]
     assert [trial.number for trial in done] == [0, 2]
     assert done[0].params == {**first.point}
 
 
 def test_a_bound_that_is_broken_is_no_best_value() -> None:
-    study = study_plots.in_memory([tried(4), tried(0)][::-1], SPACE, ONE)
+    study = optuna_views.in_memory([tried(4), tried(0)][::-1], SPACE, ONE)
     assert study.best_trial.number == 0
 
 
 def test_the_page_has_a_heading_a_plot_and_our_words() -> None:
     case = case_of([tried(n) for n in range(12)])
-    figures = study_plots.plots(
-        study_plots.in_memory(case.trials, case.space, case.goals), case.goals
+    figures = optuna_views.plots(
+        optuna_views.in_memory(case.trials, case.space, case.goals), case.goals
     )
     text = page("hunt <esd>", ["resurgence < 1"], figures)
     assert "<h1>hunt &lt;esd&gt;</h1>" in text and "<p>resurgence &lt; 1</p>" in text

@@ -373,6 +373,17 @@ def test_a_worse_case_takes_over_the_tag(place: Place) -> None:
     assert (counts.created, counts.updated) == (0, 0)
 
 
+def test_what_a_search_has_asked_for_since_is_read_again(place: Place) -> None:
+    place.search(2)
+    before = Job(place.sweep, place.home)
+    counted = len(before.plan.trials)
+    place.search(4)
+    assert len(before.plan.trials) == counted
+    now = before.now()
+    assert len(now.plan.trials) > counted
+    assert now.points is before.points
+
+
 def test_a_job_of_a_search_syncs_its_studies_and_its_results(synced: Place) -> None:
     job = Job(synced.sweep, synced.home)
     assert "0 runs created, 0 updated" in sync_job(job)
