@@ -6,30 +6,15 @@ from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from orchestrator.audit.find_trial import Found
 from orchestrator.core.stage import Stage
-from orchestrator.core.text import number
+from orchestrator.core.text import brief
 from orchestrator.plan.labels import stage_label
 from orchestrator.results.measure import primary
 from orchestrator.stats.paired import Estimate, paired_interval
 
 DifferenceRow = tuple[str, ...]
 """What, in the one trial, in the other."""
-
-
-def show_difference(one: Found, other: Found, console: Console) -> None:
-    """Print what differs in settings and in the machine, then the numbers of both."""
-    console.print(f"A {one.label}\nB {other.label}", soft_wrap=True)
-    changed = [*settings_that_differ(one, other), *machine_that_differs(one, other)]
-    if changed:
-        console.print(_table(("what differs", "A", "B"), changed))
-    else:
-        console.print("nothing differs between them")
-    console.print(_table(("number", "A", "B", "B - A"), list(_numbers(one, other))))
-    console.print(_verdict(difference(one, other)), soft_wrap=True)
 
 
 def settings_that_differ(one: Found, other: Found) -> Iterator[DifferenceRow]:
@@ -39,21 +24,16 @@ def settings_that_differ(one: Found, other: Found) -> Iterator[DifferenceRow]:
             yield "a stage more", *(stage_label(s) if s else "–" for s in (a, b))
         elif a.digest != b.digest:
             name = f"{a.kind} {a.plugin}" if a.plugin == b.plugin else a.kind
-            values = [_flat(_told(stage)) for stage in (a, b)]
-            for key in dict.fromkeys((*values[0], *values[1])):
-                pair = [_short(v.get(key)) for v in values]
-                if values[0].get(key) != values[1].get(key):
-                    yield f"{name}: {key}", pair[0], pair[1]
+            own = [{"plug-in": s.plugin, "version": s.version, "seed": s.seed} for s in (a, b)]
+            told = [_flat({**o, **s.settings}) for o, s in zip(own, (a, b), strict=True)]
+            for key in dict.fromkeys((*told[0], *told[1])):
+                if told[0].get(key) != told[1].get(key):
+                    yield f"{name}: {key}", *(brief(v.get(key), 16) for v in told)
 
 
 def _chain(found: Found) -> list[Stage]:
     final = found.planned.final
     return [*reversed(list(final.model.ancestry())), final.sample, *final.scores]
-
-
-def _told(stage: Stage) -> dict[str, Any]:
-    own = {"plug-in": stage.plugin, "version": stage.version, "seed": stage.seed}
-    return {**own, **stage.settings}
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
@@ -65,11 +45,6 @@ def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return flat
 
 
-def _short(value: Any) -> str:
-    text = f"({len(value)})" if isinstance(value, list) and len(value) > 3 else number(value)
-    return f"{text[:16]}…" if len(text) == 64 else text
-
-
 def machine_that_differs(one: Found, other: Found) -> Iterator[DifferenceRow]:
     """Where and with what the two were sampled."""
     records = [f.reader.record(f.planned.final.sample) for f in (one, other)]
@@ -79,15 +54,8 @@ def machine_that_differs(one: Found, other: Found) -> Iterator[DifferenceRow]:
             yield f"machine: {key}", *(str(v.get(key, "–")) for v in values)
 
 
-def _numbers(one: Found, other: Found) -> Iterator[DifferenceRow]:
-    columns = [_measures(found) for found in (one, other)]
-    for name in dict.fromkeys((*columns[0], *columns[1])):
-        a, b = (column.get(name) for column in columns)
-        gap = "–" if a is None or b is None else f"{b - a:+.3f}"
-        yield name, *("–" if v is None else f"{v:.3f}" for v in (a, b)), gap
-
-
-def _measures(found: Found) -> dict[str, float | None]:
+def measures(found: Found) -> dict[str, float | None]:
+    """The numbers that two trials are compared by."""
     m = found.measured
     paired = m.paired
     return {
@@ -108,27 +76,8 @@ def difference(one: Found, other: Found) -> Estimate | None:
     scores = [primary(point) for point in points]
     values = [found.reader.values(point) for found, point in zip((one, other), points, strict=True)]
     same_metric = len({(s.plugin, s.version, str(s.settings)) for s in scores if s}) == 1
-    same_question = _asked(points[0].sample) == _asked(points[1].sample)
-    if values[0] is None or values[1] is None or not same_metric or not same_question:
+    asked = [(p.sample.settings["probes"], p.sample.settings["settings"]) for p in points]
+    if values[0] is None or values[1] is None or not same_metric or asked[0] != asked[1]:
         return None
     a, b = values[0][None], values[1][None]
     return paired_interval(a, a, b).resurgence
-
-
-def _asked(sample: Stage) -> tuple[Any, Any]:
-    return sample.settings["probes"], sample.settings["settings"]
-
-
-def _verdict(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "no paired comparison: the two were not asked the same, or not by the same metric"
-    sure = "excludes 0" if estimate.low > 0 or estimate.high < 0 else "includes 0"
-    interval = f"[{estimate.low:+.3f}, {estimate.high:+.3f}]"
-    return f"final score, B - A, paired by picture: {estimate.value:+.3f} {interval}, which {sure}"
-
-
-def _table(heads: tuple[str, ...], rows: list[Any]) -> Table:
-    table = Table(*heads, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*row)
-    return table

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.status import Status
-from rich.table import Table
 
 from orchestrator.audit.find_trial import Found
 from orchestrator.core.artifacts import IMAGES, WEIGHTS, Machine, Provenance
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.stage import Stage
-from orchestrator.core.text import number
 from orchestrator.messages import Event, StageProgress, StageStarted
 from orchestrator.plan.labels import stage_label
 from orchestrator.plan.plan import Plan
@@ -60,53 +58,6 @@ class Reproduction:
     def is_identical(self) -> bool:
         """Whether every number is the same."""
         return all(difference.is_identical for difference in self.differences)
-
-
-def show_origin(found: Found, console: Console) -> None:
-    """Everything that made the trial's numbers: stages, settings, seeds, data, versions."""
-    console.print(f"[bold]trial[/bold] {found.planned.digest}\n{found.label}", soft_wrap=True)
-    table = Table("stage", "digest", "settings", "seconds", box=None, pad_edge=False)
-    table.columns[-1].justify = "right"
-    for stage in _stages(found):
-        record = found.reader.record(stage)
-        took = f"{record.seconds:.1f}" if record else "–"
-        table.add_row(stage_label(stage), stage.key, _settings(stage), took)
-    console.print(table)
-    for name, value in _made_with(found).items():
-        console.print(f"{name}: {value}", soft_wrap=True, highlight=False)
-
-
-def _stages(found: Found) -> tuple[Stage, ...]:
-    return (found.planned.base.model, *found.planned.final.stages())
-
-
-def _settings(stage: Stage) -> str:
-    """All that a stage was told, but for its prompts: those are counted."""
-    told = {**stage.settings, **stage.settings.get("settings", {})}
-    told.pop("settings", None)
-    return ", ".join(f"{name} {_short(value)}" for name, value in told.items() if value != "")
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, Mapping):
-        inner = {k: v for k, v in value.items() if v not in ("", {})}
-        return "{" + ", ".join(f"{k} {_short(v)}" for k, v in inner.items()) + "}"
-    if isinstance(value, list) and len(value) > 3:
-        return f"({len(value)})"
-    text = number(value)
-    return f"{text[:12]}…" if len(text) == 64 else text
-
-
-def _made_with(found: Found) -> dict[str, str]:
-    """Machine, versions and code of the final model's score: name -> value."""
-    record = next((r for s in reversed(_stages(found)) if (r := found.reader.record(s))), None)
-    if record is None:
-        return {"not run": "no stage of this trial has a record yet"}
-    values: dict[str, Any] = {**record.provenance}
-    versions = values.pop("versions", {})
-    values["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
-    values["base"] = ", ".join(f"{k} {v}" for k, v in values.get("base", {}).items()) or "bundled"
-    return {name.replace("_", " "): str(value) for name, value in values.items()}
 
 
 def reproduce(found: Found, from_base: bool, console: Console) -> Reproduction:
@@ -213,28 +164,3 @@ def _moved(then: Provenance, now: Provenance) -> Iterator[str]:
         old, new = (values.get(name) for values in flat)
         if old != new:
             yield f"{name} {old} -> {new}"
-
-
-def show_reproduction(result: Reproduction, console: Console) -> None:
-    """Every number that came out otherwise, or that all are the same."""
-    console.print(f"taken from the store: {', '.join(result.copied) or 'nothing'}", soft_wrap=True)
-    console.print(f"made again: {', '.join(result.again)}", soft_wrap=True)
-    for text in result.moved:
-        console.print(f"not as it was: {text}", style="yellow", soft_wrap=True)
-    same = f"{result.same_pictures} of {result.pictures} pictures are the same, byte for byte"
-    if result.is_identical:
-        count = len(result.differences)
-        console.print(f"[green]identical[/green]: all {count} numbers; {same}", soft_wrap=True)
-        return
-    table = Table("number", "recorded", "again", "difference", box=None, pad_edge=False)
-    for difference in result.differences:
-        if not difference.is_identical:
-            table.add_row(difference.metric, *_cells(difference))
-    console.print(table)
-    console.print(f"[red]not identical[/red]; {same}", soft_wrap=True)
-
-
-def _cells(difference: Difference) -> tuple[str, str, str]:
-    old, new = difference.recorded, difference.again
-    gap = "–" if old is None or new is None else f"{new - old:+.3g}"
-    return ("–" if old is None else f"{old:.6g}", "–" if new is None else f"{new:.6g}", gap)

@@ -71,7 +71,8 @@ def doctor(
     Loads it, makes one sampling step and one training step; nothing is written. Exit code 0: it
     can be used; 1: a check failed; 2: bad input.
     """
-    from orchestrator.cli.doctor import open_base, show_checks
+    from orchestrator.cli.doctor import open_base
+    from orchestrator.cli.show.doctor import show_checks
 
     given = {"revision": revision, "config": config, "torch_dtype": torch_dtype}
     settings = {name: value for name, value in given.items() if value is not None}

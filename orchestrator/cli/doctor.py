@@ -1,24 +1,16 @@
-"""What `resurge doctor` is asked about, and the table that it prints."""
+"""The base that `resurge doctor` is asked about."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from orchestrator.config.checks import build, missing
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.registry import find, registry
 
 if TYPE_CHECKING:
-    from workers.doctor.checks import Check
     from workers.interfaces.base import Base
-
-
-STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 def open_base(name: str, settings: Mapping[str, Any]) -> Base:
@@ -28,28 +20,14 @@ def open_base(name: str, settings: Mapping[str, Any]) -> Base:
         ResurgeError: the settings are wrong, or the named base cannot do without some.
     """
     if name not in registry("base"):
-        return _made("diffusers", {"source": name, **settings})
-    if needed := missing(find("base", name).Settings, ()):
+        name, settings = "diffusers", {"source": name, **settings}
+    elif needed := missing(find("base", name).Settings, ()):
         raise ResurgeError(f"base {name!r} needs settings ({', '.join(needed)}); give its source")
-    if settings:
+    elif settings:
         given = ", ".join(settings)
         raise ResurgeError(f"base {name!r} takes none of {given}; they are for diffusers sources")
-    return _made(name, {})
-
-
-def _made(name: str, values: Mapping[str, Any]) -> Base:
     plugin = find("base", name)
-    settings, faults = build(plugin.Settings, values)
-    if settings is None:
+    built, faults = build(plugin.Settings, settings)
+    if built is None:
         raise ResurgeError("; ".join(faults))
-    return cast("Base", plugin(settings))
-
-
-def show_checks(checks: Iterable[Check], console: Console) -> None:
-    """One line a check."""
-    table = Table("check", "", "found", "advice", box=None, pad_edge=False)
-    for check in checks:
-        mark = Text(check.status, style=STYLES[check.status])
-        advice = "" if check.status == "ok" else check.advice
-        table.add_row(check.name, mark, Text(check.found), Text(advice))
-    console.print(table)
+    return cast("Base", plugin(built))

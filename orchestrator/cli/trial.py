@@ -31,7 +31,7 @@ def reproduce(
     """
     from orchestrator.audit.find_trial import find_trial
     from orchestrator.audit.reproduce import reproduce as make_again
-    from orchestrator.audit.reproduce import show_origin, show_reproduction
+    from orchestrator.cli.show.trial import show_origin, show_reproduction
 
     found = find_trial(trial, Home.find(home))
     show_origin(found, out)
@@ -48,8 +48,8 @@ def diff(
     home: HomeOption = None,
 ) -> None:
     """Show what differs between two trials, and what that changed."""
-    from orchestrator.audit.compare import show_difference
     from orchestrator.audit.find_trial import find_trial
+    from orchestrator.cli.show.trial import show_difference
 
     place = Home.find(home)
     show_difference(find_trial(one, place), find_trial(other, place), out)

@@ -31,6 +31,12 @@ def number(value: object) -> str:
     return f"{value:g}"
 
 
+def brief(value: object, digits: int) -> str:
+    """A value for a line of many: a long list is counted, a digest keeps its first digits."""
+    text = f"({len(value)})" if isinstance(value, list) and len(value) > 3 else number(value)
+    return f"{text[:digits]}…" if len(text) == 64 else text
+
+
 _SPEAK_FOR_THEMSELVES = ("method", "dataset", "adapter", "concept")
 
 

@@ -7,9 +7,9 @@ from collections.abc import Collection
 from itertools import islice
 
 from rich.console import Console
-from rich.table import Table
 from rich.tree import Tree
 
+from orchestrator.cli.show.tables import new_table
 from orchestrator.core.stage import Stage, StageKind
 from orchestrator.plan.labels import stage_label
 from orchestrator.plan.plan import Plan
@@ -53,7 +53,7 @@ def show_plan(job: Job, console: Console, full: bool) -> None:
     show_plan_line(job, console)
     done = job.done()
     show_counts(job, done, console)
-    _show_power(job, console)
+    console.print(sentence(size_of(job.plan)), soft_wrap=True)
     console.print(_tree(job, done, None if full else BRANCHES_SHOWN))
 
 
@@ -61,9 +61,7 @@ def show_counts(job: Job, done: Collection[str] | None, console: Console) -> Non
     """Stages by kind and the steps that sharing saves; `done` is None where that is not known."""
     unique, naive = job.plan.count(), job.plan.count_naive()
     cached = Counter(stage.kind for stage in job.plan.stages if stage.key in (done or ()))
-    table = Table("stage", *("naive", "unique", "cached", "to run"), box=None, pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = new_table("stage", right=["naive", "unique", "cached", "to run"])
 
     def row(title: str, naive: int, unique: int, cached: int, style: str = "") -> None:
         rest = ("?", "?") if done is None else (str(cached), str(unique - cached))
@@ -77,12 +75,6 @@ def show_counts(job: Job, done: Collection[str] | None, console: Console) -> Non
     if steps:
         saved = f"{steps_naive / steps:.1f} times fewer than trial by trial"
         console.print(f"fine-tuning steps: {steps:,} instead of {steps_naive:,} ({saved})")
-
-
-def _show_power(job: Job, console: Console) -> None:
-    from orchestrator.cli.show.plan import sentence, size_of
-
-    console.print(sentence(size_of(job.plan)), soft_wrap=True)
 
 
 def show_plan_line(job: Job, console: Console) -> None:

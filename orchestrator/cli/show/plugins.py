@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from rich.console import Console
-from rich.table import Table
 
+from orchestrator.cli.show.tables import new_table
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.hints import suggest
 from orchestrator.core.plugin import MetricPlugin, PluginKind, UnlearnerPlugin
@@ -29,7 +29,7 @@ def show_plugins(kind: str | None, console: Console) -> None:
         _IN_FULL[kind](console)
         return
     for title in KINDS if kind is None else [kind]:
-        table = Table(title, "", box=None, pad_edge=False, header_style="bold")
+        table = new_table(title, "")
         for name, plugin in registry(KINDS[title]).items():
             table.add_row(f"  {name}", plugin.summary())
         console.print(table)
@@ -37,7 +37,7 @@ def show_plugins(kind: str | None, console: Console) -> None:
 
 def _show_metrics(console: Console) -> None:
     """Each metric with what it scores, the range of its values, and what more of it means."""
-    table = Table("metric", "", "scores", "range", "higher is", box=None, pad_edge=False)
+    table = new_table("metric", "", "scores", "range", "higher is")
     for name, plugin in registry("metric").items():
         if issubclass(plugin, MetricPlugin):
             low, high = ("" if end is None else f"{end:g}" for end in plugin.values)
@@ -50,8 +50,7 @@ def _show_metrics(console: Console) -> None:
 
 def _show_unlearners(console: Console) -> None:
     """Each method with its paper, its presets, and what it costs as it ships."""
-    table = Table("unlearner", "", "paper", "presets", "UNet passes", box=None, pad_edge=False)
-    table.columns[-1].justify = "right"
+    table = new_table("unlearner", "", "paper", "presets", right=["UNet passes"])
     for name, plugin in registry("unlearner").items():
         if issubclass(plugin, UnlearnerPlugin):
             passes = plugin(plugin.Settings()).passes()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.cli.show.tables import axis_cells, header, print_whole
+from orchestrator.cli.show.tables import axis_cells, header, new_table, print_whole, score
 from orchestrator.results.settings import Aggregate, Summary
 
 
@@ -39,7 +39,7 @@ def _warnings(summary: Summary) -> Iterator[str]:
 
 
 def _sheet(axes: Sequence[str], has_flags: bool) -> Table:
-    sheet = Table(box=None, pad_edge=False, header_style="bold")
+    sheet = new_table()
     for axis in axes:
         sheet.add_column(header(axis, axes), no_wrap=True)
     for name in ("base", "un-\nlearned", "final", "resurgence", "p_holm", "re-\ncovery", "control"):
@@ -57,20 +57,16 @@ def _number_cells(setting: Aggregate) -> list[str]:
     share = paired.recovery if paired else None
     style = "bold" if setting.is_clear else "default"
     return [
-        _score(setting.base),
-        _score(setting.unlearned),
-        _score(setting.final),
+        score(setting.base),
+        score(setting.unlearned),
+        score(setting.final),
         f"[{style}]{back.value:+.2f}[/] \\[{back.low:.2f}, {back.high:.2f}]" if back else "–",
         _p(setting.p_holm),
         f"{share.value:.0%}" if share else "–",
-        _score(setting.control),
-        _score(setting.retained),
-        _score(setting.never_known),
+        score(setting.control),
+        score(setting.retained),
+        score(setting.never_known),
     ]
-
-
-def _score(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
 
 
 def _p(value: float | None) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rich.console import Console
-from rich.table import Table
 
+from orchestrator.cli.show.tables import new_table
 from orchestrator.core.errors import ResurgeError
 from orchestrator.home import Home
 from orchestrator.run.job import Job, open_job
@@ -38,9 +38,8 @@ def show_sweeps(home: Home, console: Console) -> None:
     if not found:
         console.print(f"No sweep has been run on {home.store_location()} yet.", markup=False)
         return
-    table = Table("sweep", "state", "trials", "failed", "last change", box=None, pad_edge=False)
-    for column in table.columns[2:4]:
-        column.justify = "right"
+    table = new_table("sweep", "state", right=["trials", "failed"])
+    table.add_column("last change")
     for one in found:
         trials = f"{one.done}/{one.total}" if one.total is not None else "?"
         failed = "?" if one.failed is None else str(one.failed)

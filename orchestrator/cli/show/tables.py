@@ -13,6 +13,17 @@ from orchestrator.core.text import number, short_name
 from orchestrator.sweep.trial import Scalar
 
 
+def new_table(*titles: str, right: Iterable[str] = ()) -> Table:
+    """An empty table as all of ours look; the columns of `right`, behind the others, hold numbers.
+
+    Lines of a cell may break. `print_whole` prints a table in which they must not.
+    """
+    table = Table(*titles, box=None, pad_edge=False, header_style="bold")
+    for title in right:
+        table.add_column(title, justify="right")
+    return table
+
+
 def print_whole(sheet: Table, console: Console) -> None:
     """Print a table at its natural width: a narrow console wraps its lines, and cuts nothing."""
     unbounded = console.options.update(max_width=1_000)
@@ -32,3 +43,8 @@ def axis_cells(params: Mapping[str, Scalar], axes: Iterable[str]) -> list[str]:
     """A setting's values of the axes."""
     values = [params.get(axis) for axis in axes]
     return ["" if value is None else number(value) for value in values]
+
+
+def score(value: float | None) -> str:
+    """A score with two digits; a dash where there is none yet."""
+    return "–" if value is None else f"{value:.2f}"

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 
-from orchestrator.cli.show.tables import axis_cells, header, print_whole
+from orchestrator.cli.show.tables import axis_cells, header, new_table, print_whole
 from orchestrator.core.text import number
 from orchestrator.results.times import SettingTimes, Times
 
 
 def render(times: Times, console: Console) -> None:
     """Print each setting's times and its Kaplan-Meier curve, over what they mean."""
-    sheet = Table(box=None, pad_edge=False, header_style="bold")
+    sheet = new_table()
     for axis in times.axes:
         sheet.add_column(header(axis, times.axes), no_wrap=True)
     for name in ("back", "median", "steps of each seed", "still gone after"):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
-from rich.table import Table
 
-from orchestrator.cli.show.tables import print_whole
+from orchestrator.cli.show.tables import new_table, print_whole, score
 from orchestrator.stats.paired import Estimate
 from orchestrator.study.tried import Tried
 from orchestrator.study.words import counted_seeds, goals_text, point_text, values_text, when_text
@@ -23,7 +22,7 @@ def show_space(sweep: Sweep, search: Search, console: Console) -> None:
         console.print(f"  subject to {bound.name} {bound}")
     if search.subject_to and search.settings.sampler == "cmaes":
         console.print("  cmaes learns nothing from bounds; they decide on the worst case only")
-    table = Table("setting", "values", "where", box=None, pad_edge=False, header_style="bold")
+    table = new_table("setting", "values", "where")
     for dimension in search.space.dimensions:
         table.add_row(dimension.name, values_text(dimension), when_text(dimension))
     print_whole(table, console)
@@ -42,7 +41,7 @@ def show_space(sweep: Sweep, search: Search, console: Console) -> None:
 def show_worst_cases(found: Sequence[WorstCase], console: Console) -> None:
     """A row a study, over what was tried and how much of the space it covers."""
     goal = found[0].goals[0]
-    sheet = Table(box=None, pad_edge=False, header_style="bold")
+    sheet = new_table()
     for name in ("study", "worst settings"):
         sheet.add_column(name, no_wrap=True)
     shown = ("searched", f"confirmed {goal.name}", "unlearned", "control", "retained")
@@ -71,9 +70,9 @@ def _numbers(worst: Confirmed) -> list[str]:
     return [
         f"{worst.searched:.2f}",
         estimate_text(worst.goal),
-        _score(setting.unlearned),
-        _score(setting.control),
-        _score(setting.retained),
+        score(setting.unlearned),
+        score(setting.control),
+        score(setting.retained),
     ]
 
 
@@ -82,10 +81,6 @@ def estimate_text(estimate: Estimate | None) -> str:
     if estimate is None:
         return "–"
     return f"{estimate.value:.2f} \\[{estimate.low:.2f}, {estimate.high:.2f}]"
-
-
-def _score(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
 
 
 def _notes(found: Sequence[WorstCase]) -> Iterator[str]:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestrator.audit.compare import difference, settings_that_differ, show_difference
+from orchestrator.audit.compare import difference, settings_that_differ
 from orchestrator.audit.find_trial import Found, find_trial
-from orchestrator.audit.reproduce import reproduce, show_origin, show_reproduction
+from orchestrator.audit.reproduce import reproduce
+from orchestrator.cli.show.trial import show_difference, show_origin, show_reproduction
 from orchestrator.core.errors import ResurgeError
 from orchestrator.home import Home
 from orchestrator.run.job import open_job
