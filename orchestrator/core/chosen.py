@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
 from pydantic_core import core_schema
@@ -53,13 +53,13 @@ class Chosen:
         )
 
     @classmethod
-    def read(cls, value: Any) -> Chosen:
+    def read(cls, value: Any) -> Self:
         """The choice that a name, or a mapping of one name to settings, makes.
 
         Raises:
             ValueError: no such plug-in, or its settings are wrong.
         """
-        if isinstance(value, Chosen):
+        if isinstance(value, cls):
             return value
         named = {value: {}} if isinstance(value, str) else value
         if not isinstance(named, Mapping) or len(named) != 1:

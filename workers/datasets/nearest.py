@@ -13,7 +13,6 @@ from orchestrator.core.errors import ResurgeError
 from orchestrator.core.plugin import BasePlugin
 from orchestrator.core.settings import Settings
 from workers.data.pinned import Source, digest_of, digest_of_file
-from workers.datasets.erased import Erased
 from workers.interfaces.dataset import ChosenDataset, Dataset, Examples, draw_subset
 
 Bin = Literal["near", "middle", "far"]
@@ -156,8 +155,8 @@ class Nearest(Dataset):
             return distance.by_clip(examples, concept, self._clip)
         if self.settings.by == "captions":
             return distance.by_captions(examples, concept)
-        own = Erased.Settings(size=CONCEPT_PICTURES, seed=CONCEPT_SEED)
-        return distance.by_pictures(examples, Erased(own).examples(concept, JUDGE_SIDE_PX))
+        own = ChosenDataset.read({"erased": {"size": CONCEPT_PICTURES, "seed": CONCEPT_SEED}})
+        return distance.by_pictures(examples, own.plugin.examples(concept, JUDGE_SIDE_PX))
 
     def _places(self, there: int) -> list[int]:
         """Which places in the order of distances are taken, of a set of so many.
