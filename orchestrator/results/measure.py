@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -99,6 +99,10 @@ class TrialReader:
             if found is not None:
                 self._records[stage.key] = found
         return self._records.get(stage.key)
+
+    def records(self, stages: Iterable[Stage]) -> Iterator[Record]:
+        """Those of the stages that had one then."""
+        return (record for stage in stages if (record := self.record(stage)) is not None)
 
     def measure(self, planned: PlannedTrial) -> Measured:
         """The trial's numbers."""

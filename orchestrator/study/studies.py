@@ -9,7 +9,6 @@ from orchestrator.study.points import PointPlanner
 from orchestrator.study.study import Study, read_tried
 from orchestrator.study.tried import Tried, counted
 from orchestrator.study.worst_case import confirmed
-from orchestrator.sweep.search import studies
 from orchestrator.sweep.space import Point
 from orchestrator.sweep.sweep import Sweep
 
@@ -17,7 +16,7 @@ from orchestrator.sweep.sweep import Sweep
 def read_studies(points: PointPlanner, storage: str) -> list[tuple[str, Point, list[Tried]]]:
     """By study its name, what it holds fixed, and its trials. Nothing is written."""
     found: list[tuple[str, Point, list[Tried]]] = []
-    for fixed in studies(points.search, points.sweep.grid):
+    for fixed in points.search.studies(points.sweep.grid):
         name = study_name(points.sweep, fixed)
         space = points.search.space.within(fixed)
         identity = points.identity(fixed)
@@ -64,5 +63,5 @@ def open_studies(points: PointPlanner, storage: str) -> list[tuple[Point, Study]
                 points.identity(fixed),
             ),
         )
-        for fixed in studies(search, sweep.grid)
+        for fixed in search.studies(sweep.grid)
     ]

@@ -116,6 +116,14 @@ class Grid:
         yield Axis("seed", self.seeds)
 
     @cached_property
+    def axes_called(self) -> dict[str, list[Axis]]:
+        """By name: a plug-in that is named twice, with other settings, has its axes twice."""
+        found: dict[str, list[Axis]] = {}
+        for axis in self.axes:
+            found.setdefault(axis.name, []).append(axis)
+        return found
+
+    @cached_property
     def expansion(self) -> Expansion:
         """The trials, or why they cannot be had."""
         return expand(self)
@@ -223,9 +231,6 @@ class _TrialBuilder:
         self.edits: dict[tuple[Any, ...], tuple[Edit, dict[str, Scalar]] | None] = {}
         self.plugins = grid.made
         self.checked: set[tuple[int, str]] = set()
-        self.axes: dict[str, list[Axis]] = {}
-        for axis in grid.axes:
-            self.axes.setdefault(axis.name, []).append(axis)
         self.deciding: dict[str, list[tuple[str, ...]]] = {}
         """By edit, for each of its choices, the axes that decide it."""
         for edit in grid.edits:
@@ -252,7 +257,7 @@ class _TrialBuilder:
     def _has(self, point: Mapping[str, int], name: str, values: Sequence[Any]) -> bool:
         return name in point and any(
             axis.values[point[name]] in values
-            for axis in self.axes[name]
+            for axis in self.grid.axes_called[name]
             if not axis.when or point[axis.when[0]] == axis.when[1]
         )
 

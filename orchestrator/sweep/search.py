@@ -13,16 +13,6 @@ from orchestrator.core.settings import Settings
 from orchestrator.sweep.grid import Grid
 from orchestrator.sweep.space import Space
 
-
-def studies(search: Search, grid: Grid) -> list[dict[str, Any]]:
-    """What each study holds fixed: a value of every axis in `for_each`."""
-    found: list[dict[str, Any]] = [{}]
-    for name in search.for_each:
-        axis = next(axis for axis in grid.axes if axis.name == name)
-        found = [{**fixed, name: value} for fixed in found for value in axis.values]
-    return found
-
-
 Sampler = Literal["tpe", "gp", "cmaes", "random", "grid", "nsga2"]
 Pruner = Literal["none", "median", "hyperband"]
 FOR_SEVERAL_GOALS: tuple[Sampler, ...] = ("tpe", "gp", "random", "grid", "nsga2")
@@ -109,6 +99,14 @@ class Search:
     settings: SearchSettings
     confirm: Confirm
     written: Mapping[str, Any]
+
+    def studies(self, grid: Grid) -> list[dict[str, Any]]:
+        """What each study holds fixed: a value of every axis in `for_each`."""
+        found: list[dict[str, Any]] = [{}]
+        for name in self.for_each:
+            [axis] = grid.axes_called[name]
+            found = [{**fixed, name: value} for fixed in found for value in axis.values]
+        return found
 
     def canonical(self) -> dict[str, Any]:
         """The block as it was written, overrides applied."""

@@ -133,6 +133,10 @@ class Range:
 Dimension = Categorical | Range
 
 
+def _is_active(dimension: Dimension, chosen: Point) -> bool:
+    return all(name in chosen and chosen[name] in values for name, values in dimension.when)
+
+
 @dataclass(frozen=True)
 class Space:
     """Settings in the order in which they are chosen; a condition looks at those before it.
@@ -162,7 +166,7 @@ class Space:
     def active(self, chosen: Point) -> Iterator[Dimension]:
         """The settings to choose, given those that have been chosen while iterating."""
         for dimension in self.dimensions:
-            if all(name in chosen and chosen[name] in values for name, values in dimension.when):
+            if _is_active(dimension, chosen):
                 yield dimension
 
     def searched(self, point: Point) -> dict[str, Any]:
@@ -181,7 +185,7 @@ class Space:
         total = 1
         asked = {name for dimension in left for name, _ in dimension.when}
         for number, dimension in enumerate(left):
-            if not all(n in chosen and chosen[n] in values for n, values in dimension.when):
+            if not _is_active(dimension, chosen):
                 continue
             size = dimension.size or 0
             if dimension.name not in asked:
@@ -204,7 +208,7 @@ class Space:
             yield {**self.fixed, **chosen}
             return
         dimension = self.dimensions[depth]
-        if not all(n in chosen and chosen[n] in values for n, values in dimension.when):
+        if not _is_active(dimension, chosen):
             yield from self._points(chosen, depth + 1)
             return
         for index in range(dimension.size or 0):

@@ -17,7 +17,6 @@ from orchestrator.sweep.search import (
     Goal,
     Search,
     SearchSettings,
-    studies,
 )
 from orchestrator.sweep.space import Range, Space
 from orchestrator.sweepfile.space import read_space, say_same_name
@@ -159,7 +158,7 @@ def _say_impossible(search: Search, grid: Grid, at: At) -> None:
     if at.problems:
         return
     seen: set[str] = set()
-    for fixed in studies(search, grid):
+    for fixed in search.studies(grid):
         for point in search.space.within(fixed).corners():
             for problem in point_grid(grid, point).expansion.problems:
                 if problem.what not in seen:

@@ -46,9 +46,7 @@ def setting(grid: Grid, flat: str) -> NamedSetting | None:
 
 def zips(at: At, grid: Grid) -> tuple[tuple[str, ...], ...]:
     """Groups of axes that move together: `[[finetune.learning_rate, finetune.steps]]`."""
-    lengths: dict[str, set[int]] = {}
-    for one in grid.axes:
-        lengths.setdefault(one.name, set()).add(len(one.values))
+    lengths = {name: {len(one.values) for one in axes} for name, axes in grid.axes_called.items()}
     taken: set[str] = set()
     if not isinstance(at.value, list):
         at.say(f"must be a list of lists of axis names but got {show(at.node.plain())}")
@@ -92,9 +90,10 @@ def _selections(at: At, read: ValueReader) -> tuple[Selection, ...]:
 
 def exclude(at: At, grid: Grid) -> tuple[Selection, ...]:
     """Points to leave out; a list of values means any of them."""
-    values: dict[str, list[Any]] = {}
-    for one in grid.axes:
-        values.setdefault(one.name, []).extend(one.values)
+    values = {
+        name: [value for one in axes for value in one.values]
+        for name, axes in grid.axes_called.items()
+    }
 
     def read(flat: str, entry: At) -> tuple[Any, ...]:
         if flat not in values:
@@ -130,7 +129,7 @@ def include(
             return labels(entry, heads[flat].plugin_kind)
         meant = setting(grid, flat)
         if meant is None:
-            names = dict.fromkeys([*(one.name for one in grid.axes), *reachable(grid)])
+            names = dict.fromkeys([*grid.axes_called, *reachable(grid)])
             entry.say(f"unknown axis {flat!r}{suggest(flat, names)}")
             return ()
         return axis(meant.cls, meant.name, entry)

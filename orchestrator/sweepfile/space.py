@@ -11,7 +11,7 @@ from orchestrator.config.checks import check
 from orchestrator.config.fields import NOUNS, flag, known, texts, value_of
 from orchestrator.config.yaml_tree import At, show
 from orchestrator.core.hints import suggest
-from orchestrator.sweep.grid import Axis, EditAxes, Grid
+from orchestrator.sweep.grid import EditAxes, Grid
 from orchestrator.sweep.space import Categorical, Condition, Dimension, Range, Space
 from orchestrator.sweepfile.axes import plugin_axes
 from orchestrator.sweepfile.selections import NamedSetting, labels, reachable, setting
@@ -38,9 +38,6 @@ class _Reader:
         self.for_each = for_each
         self.given: frozenset[str] = frozenset()
         self.heads = {edit.head: edit for edit in grid.edits}
-        self.axes: dict[str, list[Axis]] = {}
-        for axis in grid.axes:
-            self.axes.setdefault(axis.name, []).append(axis)
 
     def space(self, at: At) -> Space:
         if not isinstance(at.value, dict) or not at.value:
@@ -61,7 +58,7 @@ class _Reader:
         elif name == "seed":
             at.say("seeds are replicates, not settings; confirm the worst case on fresh ones")
         elif meant is None and name not in self.heads and name != "concept":
-            names = dict.fromkeys([*self.axes, *reachable(self.grid)])
+            names = dict.fromkeys([*self.grid.axes_called, *reachable(self.grid)])
             del names["seed"]
             at.say(f"unknown setting {name!r}{suggest(name, names)}")
         else:

@@ -217,11 +217,14 @@ class _Study:
         trials = [planned for planned in plan.trials if not planned.is_control]
         records = list(self._own_records(trials))
         end_ms = max(map(end_of, records), default=0)
+        status: RunStatus = "FAILED" if one.setting.failed else "RUNNING"
+        if all(stage.kind == "base" or self.reader.record(stage) for stage in plan.stages):
+            status = "FINISHED"
         return Run(
             kind="confirmed",
             key=f"{self.key} confirmed {number} on {seeds}",
             name=f"confirmed {number} · {self._settings(one.tried)}",
-            status=self._confirmed_status(one, plan),
+            status=status,
             start_ms=min(map(start_of, records), default=0),
             end_ms=end_ms,
             parent=self.key,
@@ -252,11 +255,6 @@ class _Study:
             **({WORST_CASE: "true"} if worst and worst.tried.number == number else {}),
         }
 
-    def _confirmed_status(self, one: Confirmed, plan: Plan) -> RunStatus:
-        if all(stage.kind == "base" or self.reader.record(stage) for stage in plan.stages):
-            return "FINISHED"
-        return "FAILED" if one.setting.failed else "RUNNING"
-
     def _held_fixed(self) -> dict[str, Any]:
         """What every trial of the study has."""
         searched = {dimension.name for dimension in self.case.space.dimensions}
@@ -268,9 +266,7 @@ class _Study:
     def _records(self) -> Iterator[Record]:
         """Of everything that the study asked for."""
         stages = [stage for plan in self.plans.values() if plan for stage in plan.stages]
-        for stage in dict.fromkeys(stages):
-            if (record := self.reader.record(stage)) is not None:
-                yield record
+        yield from self.reader.records(dict.fromkeys(stages))
         yield from self._confirming_records()
 
     def _confirming_records(self) -> Iterator[Record]:
@@ -280,11 +276,8 @@ class _Study:
 
     def _own_records(self, trials: Iterable[PlannedTrial]) -> Iterator[Record]:
         """Of the final models and their evaluation, which no other setting has."""
-        for planned in trials:
-            final = planned.final
-            for stage in (final.model, final.sample, *final.scores):
-                if (record := self.reader.record(stage)) is not None:
-                    yield record
+        finals = [planned.final for planned in trials]
+        return self.reader.records(s for f in finals for s in (f.model, f.sample, *f.scores))
 
     def _images(self, planned: PlannedTrial) -> dict[int, Record]:
         """Of the first fresh seed: the unlearned model at step 0, and the final one."""

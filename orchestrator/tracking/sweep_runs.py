@@ -67,7 +67,7 @@ class SweepView:
 
 def _sweep(reader: TrialReader, trials: Sequence[Measured], source: str | None) -> Run:
     plan = reader.plan
-    records = [record for stage in plan.stages if (record := reader.record(stage)) is not None]
+    records = list(reader.records(plan.stages))
     texts = {"plan.json": _plan_text(plan), "environment.json": environment_text(records)}
     if source is not None:
         texts["sweep.yaml"] = source
@@ -87,11 +87,10 @@ def _sweep(reader: TrialReader, trials: Sequence[Measured], source: str | None) 
 def _trial(reader: TrialReader, measured: Measured) -> Run | None:
     """None before the trial's last model is there."""
     planned = measured.planned
-    own = [r for s in planned.final.stages() if (r := reader.record(s)) is not None]
+    own = list(reader.records(planned.final.stages()))
     model = planned.final.model
-    if measured.status != "failed" and model.kind != "base" and reader.record(model) is None:
-        return None
-    if not own:
+    is_made = model.kind == "base" or reader.record(model) is not None
+    if not own or not (is_made or measured.status == "failed"):
         return None
     end_ms = max(end_of(record) for record in own)
     return Run(

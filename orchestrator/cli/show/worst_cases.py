@@ -11,7 +11,7 @@ from orchestrator.stats.paired import Estimate
 from orchestrator.study.tried import Tried
 from orchestrator.study.words import counted_seeds, goals_text, point_text, values_text, when_text
 from orchestrator.study.worst_case import COVERAGE_RADIUS, Confirmed, Missed, WorstCase, missed
-from orchestrator.sweep.search import Search, studies
+from orchestrator.sweep.search import Search
 from orchestrator.sweep.sweep import Sweep
 
 
@@ -26,7 +26,7 @@ def show_space(sweep: Sweep, search: Search, console: Console) -> None:
     for dimension in search.space.dimensions:
         table.add_row(dimension.name, values_text(dimension), when_text(dimension))
     print_whole(table, console)
-    for fixed in studies(search, sweep.grid):
+    for fixed in search.studies(sweep.grid):
         space = search.space.within(fixed)
         size = "settings on no grid" if space.size is None else f"{space.size:,} settings"
         name = ", ".join(str(value) for value in fixed.values()) or "all"

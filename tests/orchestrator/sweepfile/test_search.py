@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.config.yaml_tree import read_yaml
 from orchestrator.core.errors import SweepError
-from orchestrator.sweep.search import Bound, Confirm, Goal, Search, studies
+from orchestrator.sweep.search import Bound, Confirm, Goal, Search
 from orchestrator.sweep.space import Categorical, Range
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweepfile.load import parse
@@ -90,8 +90,8 @@ def test_reads_a_search() -> None:
 def test_every_value_of_for_each_has_a_study_of_its_own() -> None:
     sweep = parse(SWEEP)
     search = search_of()
-    assert studies(search, sweep.grid) == [{"unlearn.method": "uce"}, {"unlearn.method": "esd"}]
-    uce, esd = (search.space.within(fixed) for fixed in studies(search, sweep.grid))
+    assert search.studies(sweep.grid) == [{"unlearn.method": "uce"}, {"unlearn.method": "esd"}]
+    uce, esd = (search.space.within(fixed) for fixed in search.studies(sweep.grid))
     assert "unlearn.esd.negative_guidance" not in uce.described()
     assert "unlearn.esd.negative_guidance" in esd.described()
 
@@ -102,7 +102,7 @@ def test_without_for_each_there_is_one_study() -> None:
     )
     sweep = parse(text)
     assert sweep.search is not None
-    assert studies(sweep.search, sweep.grid) == [{}]
+    assert sweep.search.studies(sweep.grid) == [{}]
     guidance = sweep.search.space.dimensions[-1]
     assert guidance.when == (("unlearn.method", ("esd",)),)
 
