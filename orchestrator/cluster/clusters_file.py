@@ -108,6 +108,16 @@ class Cluster:
         return self.name if self.name == address else f"{self.name} ({address})"
 
 
+class ClustersError(ResurgeError):
+    """A file of clusters with everything that is wrong in it."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
+        lines = [f"{count} in the clusters' file", *(f"  {p}" for p in problems)]
+        super().__init__("\n".join(lines))
+
+
 def find_cluster(named: str | None) -> Cluster:
     """The cluster of --cluster or RESURGE_CLUSTER: an entry's name, or http://host:port.
 
@@ -143,16 +153,6 @@ def clusters_file() -> Path:
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
     return Path(base) / "resurge" / "clusters.yaml"
-
-
-class ClustersError(ResurgeError):
-    """A file of clusters with everything that is wrong in it."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        self.problems = problems
-        count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
-        lines = [f"{count} in the clusters' file", *(f"  {p}" for p in problems)]
-        super().__init__("\n".join(lines))
 
 
 def read_clusters(path: Path) -> dict[str, ClusterEntry]:

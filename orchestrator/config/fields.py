@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.config.checks import S, build, check, is_list_field, missing
@@ -76,15 +77,15 @@ def named(at: At, kind: PluginKind) -> tuple[type[Plugin], At] | None:
     """The plug-in that `esd` or `esd: {…}` names, with the mapping of its settings."""
     plugins = registry(kind)
     if isinstance(at.value, str):
-        name, settings = at.value, At(Node({}, at.node.line), at.where, at.file, at.problems)
+        name, settings = at.value, at
     elif isinstance(at.value, dict) and len(at.value) == 1:
         name = next(iter(at.value))
         settings = at.key(name)
-        if settings.value is None:
-            settings = At(Node({}, settings.node.line), settings.where, settings.file, at.problems)
     else:
         at.say(_not_one(at, kind, plugins))
         return None
+    if settings is at or settings.value is None:
+        settings = replace(settings, node=Node({}, settings.node.line))
     if name in plugins:
         return plugins[name], settings
     at.say(f"unknown {NOUNS[kind]} {name!r}{suggest(name, plugins)}")

@@ -25,6 +25,7 @@ from ruamel.yaml.events import (
 from ruamel.yaml.reader import ReaderError
 
 from orchestrator.core.errors import Place, Problem
+from orchestrator.core.text import shortened
 
 MAX_DEPTH = 40
 MAX_VALUES = 200_000
@@ -210,7 +211,9 @@ class _Builder:
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         value = text if event.style else plain_scalar(text)
         if isinstance(value, int) and abs(value) >= 2**63:
-            self._say(f"must be a number of 64 bits but got {_short(text)}", where, _line(event))
+            self._say(
+                f"must be a number of 64 bits but got {shortened(text, 70)}", where, _line(event)
+            )
             return 0
         return value
 
@@ -249,11 +252,9 @@ def show(value: Any) -> str:
     if isinstance(value, dict | list) and not value:
         return "an empty list" if isinstance(value, list) else "an empty mapping"
     if isinstance(value, list):
-        return _short(f"[{', '.join(show(v) for v in value[:20])}]")
-    if isinstance(value, dict):
-        return _short(f"{{{', '.join(f'{k}: {show(v)}' for k, v in list(value.items())[:20])}}}")
-    return _short(repr(value))
-
-
-def _short(text: str, length: int = 70) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+        text = f"[{', '.join(show(v) for v in value[:20])}]"
+    elif isinstance(value, dict):
+        text = f"{{{', '.join(f'{k}: {show(v)}' for k, v in list(value.items())[:20])}}}"
+    else:
+        text = repr(value)
+    return shortened(text, 70)

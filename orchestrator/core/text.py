@@ -51,3 +51,8 @@ def axis_value(axis: str, value: object, between: str) -> str:
 def short_name(axis: str) -> str:
     """The field's short names."""
     return axis.replace("learning_rate", "lr")
+
+
+def shortened(text: str, longest: int) -> str:
+    """The text, cut so that it shows where it is too long."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from orchestrator.core.stage import Stage
-from orchestrator.core.text import axis_value, number
+from orchestrator.core.text import axis_value, number, shortened
 from orchestrator.plan.plan import Plan, PlannedTrial
+
+LONGEST_VALUE = 32
+_ALWAYS_NAMED = (".method", ".dataset", ".learning_rate")
 
 
 def stage_label(stage: Stage, with_steps: bool = True) -> str:
@@ -43,10 +46,6 @@ def trial_label(plan: Plan, planned: PlannedTrial, with_steps: bool = True) -> s
     return " ".join(words) + (f" · {steps} steps" if with_steps and steps is not None else "")
 
 
-LONGEST_VALUE = 32
-_ALWAYS_NAMED = (".method", ".dataset", ".learning_rate")
-
-
 def _dataset(stage: Stage) -> list[str]:
     """The data set's name and what was set of it."""
     chosen = stage.identity["dataset"]
@@ -57,8 +56,7 @@ def _brief(value: object) -> str:
     """'related(size=64)' for a data set inside another; long text is cut."""
     if isinstance(value, dict):
         return ", ".join(f"{name}{_bracketed(inner)}" for name, inner in value.items())
-    text = number(value)
-    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
+    return shortened(number(value), LONGEST_VALUE)
 
 
 def _bracketed(settings: dict[str, object]) -> str:

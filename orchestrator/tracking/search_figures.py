@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.core.text import number
+from orchestrator.core.text import number, shortened
 from orchestrator.results.figures import COLOURS
 from orchestrator.study.tried import Tried, best_so_far, counted, in_order
 from orchestrator.study.tried import best as unbeaten
@@ -29,6 +29,13 @@ PANEL_INCHES = (3.0, 2.5)
 _INK, _FAINT, _GRID = "#333333", "#888888", "#e8e8e8"
 _SEARCHED, _WORST, _PRUNED, _BROKEN = COLOURS[0], COLOURS[1], COLOURS[4], "#b0b0b0"
 _SURFACE = "viridis"
+_RING: Mapping[str, Any] = {
+    "s": 70,
+    "facecolors": "none",
+    "edgecolors": _WORST,
+    "linewidths": 1.8,
+    "zorder": 3,
+}
 
 
 def drawings(case: WorstCase, shares: Mapping[str, float]) -> dict[str, Callable[[], bytes]]:
@@ -196,15 +203,6 @@ def _value(trial: Tried) -> float:
     return trial.values[0] if trial.values else trial.curve[max(trial.curve)]
 
 
-_RING: Mapping[str, Any] = {
-    "s": 70,
-    "facecolors": "none",
-    "edgecolors": _WORST,
-    "linewidths": 1.8,
-    "zorder": 3,
-}
-
-
 def _draw_confirmed(axis: Any, case: WorstCase, at: float) -> None:
     worst = case.worst
     if worst is None or worst.goal is None:
@@ -306,7 +304,9 @@ class _Scale:
         getattr(axis, f"set_{side}label")(self.name, fontsize=8)
         dimension = self.dimension
         if isinstance(dimension, Categorical):
-            which.set_ticks(range(dimension.size), [_cut(number(v)) for v in dimension.labels])
+            which.set_ticks(
+                range(dimension.size), [shortened(number(v), 14) for v in dimension.labels]
+            )
             getattr(axis, f"set_{side}lim")(-0.5, dimension.size - 0.5)
             return
         low, high = dimension.low, dimension.high
@@ -317,10 +317,6 @@ class _Scale:
         else:
             edge = (high - low) * 0.04
             getattr(axis, f"set_{side}lim")(low - edge, high + edge)
-
-
-def _cut(text: str, longest: int = 14) -> str:
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def _goal(case: WorstCase, index: int = 0) -> str:
