@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from orchestrator.core.artifacts import DATASET, MATERIAL, WEIGHTS
@@ -28,6 +29,7 @@ from workers.runtime.progress import TellProgress
 from workers.runtime.release import give_back
 from workers.training.checkpoints import StoreCheckpoints, latest_state, load_tensors, save_tensors
 from workers.training.finetune import Trainer
+from workers.training.spread import SpreadTrainer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,18 +49,19 @@ class Model:
     """One base in memory with the edits of a model stage made.
 
     `stage` is what the pipeline is now. `numbers` are the last unlearning's. `store`, `progress`
-    and `pace` belong to the task at hand and are set by it.
+    and `pace` belong to the task at hand and are set by it. Fine-tuning is spread over `processes`.
     """
 
     store: Store
     progress: TellProgress
     pace: Pace
 
-    def __init__(self, root: Stage, device: str) -> None:
+    def __init__(self, root: Stage, device: str, processes: int = 1) -> None:
         self.root = root
+        self.processes = processes
         self.stage = root
         self.warm = WarmPipeline(plugin_of(Base, root.plugin, root.settings), device)
-        self.trainer: Trainer | None = None
+        self.trainer: Trainer | SpreadTrainer | None = None
         self.numbers: dict[str, float] = {}
 
     def become(self, target: Stage) -> None:
@@ -246,7 +249,12 @@ class Model:
         self.become(_parent(target))
         self._settle()
         settings = FinetuneSettings.model_validate(target.settings["settings"])
-        self.trainer = Trainer(self.warm.pipe, settings, self._examples(target), target.seed or 0)
+        seed, processes = target.seed or 0, min(self.processes, settings.batch_size)
+        if processes > 1:
+            with self._dataset(target) as path:
+                self.trainer = SpreadTrainer(self.warm, settings, path, seed, processes)
+        else:
+            self.trainer = Trainer(self.warm.pipe, settings, self._examples(target), seed)
         assert target.trajectory is not None
         kept = latest_state(self.store, target.trajectory, at_most=target.steps)
         if kept is not None:
@@ -265,9 +273,12 @@ class Model:
 
     def _examples(self, target: Stage) -> Examples:
         """The prepared data that a fine-tune trains on."""
-        stage = target.inputs["dataset"]
-        with self.store.object(record_of(self.store, stage), DATASET.name) as path:
+        with self._dataset(target) as path:
             return read_examples(path)
+
+    def _dataset(self, target: Stage) -> AbstractContextManager[Path]:
+        """The same as a file."""
+        return self.store.object(record_of(self.store, target.inputs["dataset"]), DATASET.name)
 
     def _settle(self) -> None:
         """End the training at hand: the pipeline is plain again and holds the result."""

@@ -77,10 +77,12 @@ class Runner:
 
     Args:
         device: a torch device; the first GPU if there is one, else the CPU.
+        processes: how many fine-tune a model together, each on a GPU of its own if there are any.
     """
 
-    def __init__(self, device: str | None = None) -> None:
+    def __init__(self, device: str | None = None, processes: int = 1) -> None:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.processes = processes
         # transformers warns of image processors that nothing here uses when it is imported.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it; no effect on CPUs
@@ -296,7 +298,7 @@ class _TaskRun:
         root = list(stage.ancestry())[-1]
         if self.runner.model is None or self.runner.model.root != root:
             self.runner.drop()  # two bases need not fit into memory
-            self.runner.model = Model(root, self.runner.device)
+            self.runner.model = Model(root, self.runner.device, self.runner.processes)
         model = self.runner.model
         model.store, model.progress, model.pace = self.store, self.progress, self.pace
         return model

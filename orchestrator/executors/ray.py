@@ -247,7 +247,7 @@ class RayExecutor(Executor):
             "max_restarts": 0,
             **pool.labels(),
         }
-        actor = self.ray.remote(RayWorker).options(**options).remote(pool.threads)
+        actor = self.ray.remote(RayWorker).options(**options).remote(pool.threads, pool.gpus)
         return actor, actor.where.remote()
 
     def _is_up(self, seat: _Seat) -> None:

@@ -37,14 +37,15 @@ def load_workers() -> None:
 class WorkerProcess:
     """What a process that is a worker has; it keeps its model warm from task to task.
 
-    SIGTERM asks it to leave: it hands its task back, and is of no use from then on.
+    Of several GPUs it uses all to fine-tune a model, and the first for everything else. SIGTERM
+    asks it to leave: it hands its task back, and is of no use from then on.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, gpus: float = 0.0) -> None:
         importlib.import_module("torch").set_num_threads(threads)
         load_workers()
         module = importlib.import_module("workers.runner")
-        self.runner = module.Runner()
+        self.runner = module.Runner(processes=max(1, int(gpus)))
         module.leave_on_sigterm(self.runner)
 
     def run(self, order: WorkOrder, worker: str) -> Iterator[Event]:

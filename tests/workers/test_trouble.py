@@ -206,6 +206,44 @@ def test_how_often_a_batch_was_parted_is_recorded_and_changes_no_identity(
     assert other.metrics["loss"] == pytest.approx(one.metrics["loss"], rel=1e-3)
 
 
+# Several GPUs
+
+
+@pytest.mark.slow
+def test_fine_tuning_spread_over_processes_changes_no_identity_and_is_taken_over_by_one(
+    workshop: Callable[..., Workshop],
+) -> None:
+    how = ("finetune.steps=[2, 40]", "finetune.batch_size=3")
+    alone, spread = workshop(*how), workshop(*how)
+    alone.undisturbed()
+    spread.runner = Runner(processes=2)
+    last = spread.stage("finetune", 40)
+    stop_at(spread, last, done=10)
+    assert not spread.work()
+    [saved] = spread.store.checkpoints(str(last.trajectory))
+    assert 10 <= saved < 40
+    go_on(spread)
+    for stage in spread.plan.stages:
+        one, other = alone.store.get(stage), spread.store.get(stage)
+        assert one is not None and other is not None
+        assert other.metrics == pytest.approx(one.metrics, rel=1e-2)
+
+
+@pytest.mark.slow
+def test_a_spread_fine_tune_that_diverges_is_the_stages_failure(
+    workshop: Callable[..., Workshop],
+) -> None:
+    there = workshop("finetune.learning_rate=1e30", "finetune.steps=[9]", "finetune.batch_size=2")
+    there.runner = Runner(processes=2)
+    assert there.work()
+    failed = there.failed()
+    assert failed.cause == "nan"
+    assert "lower finetune.learning_rate" in failed.message
+    assert f"at step {len(failed.curve) + 1};" in failed.message
+    assert "workers/training/loop.py" in there.log.read_text()
+    assert there.runner.holds is None
+
+
 # Leaving
 
 
@@ -234,11 +272,11 @@ def test_a_fine_tune_that_is_left_midway_goes_on_to_the_same_bits(
     how = ("finetune.steps=[2, 14]", f"finetune.adapter={adapter}", "finetune.ema_decay=0.9")
     expected, left = workshop(*how).undisturbed(), workshop(*how)
     last = left.stage("finetune", 14)
-    stop_at(left, last, done=12)
+    stop_at(left, last, done=10)
     assert not left.work()
     assert left.store.get(last) is None
     assert left.store.get(left.stage("sample", 2)) is not None
-    assert left.store.checkpoints(str(last.trajectory)) == [13]
+    assert left.store.checkpoints(str(last.trajectory)) == [10]
     assert left.runner.holds is None
     go_on(left)
     assert first_loss_told(left, last) == 14

@@ -23,6 +23,14 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_SPACE = ("No space left", "Disk quota exceeded")
 
 
+class FailedElsewhere(RuntimeError):
+    """A process that works for this one failed; `cause` is what its own error was."""
+
+    def __init__(self, message: str, cause: Cause) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
 def cause_of(error: BaseException) -> Cause:
     """The cause that the exception, or else the nearest one that led to it, speaks of."""
     return next(filter(None, map(_own_cause, _chain(error))), "bug")
@@ -30,11 +38,14 @@ def cause_of(error: BaseException) -> Cause:
 
 def message_of(error: BaseException) -> str:
     """What to show of an exception: our own errors and those of the numbers are sentences."""
-    is_sentence = isinstance(error, ResurgeError | FloatingPointError) and str(error)
+    sentences = ResurgeError | FloatingPointError | FailedElsewhere
+    is_sentence = isinstance(error, sentences) and str(error)
     return str(error) if is_sentence else repr(error)
 
 
 def _own_cause(error: BaseException) -> Cause | None:
+    if isinstance(error, FailedElsewhere):
+        return error.cause
     text = str(error)
     # CUDA's and the CPU allocator's are both RuntimeErrors; some have no class of their own.
     if isinstance(error, MemoryError | torch.OutOfMemoryError):

@@ -28,9 +28,14 @@ def in_parts(count: int) -> Iterator[None]:
         _parts.reset(token)
 
 
+def parts() -> int:
+    """In how many parts batches are computed here."""
+    return _parts.get()
+
+
 def part_size(batch_size: int) -> int:
     """How many examples of a batch go through a network at a time; one or more."""
-    return max(1, -(-batch_size // _parts.get()))
+    return max(1, -(-batch_size // parts()))
 
 
 def passes(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

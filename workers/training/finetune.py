@@ -11,10 +11,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs, broadcast
 from torch import Tensor
 from torch.nn import functional
 
@@ -31,8 +33,6 @@ from workers.training.loop import LossNotFinite, Training, put_state, state_of, 
 from workers.training.selection import refuse_half_precision
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from workers.interfaces.pipeline import Pipeline
 
 
@@ -48,11 +48,13 @@ class Batch:
     text: Tensor
     target: Tensor
 
-    def parts(self) -> Iterator[tuple[float, Batch]]:
-        """What is computed at a time, with its share of the batch; mostly the batch itself."""
+    def parts(self, process: int = 0, processes: int = 1) -> Iterator[tuple[float, Batch]]:
+        """What a process computes at a time, with its share of the batch; mostly all of it."""
         count = len(self.noisy)
-        for start in range(0, count, size := part_size(count)):
-            part = Batch(*(v[start : start + size] for v in vars(self).values()))
+        low, high = (count * number // processes for number in (process, process + 1))
+        size = part_size(high - low)
+        for start in range(low, high, size):
+            part = Batch(*(v[start : min(start + size, high)] for v in vars(self).values()))
             yield len(part.noisy) / count, part
 
 
@@ -80,7 +82,7 @@ class Trainer:
         self.step = 0
         self.losses: list[tuple[int, float]] = []
         refuse_half_precision(dict(pipe.unet.named_parameters()))
-        self._accelerator = new_accelerator(settings.precision, pipe.device)
+        self._accelerator = accelerator_on(pipe.device.type)
         self._scheduler = training_scheduler(pipe)
         self._latents = encode_images(pipe, examples)
         captions = sorted(set(examples.captions))
@@ -110,6 +112,7 @@ class Trainer:
                 fused=True,
             ),
             backward=self._backward,
+            agreed=self._agreed,
             rate=lambda step: learning_rate_at(step, s),
             clip_norm=s.clip_norm,
             after_step=self._follow if s.ema_decay else None,
@@ -137,7 +140,7 @@ class Trainer:
             self.step = step
             if progress is not None:
                 progress(step, stop, {"loss": self.losses[-1][1]})
-            if step < stop and is_due():
+            if step < stop and self._agreed(is_due()):
                 save()
 
         try:
@@ -147,14 +150,29 @@ class Trainer:
             raise
 
     def _backward(self, step: int) -> Tensor:
+        """The loss is the mean over the micro-batches, whichever processes computed them."""
+        s, here = self.settings, self._accelerator
         total = torch.zeros((), device=self.pipe.device)
-        for micro in range(self.settings.accumulation):
-            for share, part in self._noised(step, micro).parts():
-                with self._accelerator.autocast():
-                    loss = self._loss(part) * share / self.settings.accumulation
-                self._accelerator.backward(loss)
+        precision = AutocastKwargs(enabled=s.precision == "bf16")
+        for micro in range(s.accumulation):
+            batch = self._noised(step, micro)
+            for share, part in batch.parts(here.process_index, here.num_processes):
+                with here.autocast(precision):
+                    loss = self._loss(part) * share / s.accumulation
+                here.backward(loss)
                 total += loss.detach()
+        if here.num_processes > 1:
+            total = here.reduce(total, "sum")
+            for value in self._training.parameters.values():
+                if value.grad is not None:
+                    value.grad = here.reduce(value.grad, "sum")
         return total
+
+    def _agreed(self, mine: bool) -> bool:
+        """What the first process says, in all of them: they take and report the same steps."""
+        if self._accelerator.num_processes == 1:
+            return mine
+        return bool(broadcast(torch.tensor(int(mine))))
 
     def _follow(self, step: int) -> None:
         """Move the average towards the parameters."""
@@ -260,20 +278,18 @@ def learning_rate_at(step: int, settings: FinetuneSettings) -> float:
     return settings.learning_rate * left
 
 
-def new_accelerator(precision: str, device: torch.device) -> Accelerator:
-    """accelerate for one process on `device`: autocast, backward and clipping, nothing else.
+@cache
+def accelerator_on(device: str) -> Accelerator:
+    """accelerate of this process, which keeps the device that it began with for good.
 
-    Models are not given to `prepare`: it would leave a changed `forward` in a pipeline that is
-    kept warm.
+    It can do bf16; whether a training does is said at each `autocast`. Models are not given to
+    `prepare`: it would leave a changed `forward` in a pipeline that is kept warm. Nor does it count
+    micro-batches: its count is the process's, and a batch's parts have different shares.
     """
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    # accelerate keeps the first precision and device of a process for good; a worker needs both
-    # to be each task's own.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    mixed = "bf16" if precision == "bf16" else "no"
-    return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
+    made = Accelerator(mixed_precision="bf16", cpu=device == "cpu")
+    if made.device.type != device:
+        raise RuntimeError(f"this process trains on {made.device.type} and cannot on {device}")
+    return made
 
 
 @lru_cache(maxsize=8)

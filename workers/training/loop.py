@@ -37,8 +37,9 @@ class Training:
     """What is trained, and how.
 
     `carried` are tensors that training changes in place beside the parameters (a moving average).
-    `rate(step)` is the learning rate; None leaves it as the optimiser has it. `advice` says what
-    to do about a loss that is not finite.
+    `rate(step)` is the learning rate; None leaves it as the optimiser has it. `agreed` makes what
+    one process asks for that of all that train together. `advice` says what to do about a loss
+    that is not finite.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -49,6 +50,7 @@ class Training:
     rate: Callable[[int], float] | None = None
     on_gradients: Callable[[], None] | None = None
     after_step: Callable[[int], None] | None = None
+    agreed: Callable[[bool], bool] = lambda mine: mine
     advice: str = "lower the learning rate"
     name: str = ""
 
@@ -83,7 +85,7 @@ def train(
             what.after_step(step)
         done = step + 1
         is_whole = done % STEPS_PER_REPORT == 0 or done == stop
-        if is_whole or is_due() or sign.is_due():
+        if is_whole or what.agreed(is_due() or sign.is_due()):
             # Read in batches: reading makes the CPU wait for the GPU.
             read = torch.stack(losses)
             losses.clear()
