@@ -53,10 +53,11 @@ def pool_of(settings: ExecutorSettings, resources: Mapping[str, float], is_local
     has_gpu = resources.get("GPU", 0) >= 1
     gpus = float(gpus_setting) if gpus_setting != "auto" else (1.0 if has_gpu else 0.0)
     cpus = int(resources.get("CPU", os.cpu_count() or 1))
-    if elastic is not None:
-        low, high = elastic.min, elastic.max
+    if isinstance(given, Elastic):
+        low, high = given.min, given.max
     else:
-        high = _count(given, resources, gpus, cpus)
+        found = max(1, int(resources.get("GPU", 0) / gpus) if gpus else min(2, cpus))
+        high = found if given == "auto" else int(given)
         low = high if is_local else 0
     threads_setting = elastic.threads if elastic and elastic.threads != "auto" else settings.threads
     if threads_setting != "auto":
@@ -78,11 +79,3 @@ def score_pool(given: int | Elastic, is_local: bool) -> Pool:
         threads = 1 if given.threads == "auto" else int(given.threads)
         return Pool(given.min, given.max, 0.0, threads)
     return Pool(given if is_local else 0, given, 0.0, 1)
-
-
-def _count(given: Any, resources: Mapping[str, float], gpus: float, cpus: int) -> int:
-    if given != "auto":
-        return int(given)
-    if gpus:
-        return max(1, int(resources.get("GPU", 0) / gpus))
-    return max(1, min(2, cpus))

@@ -31,7 +31,7 @@ FORWARDED = ("RESURGE_PLUGINS", "MLFLOW_DISABLE_TELEMETRY")
 LOCAL = "local"
 """Ray's word for a cluster of its own on this machine."""
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set in a submitted job, whose environment the workers have already."""
+"""Set in a submitted job."""
 
 IDLE_S = 30.0
 """An elastic worker without a task goes after this long: models take seconds to load."""
@@ -93,6 +93,7 @@ class RayExecutor(Executor):
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         # Ray's own 15 lets any other process on a busy machine starve the workers.
         os.environ.setdefault("RAY_worker_niceness", "0")
+        forwarded = {name: os.environ[name] for name in FORWARDED if name in os.environ}
         self.ray = importlib.import_module("ray")
         on_sigterm = signal.getsignal(signal.SIGTERM)
         self.ray.init(
@@ -100,7 +101,8 @@ class RayExecutor(Executor):
             **(self._local_options() if self._is_local else {}),
             log_to_driver=False,
             logging_level="error",
-            runtime_env=self._environment(),
+            # A submitted job's workers have its environment already.
+            runtime_env={} if IN_A_JOB in os.environ else {"env_vars": forwarded},
         )
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in the caller's place
@@ -128,17 +130,14 @@ class RayExecutor(Executor):
             limit = may_have if need.pool == "model" else math.inf
             mine = [seat for seat in self.seats.values() if seat.has == need]
             is_over = sum(seat.starting is None for seat in mine) > limit
-            if math.isfinite(limit) and not is_over and not self._has_room(pool):
-                limit += 1  # waits for a machine: an autoscaler sees what waits, and nothing else
+            if math.isfinite(limit) and not is_over:
+                free = self.ray.available_resources()
+                if free.get("GPU", 0) < pool.gpus or free.get("CPU", 0) < pool.threads:
+                    limit += 1  # waits for a machine: all that an autoscaler sees is what waits
             target = int(max(pool.min, min(wanted.get(need, 0), pool.max, limit)))
             for _ in range(target - len(mine)):
                 self._seat(need)
             self._let_go(mine, target, is_over)
-
-    def _has_room(self, pool: Pool) -> bool:
-        """Whether another worker would come up at once."""
-        free = self.ray.available_resources()
-        return bool(free.get("GPU", 0) >= pool.gpus and free.get("CPU", 0) >= pool.threads)
 
     def submit(self, order: WorkOrder, worker: str) -> None:
         """Start the task on that worker's actor."""
@@ -270,11 +269,6 @@ class RayExecutor(Executor):
         if self.settings.score_workers is not None:
             pools[WorkerKind("score")] = score_pool(self.settings.score_workers, self._is_local)
         return pools
-
-    def _environment(self) -> dict[str, Any]:
-        if IN_A_JOB in os.environ:
-            return {}
-        return {"env_vars": {name: os.environ[name] for name in FORWARDED if name in os.environ}}
 
     def _local_options(self) -> dict[str, Any]:
         """More workers than cores are the user's choice; a dashboard would outlive its use."""

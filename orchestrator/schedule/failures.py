@@ -21,12 +21,8 @@ from orchestrator.messages import StageFailed, WorkerLost
 
 MAX_LOSSES = 3
 """A task that took this many workers with it is failed, not tried again."""
-
-
 MAX_MACHINES = 20
 """Machines come and go for nobody's fault; a task that outlives this many is suspicious."""
-
-
 MAX_HANGS = 2
 MAX_STORAGE = 3
 STORAGE_PAUSE_S = 30.0
@@ -89,9 +85,13 @@ class Policy:
         cause, message = event.failure.cause, event.failure.message
         if cause == "oom":
             return self._more_memory(event.task_id, message)
-        if cause == "storage":
-            return self._later(event.task_id, message)
-        return Final(cause, message)
+        if cause != "storage":
+            return Final(cause, message)
+        history = self.history(event.task_id)
+        history.storage += 1
+        if history.storage >= MAX_STORAGE:
+            return Final(cause, message)
+        return Again(f"{message}; again after a pause", STORAGE_PAUSE_S)
 
     def on_loss(self, event: WorkerLost) -> Again | Final:
         """A worker died with the task."""
@@ -122,10 +122,3 @@ class Policy:
                 return Again(f"{message}; again with batches in {split} parts")
         tried = [*(["a whole GPU"] if history.has_whole_gpu else []), f"{SPLITS[-1]} parts a batch"]
         return Final("oom", f"{message}; not even with {' and '.join(tried)}")
-
-    def _later(self, task_id: str, message: str) -> Again | Final:
-        history = self.history(task_id)
-        history.storage += 1
-        if history.storage >= MAX_STORAGE:
-            return Final("storage", message)
-        return Again(f"{message}; again after a pause", STORAGE_PAUSE_S)

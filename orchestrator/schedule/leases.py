@@ -20,7 +20,6 @@ from typing import Any
 from orchestrator.core.claims import Claims, beating
 from orchestrator.core.errors import StoreError
 from orchestrator.core.liveness import BEAT_S, SILENT_S, Process, Sign, Watch
-from orchestrator.core.stage import Stage
 from orchestrator.messages import Task
 from orchestrator.store.patience import Patience
 from orchestrator.store.store import Store
@@ -86,13 +85,11 @@ def units(task: Task) -> list[str]:
     """What a task is leased by: its trajectories, models and materials, as 16 digits."""
     if task.pool == "score":
         return [task.id]
-    return list(dict.fromkeys(_unit(stage)[:16] for stage in task.stages))
-
-
-def _unit(stage: Stage) -> str:
-    if stage.kind == "prepare":
-        return stage.digest
-    return stage.model.trajectory or stage.model.digest
+    names = (
+        stage.digest if stage.kind == "prepare" else stage.model.trajectory or stage.model.digest
+        for stage in task.stages
+    )
+    return list(dict.fromkeys(name[:16] for name in names))
 
 
 class Leases(Claims):
@@ -126,8 +123,13 @@ class Leases(Claims):
         self._beating = ExitStack()
 
     def __enter__(self) -> Leases:
+        def beat() -> None:
+            # If the store is away, the scheduler's own calls meet the same trouble, and tell of it.
+            with suppress(StoreError):
+                self.beat()
+
         self.beat()
-        self._beating.enter_context(beating(self._beat_if_there))
+        self._beating.enter_context(beating(beat))
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -148,11 +150,6 @@ class Leases(Claims):
             tuple(self.running),
         )
         self._beats.write(f"{HEADS}/{self.process.id}.json", json.dumps(head.to_json()))
-
-    def _beat_if_there(self) -> None:
-        # If the store is away, the scheduler's own calls meet the same trouble, and tell of it.
-        with suppress(StoreError):
-            self.beat()
 
     def claim(self, task: Task) -> bool:
         """Own all of the task's units; if another head has one of them, own none."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,14 +29,13 @@ from orchestrator.messages import (
     WorkerLost,
     WorkOrder,
 )
-from orchestrator.schedule.failures import Again, Final, Policy
+from orchestrator.schedule.failures import Again, Policy
 from orchestrator.schedule.leases import Leases, units
 from orchestrator.schedule.shares import Wish, shares
 from orchestrator.store.store import Store
 
 Listener = Callable[[Event], None]
 """Told of every event, in order, on the scheduler's thread; must be quick and not raise."""
-
 
 LOOK_EVERY_S = 2.0
 """How often the store is asked what other heads have done, or are doing."""
@@ -176,37 +175,30 @@ class Scheduler:
     def _submit_ready(self) -> None:
         for worker in self.executor.workers().free:
             task = next(filter(self._claim, self._ready_for(worker)), None)
-            if task is not None:
-                self._submit(task, worker)
-
-    def _submit(self, task: Task, worker: FreeWorker) -> None:
-        self.waiting.remove(task)
-        self.running[task.id] = task
-        self._heard_s[task.id] = self._clock_s()
-        history = self._policy.history(task.id)
-        order = WorkOrder(
-            task,
-            self.store.location,
-            str(self.log_folder / f"{task.id}.log"),
-            history.split,
-            history.has_whole_gpu,
-            self.rules.checkpoint_every_s,
-        )
-        self.executor.submit(order, worker.name)
-
-    def _ready_for(self, worker: FreeWorker) -> Iterator[Task]:
-        """Ready tasks, the longest path first; those whose model the worker holds before all."""
-        fitting = [task for task in self._ready() if worker.has.fits(self._need(task))]
-        return iter(
-            sorted(
-                fitting,
-                key=lambda task: (
-                    task.after is not None and task.after.digest == worker.holds,
-                    task.path_cost,
-                ),
-                reverse=True,
+            if task is None:
+                continue
+            self.waiting.remove(task)
+            self.running[task.id] = task
+            self._heard_s[task.id] = self._clock_s()
+            history = self._policy.history(task.id)
+            order = WorkOrder(
+                task,
+                self.store.location,
+                self._log_path(task),
+                history.split,
+                history.has_whole_gpu,
+                self.rules.checkpoint_every_s,
             )
-        )
+            self.executor.submit(order, worker.name)
+
+    def _ready_for(self, worker: FreeWorker) -> list[Task]:
+        """Ready tasks, the longest path first; those whose model the worker holds before all."""
+
+        def rank(task: Task) -> tuple[bool, float]:
+            return task.after is not None and task.after.digest == worker.holds, task.path_cost
+
+        fitting = (task for task in self._ready() if worker.has.fits(self._need(task)))
+        return sorted(fitting, key=rank, reverse=True)
 
     def _need(self, task: Task) -> WorkerKind:
         return WorkerKind(task.pool, self._policy.history(task.id).has_whole_gpu)
@@ -216,14 +208,15 @@ class Scheduler:
         evaluated further, waits for the task that has it.
         """
         busy = {unit for task in self.running.values() for unit in units(task)}
-        return [t for t in self.waiting if self._is_ready(t) and busy.isdisjoint(units(t))]
-
-    def _is_ready(self, task: Task) -> bool:
-        if task.id in self._elsewhere:
-            return False
-        if self._clock_s() < self._not_before_s.get(task.id, -math.inf):
-            return False
-        return all(stage.key in self.done for stage in task.waits_for)
+        now_s = self._clock_s()
+        return [
+            task
+            for task in self.waiting
+            if task.id not in self._elsewhere
+            and now_s >= self._not_before_s.get(task.id, -math.inf)
+            and all(stage.key in self.done for stage in task.waits_for)
+            and busy.isdisjoint(units(task))
+        ]
 
     def _claim(self, task: Task) -> bool:
         """Whether no other head does any of it."""
@@ -282,15 +275,16 @@ class Scheduler:
             shown = {"key": event.key, "done": event.done, "total": event.total}
             self._under_way[event.task_id] = shown
         elif isinstance(event, StageFailed):
-            self._decide(event, self._policy.on_failure(event))
-            return
+            self._failed(event)
+            return  # whoever listens is told what that came to
         elif isinstance(event, TaskEnded | TaskHandedBack):
             self._over(event)
         elif isinstance(event, WorkerLost):
             self._lost(event)
         self.listener(event)
 
-    def _decide(self, event: StageFailed, verdict: Again | Final) -> None:
+    def _failed(self, event: StageFailed) -> None:
+        verdict = self._policy.on_failure(event)
         if isinstance(verdict, Again):
             self._again[event.task_id] = verdict
             self.listener(TaskRetried(event.task_id, verdict.why))
@@ -326,9 +320,8 @@ class Scheduler:
         left = self._left(task)
         if not left:
             return
-        log_path = str(self.log_folder / f"{task.id}.log")
         self.outcome.skipped.update(stage.key for stage in left[1:])
-        failure = Failure(redact(verdict.message), log_path, verdict.cause)
+        failure = Failure(redact(verdict.message), self._log_path(task), verdict.cause)
         self._fail(task, left[0].key, failure)
 
     def _take(self, task_id: str) -> Task:
@@ -355,11 +348,11 @@ class Scheduler:
         return not names.isdisjoint(self.outcome.failed.keys() | self._broken)
 
     def _left(self, task: Task) -> list[Stage]:
-        return [
-            stage
-            for stage in task.stages
-            if stage.key not in self.done and stage.key not in self.outcome.failed
-        ]
+        over = self.done | self.outcome.failed.keys()
+        return [stage for stage in task.stages if stage.key not in over]
+
+    def _log_path(self, task: Task) -> str:
+        return str(self.log_folder / f"{task.id}.log")
 
     def _end_silence(self) -> None:
         """Take a task from a worker of which nothing was heard for too long."""

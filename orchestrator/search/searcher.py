@@ -7,9 +7,9 @@ worker waits for a sampler.
 
 from __future__ import annotations
 
-import concurrent.futures
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -111,7 +111,7 @@ class Searcher:
                 self.watcher.begin(lane.name, self._owner.submit(lane.study.tried).result())
                 for tried in adopted:
                     self._start(lane, tried)
-            while self._is_busy:
+            while any(lane.running or not lane.is_over for lane in self.lanes):
                 self._turn()
             self._finish_telling(wait=True)
             self._confirm()
@@ -120,10 +120,6 @@ class Searcher:
         finally:
             self._owner.shutdown(wait=True, cancel_futures=True)
             self._drop_states(0)
-
-    @property
-    def _is_busy(self) -> bool:
-        return any(lane.running or not lane.is_over for lane in self.lanes)
 
     @property
     def _under_way(self) -> list[_SearchRun]:
@@ -135,21 +131,14 @@ class Searcher:
         while self._collect() or self._fill():
             pass
         self._finish_telling(wait=False)
+        awaited: list[Future[Any]] = [r.verdict for r in self._under_way if r.verdict is not None]
         if self.scheduler.is_busy:
-            is_asking = len(self._under_way) < self.parallel or any(
-                run.verdict is not None for run in self._under_way
-            )
+            is_asking = awaited or len(self._under_way) < self.parallel
             self.scheduler.advance(0.05 if is_asking else 1.0)
-        elif waiting := list(self._futures()):
-            concurrent.futures.wait(waiting, 1.0, concurrent.futures.FIRST_COMPLETED)
-
-    def _futures(self) -> Iterator[Future[Any]]:
-        for lane in self.lanes:
-            if lane.asked is not None:
-                yield lane.asked
-        for run in self._under_way:
-            if run.verdict is not None:
-                yield run.verdict
+            return
+        awaited += [lane.asked for lane in self.lanes if lane.asked is not None]
+        if awaited:
+            futures.wait(awaited, 1.0, futures.FIRST_COMPLETED)
 
     def _fill(self) -> bool:
         """Start a trial that was asked for ahead; whether there was one."""
@@ -228,7 +217,8 @@ class Searcher:
         study, number = lane.study, tried.number
         if lost := self._lost(plan):
             if self._is_hopeless(lane, lost):
-                self._give_up(lane)
+                # No budget is spent on what cannot be measured; the next attempt adopts the trials.
+                lane.running, lane.asked, lane.is_over = [], None, True
             else:
                 self._end(run, study.tell_failed, number, self._reason(lost))
             return
@@ -261,10 +251,6 @@ class Searcher:
         plans = (self.points.plan(self.points.trials(p)) for p in lane.study.space.corners())
         shared = set.intersection(*({stage.key for stage in plan.stages} for plan in plans))
         return not shared.isdisjoint(lost & self.scheduler.outcome.failed.keys())
-
-    def _give_up(self, lane: Lane) -> None:
-        """Spend no budget on what cannot be measured now; the next attempt adopts the trials."""
-        lane.running, lane.asked, lane.is_over = [], None, True
 
     def _reason(self, lost: set[str]) -> str:
         failed = self.scheduler.outcome.failed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -24,13 +24,8 @@ from orchestrator.sweep.space import Categorical, Dimension, Space
 
 # It says of few trials that it knows little, on a terminal that shows progress.
 warnings.filterwarnings("ignore", module=r"optuna\.importance")
-
-
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
 logging.getLogger("optuna").propagate = False
-
 
 _STATES: Mapping[TriedState, TrialState] = {
     "done": TrialState.COMPLETE,
@@ -76,16 +71,34 @@ def importance(study: optuna.Study) -> dict[str, float]:
 
 def plots(study: optuna.Study, goals: Sequence[Goal]) -> dict[str, Any]:
     """Optuna's interactive plots by name, as plotly figures; none of fewer than two trials."""
-    return dict(_plots(study, goals))
+    import optuna.visualization as draw
 
-
-def _first_value(goals: int) -> Callable[[optuna.trial.FrozenTrial], float] | None:
-    """What to draw of a trial; None for a study of one goal, which Optuna knows to draw."""
-    return None if goals == 1 else lambda trial: float(trial.values[0])
+    done = _done(study)
+    if len(done) < 2:
+        return {}
+    # A study of one goal Optuna knows to draw.
+    target = None if len(goals) == 1 else lambda trial: float(trial.values[0])
+    label = goals[0].name
+    figures: dict[str, Any] = {}
+    if len(goals) > 1:
+        figures["pareto_front"] = draw.plot_pareto_front(study)
+    figures["history"] = draw.plot_optimization_history(study, target=target, target_name=label)
+    # The trials may have no setting in common, or one value only.
+    with contextlib.suppress(ValueError, RuntimeError):
+        figures["importance"] = draw.plot_param_importances(
+            study,
+            evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
+            target=_first_loss(study),
+            target_name=label,
+        )
+    figures["slice"] = draw.plot_slice(study, target=target, target_name=label)
+    if len({name for trial in done for name in trial.params}) > 1:
+        figures["contour"] = draw.plot_contour(study, target=target, target_name=label)
+    return figures
 
 
 def _first_loss(study: optuna.Study) -> Callable[[optuna.trial.FrozenTrial], float] | None:
-    """The same for PED-ANOVA, which takes less of a target for better."""
+    """The first goal for PED-ANOVA, which takes less of a target for better; None: the only one."""
     if len(study.directions) == 1:
         return None
     sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
@@ -94,30 +107,6 @@ def _first_loss(study: optuna.Study) -> Callable[[optuna.trial.FrozenTrial], flo
 
 def _done(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-
-
-def _plots(study: optuna.Study, goals: Sequence[Goal]) -> Iterator[tuple[str, Any]]:
-    import optuna.visualization as draw
-
-    target, label = _first_value(len(goals)), goals[0].name
-    done = _done(study)
-    if len(done) < 2:
-        return
-    if len(goals) > 1:
-        yield "pareto_front", draw.plot_pareto_front(study)
-    yield "history", draw.plot_optimization_history(study, target=target, target_name=label)
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    # The trials may have no setting in common, or one value only.
-    with contextlib.suppress(ValueError, RuntimeError):
-        yield (
-            "importance",
-            draw.plot_param_importances(
-                study, evaluator=evaluator, target=_first_loss(study), target_name=label
-            ),
-        )
-    yield "slice", draw.plot_slice(study, target=target, target_name=label)
-    if len({name for trial in done for name in trial.params}) > 1:
-        yield "contour", draw.plot_contour(study, target=target, target_name=label)
 
 
 def _frozen(tried: Tried, space: Space) -> optuna.trial.FrozenTrial:

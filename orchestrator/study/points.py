@@ -137,7 +137,9 @@ def numbers_of(trials: Sequence[Measured], point: Point, search: Search) -> Numb
     Raises:
         ResurgeError: a goal or a bound names what no metric gives.
     """
-    every = {**_settings(point, search), **_means(trials)}
+    ranges = {d.name for d in search.space.dimensions if isinstance(d, Range)}
+    settings = {name: float(value) for name, value in point.items() if name in ranges}
+    every = {**settings, **_means(trials)}  # "finetune.steps" can be a goal, say
     found = {name: value for name, value in every.items() if math.isfinite(value)}
     failed = sum(bool(m.unlearning_failed) for m in trials)
     violations = {"unlearning_failed": failed / len(trials)}
@@ -147,12 +149,6 @@ def numbers_of(trials: Sequence[Measured], point: Point, search: Search) -> Numb
     wanted = [*(bound.name for bound in search.subject_to), *(goal.name for goal in search.goals)]
     missing = next((_missing(name, every) for name in wanted if name not in found), None)
     return Numbers(found, violations, missing)
-
-
-def _settings(point: Point, search: Search) -> dict[str, float]:
-    """Settings that can be a goal: "finetune.steps", say."""
-    ranges = {d.name for d in search.space.dimensions if isinstance(d, Range)}
-    return {name: float(value) for name, value in point.items() if name in ranges}
 
 
 def _means(trials: Sequence[Measured]) -> dict[str, float]:

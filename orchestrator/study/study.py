@@ -1,8 +1,8 @@
 """A study: what was asked, what was told, who proposes next.
 
-Optuna is spoken to here and in optuna_views. One thread owns a study. A trial that was running when
-the head died is still running when the study is opened again: it keeps its number and its settings,
-and what was not chosen yet is chosen then.
+One thread owns a study. A trial that was running when the head died is still running when the
+study is opened again: it keeps its number and its settings, and what was not chosen yet is chosen
+then.
 """
 
 from __future__ import annotations
@@ -28,17 +28,12 @@ from orchestrator.sweep.space import Categorical, Dimension, Space, point_key
 
 # Names of metrics and groups in TPE are called experimental; both do what we need.
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-
-
 # A search by `cmaes` says so itself.
 warnings.filterwarnings("ignore", message="Constraints have been set, but CmaEsSampler")
-
 
 IDENTITY = "resurge.identity"
 MAX_REPEATS = 10
 """So many known points in a row, and the next one is drawn by chance among the others."""
-
-
 MAX_DRAWS = 1_000
 _STATES: Mapping[TrialState, TriedState] = {
     TrialState.RUNNING: "running",
@@ -80,7 +75,11 @@ class Study:
         self._rng_seed = search.settings.seed + zlib.crc32(name.encode())
         self._is_grid = search.settings.sampler == "grid"
         self._study = _create(storage, name, self.goals)
-        self._check(identity or {})
+        mine = _whole_identity(identity or {}, self.goals, self.space)
+        if IDENTITY not in self._study.user_attrs:  # it is new
+            self._study.set_metric_names([goal.name for goal in self.goals])
+            self._study.set_user_attr(IDENTITY, mine)
+        _refuse_another(self._study, mine)
         begun = len(self._study.get_trials(deepcopy=False))
         self._rng = np.random.default_rng([self._rng_seed, begun])
         # A sampler that begins again with the same seed would propose the same points again.
@@ -91,22 +90,11 @@ class Study:
             if tried.state != "running" and tried.repeat_of is None:
                 self.known.setdefault(point_key(tried.point), tried.number)
 
-    def _check(self, identity: Mapping[str, Any]) -> None:
-        """Refuse a study whose values were measured otherwise; mark a new one."""
-        mine = _whole_identity(identity, self.goals, self.space)
-        if IDENTITY not in self._study.user_attrs:
-            self._study.set_metric_names([goal.name for goal in self.goals])
-            self._study.set_user_attr(IDENTITY, mine)
-        _refuse_another(self._study, mine)
-
     @property
     def is_over(self) -> bool:
         """Whether the budget is spent, or nothing new is left to try."""
-        return len(self.known) >= self.budget or self._is_exhausted
-
-    @property
-    def _is_exhausted(self) -> bool:
-        return self.space.size is not None and len(self.known) >= self.space.size
+        most = self.budget if self.space.size is None else min(self.budget, self.space.size)
+        return len(self.known) >= most
 
     def adopt(self) -> list[Tried]:
         """The trials that were running, or next in line, when the study was last closed."""

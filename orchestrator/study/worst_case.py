@@ -129,27 +129,24 @@ def worst_cases(
     points: PointPlanner, found: Iterable[tuple[str, Point, Sequence[Tried]]], store: Store
 ) -> list[WorstCase]:
     """What every study found, as far as the store has it."""
-    return [_worst_case(points, name, fixed, trials, store) for name, fixed, trials in found]
+    return [
+        WorstCase(
+            name=name,
+            fixed=fixed,
+            space=points.search.space.within(fixed),
+            goals=points.search.goals,
+            budget=points.search.settings.trials,
+            trials=tuple(trials),
+            confirmed=tuple(_confirmed(points, one, store) for one in confirmed(trials, points)),
+            bounds=points.search.subject_to,
+        )
+        for name, fixed, trials in found
+    ]
 
 
 def confirmed(trials: Sequence[Tried], points: PointPlanner) -> list[Tried]:
     """The trials whose settings are run again on fresh seeds."""
     return best(trials, points.search.goals, points.search.confirm.top)
-
-
-def _worst_case(
-    points: PointPlanner, name: str, fixed: Point, trials: Sequence[Tried], store: Store
-) -> WorstCase:
-    return WorstCase(
-        name=name,
-        fixed=fixed,
-        space=points.search.space.within(fixed),
-        goals=points.search.goals,
-        budget=points.search.settings.trials,
-        trials=tuple(trials),
-        confirmed=tuple(_confirmed(points, tried, store) for tried in confirmed(trials, points)),
-        bounds=points.search.subject_to,
-    )
 
 
 def _confirmed(points: PointPlanner, tried: Tried, store: Store) -> Confirmed:
