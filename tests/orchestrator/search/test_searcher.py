@@ -419,12 +419,12 @@ def test_a_bound_decides_who_is_confirmed(hunt: Hunt) -> None:
     sweep = sweep_of(
         "search.maximize=erased_accuracy",
         "search.confirm={top: 3, seeds: 1}",
-        "search.subject_to.glow='<= 0.5'",
+        "search.subject_to.glow='<= 0.3'",
         "evaluate.controls=false",
     )
     hunt.run(sweep)
     tried = hunt.tried(sweep)
-    kept = {t.number for t in tried if t.numbers["glow"] <= 0.5}
+    kept = {t.number for t in tried if t.numbers["glow"] <= 0.3}
     assert kept and len(kept) < 3
     [case] = hunt.cases(sweep)
     assert {c.tried.number for c in case.confirmed} == kept
@@ -454,8 +454,8 @@ def test_several_numbers_may_be_sought(hunt: Hunt) -> None:
     [
         ({"glow": ">= 2"}, ["glow >= 2: missed by all 3; the nearest was "]),
         (  # each can be kept, never both
-            {"glow": "<= 0.5", "erased_accuracy": ">= 0.6"},
-            ["glow <= 0.5: missed by ", "erased_accuracy >= 0.6: missed by "],
+            {"glow": "<= 0.3", "erased_accuracy": ">= 0.35"},
+            ["glow <= 0.3: missed by ", "erased_accuracy >= 0.35: missed by "],
         ),
     ],
 )
