@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.status import Status
 
 from orchestrator.audit.find_trial import Found
 from orchestrator.core.artifacts import IMAGES, WEIGHTS, Machine, Provenance
@@ -84,18 +83,14 @@ def _made_again(found: Found, from_base: bool) -> list[Stage]:
     final = found.planned.final
     edits: list[Stage] = []
     for stage in final.model.ancestry():
-        has_weights = _has_weights(found, stage) and not from_base and stage is not final.model
-        if stage.kind == "base" or has_weights:
+        record = found.reader.record(stage)
+        has_weights = record is not None and WEIGHTS in record.objects
+        if stage.kind == "base" or (has_weights and not from_base and stage is not final.model):
             break
         edits.insert(0, stage)
     materials = [s for e in edits for i in e.inputs.values() for s in i.lineage if from_base]
     prepared = [stage for stage in materials if stage.kind == "prepare"]
     return list(dict.fromkeys([*prepared, *edits, final.sample, *final.scores]))
-
-
-def _has_weights(found: Found, stage: Stage) -> bool:
-    record = found.reader.record(stage)
-    return record is not None and WEIGHTS in record.objects
 
 
 def _run(found: Found, plan: Plan, done: set[str], store: Store, console: Console) -> None:
@@ -107,24 +102,19 @@ def _run(found: Found, plan: Plan, done: set[str], store: Store, console: Consol
         new_executor(found.job.sweep.resources, console, workers=1, threads=threads) as executor,
         console.status("making it again") as status,
     ):
-        told = _tell(plan, status)
+        labels = {stage.key: stage_label(stage) for stage in plan.stages}
+
+        def tell(event: Event) -> None:
+            if isinstance(event, StageStarted):
+                status.update(labels[event.key])
+            elif isinstance(event, StageProgress):
+                status.update(f"{labels[event.key]}: {event.done} of {event.total}")
+
         log_folder = found.job.home.logs(f"{plan.name}-reproduce")
-        outcome = Scheduler(tasks, done, executor, store, log_folder, told).run()
+        outcome = Scheduler(tasks, done, executor, store, log_folder, tell).run()
     if not outcome.ok:
         [(key, failure), *_] = outcome.failed.items()
         raise ResurgeError(f"{key} failed: {failure.message}; see {failure.log_path}")
-
-
-def _tell(plan: Plan, status: Status) -> Callable[[Event], None]:
-    labels = {stage.key: stage_label(stage) for stage in plan.stages}
-
-    def tell(event: Event) -> None:
-        if isinstance(event, StageStarted):
-            status.update(labels[event.key])
-        elif isinstance(event, StageProgress):
-            status.update(f"{labels[event.key]}: {event.done} of {event.total}")
-
-    return tell
 
 
 def _compare(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
+from pydantic import GetCoreSchemaHandler, ValidationError
 from pydantic_core import core_schema
 
 from orchestrator.core.digest import sha256
@@ -69,15 +69,11 @@ class Chosen:
             plugin = find(cls.kind, name)
         except ResurgeError as error:
             raise ValueError(str(error)) from None
-        return cls(plugin(_settings(plugin, settings or {})))
-
-
-def _settings(plugin: type[Plugin], values: Any) -> BaseModel:
-    try:
-        return plugin.Settings.model_validate(values)
-    except ValidationError as error:
-        found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise ValueError(f"{plugin.name}: {'; '.join(found)}") from None
+        try:
+            return cls(plugin(plugin.Settings.model_validate(settings or {})))
+        except ValidationError as error:
+            found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            raise ValueError(f"{name}: {'; '.join(found)}") from None
 
 
 def _write(chosen: Chosen, info: Any) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class TrialReader:
         self._values: dict[str, _Values] = {}
         self._measured: dict[str, Measured] = {}
         self._losses: dict[str, list[LossRow]] = {}
-        self._controls = {
+        self._controls: dict[tuple[str | None, str], PlannedTrial] = {
             (trial.final.model.digest, trial.trial.concept): trial
             for trial in plan.trials
             if trial.is_control
@@ -117,12 +117,6 @@ class TrialReader:
         """The numbers of every trial, in the plan's order."""
         return [self.measure(planned) for planned in self.plan.trials]
 
-    def control_of(self, planned: PlannedTrial) -> PlannedTrial | None:
-        """The same fine-tuning of the base without unlearning."""
-        if planned.control is None:
-            return None
-        return self._controls.get((planned.control, planned.trial.concept))
-
     def scores(self, point: Waypoint) -> Scores:
         """The primary metric's means over each role."""
         stage = primary(point)
@@ -145,7 +139,11 @@ class TrialReader:
         base, unlearned, final = (
             self.scores(point) for point in (planned.base, planned.unlearned, planned.final)
         )
-        control = self.control_of(planned)
+        control = self._controls.get((planned.control, planned.trial.concept))
+        failed = False if planned.is_control else None
+        if failed is None and base.erased is not None and unlearned.erased is not None:
+            failed = unlearning_failed(base.erased, unlearned.erased)
+        records = [r for stage in planned.stages() if (r := self.record(stage)) is not None]
         return Measured(
             planned=planned,
             status=self._status(planned),
@@ -154,15 +152,10 @@ class TrialReader:
             final=final,
             control=self.scores(control.final).erased if control else None,
             paired=self._paired(planned),
-            unlearning_failed=_failed_flag(planned, base, unlearned),
+            unlearning_failed=failed,
             metrics=self._metrics(planned.final),
-            seconds=sum(record.seconds for record in self._found(planned)),
+            seconds=sum(record.seconds for record in records),
         )
-
-    def _found(self, planned: PlannedTrial) -> Iterator[Record]:
-        for stage in planned.stages():
-            if (record := self.record(stage)) is not None:
-                yield record
 
     def _status(self, planned: PlannedTrial) -> Status:
         keys = {stage.key for stage in planned.stages()}
@@ -171,14 +164,16 @@ class TrialReader:
         return "incomplete" if keys.isdisjoint(self._failed) else "failed"
 
     def _paired(self, planned: PlannedTrial) -> Paired | None:
-        found = [self._erased(p) for p in (planned.base, planned.unlearned, planned.final)]
+        points = (planned.base, planned.unlearned, planned.final)
+        found = [self._erased(point) for point in points]
         known = [values for values in found if values is not None]
         if len(known) < len(found):
             return None
         if any(not np.array_equal(known[0].pairs, other.pairs) for other in known[1:]):
+            keys = ", ".join(stage.key for point in points if (stage := primary(point)))
             raise StoreError(
-                f"the scores of trial {planned.key} are of different images: "
-                f"{', '.join(s.key for s in _primaries(planned))}; their metric must keep the order"
+                f"the scores of trial {planned.key} are of different images: {keys}; their metric "
+                "must keep the order"
             )
         base, unlearned, final = (values.values[None] for values in known)
         paired = paired_interval(base, unlearned, final)
@@ -211,13 +206,12 @@ def is_unchanged(planned: PlannedTrial) -> bool:
 
 def primary(point: Waypoint) -> Stage | None:
     """The score of the sweep's first metric of single pictures: resurgence is defined on it."""
-    return next((stage for stage in point.scores if _is_per_picture(stage)), None)
-
-
-def _is_per_picture(stage: Stage) -> bool:
-    metric = find("metric", stage.plugin)
-    assert issubclass(metric, MetricPlugin)
-    return metric.needs == "images" and metric.per_picture
+    for stage in point.scores:
+        metric = find("metric", stage.plugin)
+        assert issubclass(metric, MetricPlugin)
+        if metric.needs == "images" and metric.per_picture:
+            return stage
+    return None
 
 
 def labelled_scores(point: Waypoint) -> Iterator[tuple[str, Stage]]:
@@ -227,20 +221,6 @@ def labelled_scores(point: Waypoint) -> Iterator[tuple[str, Stage]]:
         seen[stage.plugin] += 1
         count = seen[stage.plugin]
         yield (stage.plugin if count == 1 else f"{stage.plugin}_{count}"), stage
-
-
-def _primaries(planned: PlannedTrial) -> Iterator[Stage]:
-    for point in (planned.base, planned.unlearned, planned.final):
-        if (stage := primary(point)) is not None:
-            yield stage
-
-
-def _failed_flag(planned: PlannedTrial, base: Scores, unlearned: Scores) -> bool | None:
-    if planned.is_control:
-        return False
-    if base.erased is None or unlearned.erased is None:
-        return None
-    return unlearning_failed(base.erased, unlearned.erased)
 
 
 def _read_values(store: Store, record: Record) -> _Values:

@@ -93,7 +93,12 @@ def aggregate(plan: Plan, store: Store, reader: TrialReader | None = None) -> Su
     """The trials with their seeds taken together."""
     reader = reader or TrialReader(plan, store)
     axes = tuple(axis for axis in plan.varying if axis != "seed")
-    return Summary(_settings(reader, reader.all(), _setting), axes, caption(plan))
+
+    def key(measured: Measured) -> tuple[object, ...]:
+        params = measured.planned.trial.params.items()
+        return (measured.planned.is_control, *((k, v) for k, v in params if k != "seed"))
+
+    return Summary(_settings(reader, reader.all(), key), axes, caption(plan))
 
 
 def aggregate_by(plan: Plan, store: Store, by: Sequence[str]) -> Summary:
@@ -109,9 +114,8 @@ def aggregate_by(plan: Plan, store: Store, by: Sequence[str]) -> Summary:
     axes = [axis for axis in plan.varying if axis != "seed"]
     for name in by:
         if name not in axes:
-            raise ResurgeError(
-                f"no axis of sweep {plan.name!r} is called {name!r}{_hint(name, axes)}"
-            )
+            hint = suggest(name, axes) if axes else "; all its trials are of one setting"
+            raise ResurgeError(f"no axis of sweep {plan.name!r} is called {name!r}{hint}")
     reader = TrialReader(plan, store)
     tuned = [m for m in reader.all() if not (m.planned.is_control or is_unchanged(m.planned))]
 
@@ -123,30 +127,16 @@ def aggregate_by(plan: Plan, store: Store, by: Sequence[str]) -> Summary:
     return Summary(_settings(reader, tuned, key), tuple(by), note)
 
 
-def _hint(name: str, axes: list[str]) -> str:
-    return suggest(name, axes) if axes else "; all its trials are of one setting"
-
-
 def _settings(reader: TrialReader, trials: Iterable[Measured], key: Key) -> tuple[Aggregate, ...]:
+    """The groups by that key, with Holm's p-values over those that are ranked."""
     groups: dict[tuple[object, ...], list[Measured]] = {}
     for measured in trials:
         groups.setdefault(key(measured), []).append(measured)
-    settings = _corrected([_aggregate(reader, group) for group in groups.values()])
-    return tuple(sorted(settings, key=_rank))
-
-
-def _corrected(settings: Iterable[Aggregate]) -> list[Aggregate]:
-    """The settings with Holm's p-values over those that are ranked."""
-    settings = list(settings)
+    settings = [_aggregate(reader, group) for group in groups.values()]
     ranked = {i: s.paired.p for i, s in enumerate(settings) if s.is_ranked and s.paired}
     for i, p in zip(ranked, holm(list(ranked.values())), strict=True):
         settings[i] = replace(settings[i], p_holm=p)
-    return settings
-
-
-def _setting(measured: Measured) -> tuple[object, ...]:
-    params = measured.planned.trial.params.items()
-    return (measured.planned.is_control, *((k, v) for k, v in params if k != "seed"))
+    return tuple(sorted(settings, key=_rank))
 
 
 def _rank(setting: Aggregate) -> tuple[bool, bool, bool, float]:
@@ -159,11 +149,15 @@ def _aggregate(reader: TrialReader, trials: Sequence[Measured]) -> Aggregate:
     replicates = _replicates(scored)
     kept = [m for replicate in replicates for m in replicate] or trials
     stacks = _stacks(reader, replicates)
-    final = mean_interval(stacks.final, stacks.shares) if stacks else None
-    first = trials[0].planned
+    paired = final = None
+    if stacks is not None:
+        final = mean_interval(stacks.final, stacks.shares)
+        paired = paired_interval(stacks.base, stacks.unlearned, stacks.final, stacks.shares)
+        if all(is_unchanged(m.planned) for m in scored):
+            paired = unchanged(paired)
     return Aggregate(
         params=_common(trials),
-        is_control=first.is_control,
+        is_control=trials[0].planned.is_control,
         is_tuned=not all(is_unchanged(m.planned) for m in trials),
         steps=max(m.planned.steps for m in trials),
         planned=len(trials),
@@ -176,9 +170,12 @@ def _aggregate(reader: TrialReader, trials: Sequence[Measured]) -> Aggregate:
         control=_mean(m.control for m in trials),
         retained=_mean(m.final.retained for m in kept),
         never_known=_mean(m.final.never_known for m in kept),
-        paired=_paired(stacks, scored) if stacks else None,
+        paired=paired,
         p_holm=None,
-        resurgence_by_seed=tuple(_mean_resurgence(replicate) for replicate in replicates),
+        resurgence_by_seed=tuple(
+            float(np.mean([m.paired.resurgence.value for m in replicate if m.paired]))
+            for replicate in replicates
+        ),
         final_low=final.low if final else None,
         final_high=final.high if final else None,
     )
@@ -249,15 +246,6 @@ def _averaged(trials: Sequence[Measured], values: Sequence[Array]) -> Array:
     return np.concatenate(means, axis=1)
 
 
-def _paired(stacks: _Stacks, trials: Iterable[Measured]) -> Paired:
-    paired = paired_interval(stacks.base, stacks.unlearned, stacks.final, stacks.shares)
-    return unchanged(paired) if all(is_unchanged(m.planned) for m in trials) else paired
-
-
-def _mean_resurgence(trials: Sequence[Measured]) -> float:
-    return float(np.mean([m.paired.resurgence.value for m in trials if m.paired]))
-
-
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
@@ -271,15 +259,12 @@ def caption(plan: Plan) -> str:
     score, sampling = primary(final), final.sample.settings["settings"]
     asked = [p for p in final.sample.settings["probes"] if p["role"] == "erased"]
     seeds = {planned.trial.params.get("seed") for planned in plan.trials}
+    meant = "seeds" if len(seeds) > 1 else "this one seed only"
     parts = [
         f"{score.plugin} v{score.version}" if score else "no image metric",
         f"guidance {number(sampling['guidance'])}",
         f"{str(sampling['sampler']).upper()} {sampling['sampler_steps']} steps",
         f"{len(asked)} prompts × {sampling['images_per_prompt']} images × {len(seeds)} seeds",
-        f"95% intervals over prompts and {_seeds_meant(len(seeds))}",
+        f"95% intervals over prompts and {meant}, paired by image",
     ]
     return " · ".join(parts)
-
-
-def _seeds_meant(seeds: int) -> str:
-    return "seeds, paired by image" if seeds > 1 else "this one seed only, paired by image"

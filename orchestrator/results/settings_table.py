@@ -33,7 +33,11 @@ def text(
     else:
         summary = aggregate_by(plan, store, by) if by else aggregate(plan, store)
         rows = settings_rows(summary)
-    return json.dumps(rows, indent=2) + "\n" if form == "json" else _csv(_table(rows))
+    if form == "json":
+        return json.dumps(rows, indent=2) + "\n"
+    buffer = io.BytesIO()
+    csv.write_csv(_table(rows), buffer)
+    return buffer.getvalue().decode()
 
 
 def settings_table(summary: Summary) -> pa.Table:
@@ -110,9 +114,3 @@ def _column(values: list[Any]) -> pa.Array:
     return pa.array(
         [float(v) if v is not None else v for v in values] if kinds == {int, float} else values
     )
-
-
-def _csv(table: pa.Table) -> str:
-    buffer = io.BytesIO()
-    csv.write_csv(table, buffer)
-    return buffer.getvalue().decode()

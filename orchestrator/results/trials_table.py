@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.plan.plan import Plan, Waypoint
+from orchestrator.plan.plan import Plan
 from orchestrator.results.measure import Measured, TrialReader, primary
-from orchestrator.stats.paired import Estimate
 from orchestrator.store.store import Store
 
 
@@ -27,32 +26,18 @@ class Column:
     of: Callable[[Measured], Any]
 
 
-def _resurgence(measured: Measured) -> Estimate | None:
-    return measured.paired.resurgence if measured.paired else None
-
-
-def _recovery(measured: Measured) -> Estimate | None:
-    return measured.paired.recovery if measured.paired else None
-
-
-def _value(estimate: Estimate | None) -> float | None:
-    return estimate.value if estimate else None
-
-
-def _low(estimate: Estimate | None) -> float | None:
-    return estimate.low if estimate else None
-
-
-def _high(estimate: Estimate | None) -> float | None:
-    return estimate.high if estimate else None
-
-
-def _score_digest(point: Waypoint) -> str | None:
-    stage = primary(point)
-    return stage.digest if stage else None
-
-
 _TEXT, _NUMBER, _FLAG = pa.string(), pa.float64(), pa.bool_()
+
+
+def _with_interval(name: str, description: str) -> Iterator[Column]:
+    """An estimate of `Paired`, and the ends of its interval."""
+
+    def of(end: str) -> Callable[[Measured], float | None]:
+        return lambda m: getattr(getattr(m.paired, name, None), end, None)
+
+    yield Column(name, _NUMBER, description, of("value"))
+    yield Column(f"{name}_low", _NUMBER, f"lower end of {name}'s 95% interval", of("low"))
+    yield Column(f"{name}_high", _NUMBER, f"upper end of {name}'s 95% interval", of("high"))
 
 
 NAMES = (
@@ -82,41 +67,9 @@ NUMBERS = (
         "final_score of the trial's control: the same fine-tuning of the base",
         lambda m: m.control,
     ),
-    Column(
-        "resurgence",
-        _NUMBER,
-        "final_score - unlearned_score, paired by image",
-        lambda m: _value(_resurgence(m)),
-    ),
-    Column(
-        "resurgence_low",
-        _NUMBER,
-        "lower end of resurgence's 95% interval",
-        lambda m: _low(_resurgence(m)),
-    ),
-    Column(
-        "resurgence_high",
-        _NUMBER,
-        "upper end of resurgence's 95% interval",
-        lambda m: _high(_resurgence(m)),
-    ),
-    Column(
-        "recovery",
-        _NUMBER,
-        "resurgence / (base_score - unlearned_score); null if that is next to nothing",
-        lambda m: _value(_recovery(m)),
-    ),
-    Column(
-        "recovery_low",
-        _NUMBER,
-        "lower end of recovery's 95% interval",
-        lambda m: _low(_recovery(m)),
-    ),
-    Column(
-        "recovery_high",
-        _NUMBER,
-        "upper end of recovery's 95% interval",
-        lambda m: _high(_recovery(m)),
+    *_with_interval("resurgence", "final_score - unlearned_score, paired by image"),
+    *_with_interval(
+        "recovery", "resurgence / (base_score - unlearned_score); null if that is next to nothing"
     ),
     Column(
         "unlearning_failed",
@@ -180,7 +133,7 @@ ORIGINS = (
         "score",
         _TEXT,
         "digest of the final model's primary score",
-        lambda m: _score_digest(m.planned.final),
+        lambda m: stage.digest if (stage := primary(m.planned.final)) else None,
     ),
 )
 
@@ -192,7 +145,9 @@ def table(plan: Plan, store: Store, reader: TrialReader | None = None) -> pa.Tab
     numbers are "<metric>.<name>".
     """
     trials = (reader or TrialReader(plan, store)).all()
-    fields: list[tuple[pa.Field, list[Any]]] = [_sweep_column(plan, len(trials))]
+    fields: list[tuple[pa.Field, list[Any]]] = [
+        (_field("sweep", _TEXT, "the sweep's name"), [plan.name] * len(trials))
+    ]
     fields += [_fixed(column, trials) for column in NAMES]
     fields += _open(trials, lambda m: m.planned.trial.params, "axis of the sweep")
     fields += [_fixed(column, trials) for column in NUMBERS]
@@ -216,10 +171,6 @@ def write(results: pa.Table, path: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _sweep_column(plan: Plan, rows: int) -> tuple[pa.Field, list[Any]]:
-    return _field("sweep", _TEXT, "the sweep's name"), [plan.name] * rows
-
-
 def _fixed(column: Column, trials: Iterable[Measured]) -> tuple[pa.Field, list[Any]]:
     field = _field(column.name, column.type, column.description)
     return field, [column.of(measured) for measured in trials]
@@ -235,20 +186,16 @@ def _open(
 
 
 def _typed(name: str, values: list[Any], description: str) -> tuple[pa.Field, list[Any]]:
-    kind = _type_of(values)
-    if kind == _TEXT:
-        values = [None if value is None else str(value) for value in values]
-    return _field(name, kind, description), values
-
-
-def _type_of(values: Iterable[Any]) -> pa.DataType:
     """The narrowest of bool, int64, double and string that holds all values."""
     types = {type(value) for value in values if value is not None}
-    if types == {bool}:
-        return _FLAG
-    if types == {int}:
-        return pa.int64()
-    return _NUMBER if types and types <= {int, float} else _TEXT
+    if types in ({bool}, {int}):
+        kind = _FLAG if types == {bool} else pa.int64()
+    elif types and types <= {int, float}:
+        kind = _NUMBER
+    else:
+        kind = _TEXT
+        values = [None if value is None else str(value) for value in values]
+    return _field(name, kind, description), values
 
 
 def _field(name: str, kind: pa.DataType, description: str) -> pa.Field:

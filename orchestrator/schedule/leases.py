@@ -21,10 +21,9 @@ from orchestrator.core.claims import Claims, beating
 from orchestrator.core.errors import StoreError
 from orchestrator.core.liveness import BEAT_S, SILENT_S, Process, Sign, Watch
 from orchestrator.messages import Task
+from orchestrator.store.paths import HEADS, LEASES, json_path
 from orchestrator.store.patience import Patience
 from orchestrator.store.store import Store
-
-HEADS, LEASES = "heads", "leases"
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ class Leases(Claims):
     def __exit__(self, *_: Any) -> None:
         self._beating.close()
         self._remove(self._held, self.process.id)
-        self._files.delete(f"{HEADS}/{self.process.id}.json")
+        self._files.delete(json_path(HEADS, self.process.id))
 
     def beat(self) -> None:
         """Tell the others that this head is alive, and what it is doing."""
@@ -149,7 +148,7 @@ class Leases(Claims):
             self.wants,
             tuple(self.running),
         )
-        self._beats.write(f"{HEADS}/{self.process.id}.json", json.dumps(head.to_json()))
+        self._beats.write(json_path(HEADS, self.process.id), json.dumps(head.to_json()))
 
     def claim(self, task: Task) -> bool:
         """Own all of the task's units; if another head has one of them, own none."""

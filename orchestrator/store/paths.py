@@ -1,10 +1,30 @@
-"""A file of the store, as a listing shows it."""
+"""The store's folders, and a file in it as a listing shows it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from orchestrator.core.errors import StoreError
+
+RECORDS = "records"
+OBJECTS = "objects"
+CHECKPOINTS = "checkpoints"
+FAILURES = "failures"
+SWEEPS = "sweeps"
+HEADS = "heads"
+LEASES = "leases"
+SCRATCH = "scratch"
+QUARANTINE = "quarantine"
+
+
+def json_path(folder: str, name: str) -> str:
+    """Where the folder's JSON file of that name is: a record, a failure, a sweep, a head."""
+    return f"{folder}/{name}.json"
+
+
+def name_in(path: str) -> str:
+    """The inverse: the name without the folder and the ending."""
+    return path.rpartition("/")[2].removesuffix(".json")
 
 
 def check_path(path: str) -> None:

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from orchestrator.store.files import Files
+from orchestrator.store.paths import OBJECTS, QUARANTINE, RECORDS, json_path
 
-FOLDER = "quarantine"
 log = logging.getLogger("resurge.store")
 
 
@@ -24,10 +24,10 @@ def set_aside(files: Files, key: str, data: bytes, reason: str) -> str | None:
     None if there is another record by now, or none: somebody else has set it aside, and perhaps
     made it again, which must stay.
     """
-    path = f"records/{key}.json"
+    path = json_path(RECORDS, key)
     if files.read_bytes(path) != data:
         return None
-    folder = f"{FOLDER}/{key}-{hashlib.sha256(data).hexdigest()[:8]}"
+    folder = f"{QUARANTINE}/{key}-{hashlib.sha256(data).hexdigest()[:8]}"
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     why = {"key": key, "reason": reason, "set_aside": now}
     files.write(f"{folder}/reason.json", json.dumps(why, indent=1))
@@ -47,5 +47,5 @@ def _objects(key: str, data: bytes) -> Iterator[str]:
     except (ValueError, KeyError, TypeError, AttributeError):
         return
     for path in paths:
-        if path.startswith(f"objects/{key}-") and ".." not in path:
+        if path.startswith(f"{OBJECTS}/{key}-") and ".." not in path:
             yield path

@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator.core.artifacts import Provenance
 from orchestrator.core.digest import sha256
 from orchestrator.core.errors import StoreError
-from orchestrator.store.paths import check_path
+from orchestrator.store.paths import OBJECTS, check_path
 
 SCHEMA = 1
 
@@ -154,8 +154,8 @@ def _check_blob(key: str, name: str, blob: Any) -> None:
         check_path(blob["path"])
     except StoreError as error:
         raise ValueError(f"its object {name!r} is outside the store: {error}") from error
-    if not blob["path"].startswith(f"objects/{key}-"):
-        raise ValueError(f"its object {name!r} is not below objects/{key}-…")
+    if not blob["path"].startswith(f"{OBJECTS}/{key}-"):
+        raise ValueError(f"its object {name!r} is not below {OBJECTS}/{key}-…")
 
 
 def _check_types(

@@ -31,6 +31,16 @@ from orchestrator.core.artifacts import Failure, Provenance
 from orchestrator.core.errors import CorruptObject, StoreError
 from orchestrator.core.stage import Stage
 from orchestrator.store.files import Files, sha256_of
+from orchestrator.store.paths import (
+    CHECKPOINTS,
+    FAILURES,
+    OBJECTS,
+    RECORDS,
+    SCRATCH,
+    SWEEPS,
+    json_path,
+    name_in,
+)
 from orchestrator.store.patience import Patience
 from orchestrator.store.quarantine import set_aside
 from orchestrator.store.record import Blob as Blob
@@ -72,7 +82,7 @@ class Store:
 
     def keys(self) -> set[str]:
         """The 16-digit keys of every stage with a record: one listing."""
-        return {name.removesuffix(".json") for name in self.files.list("records")}
+        return set(map(name_in, self.files.list(RECORDS)))
 
     def get(self, stage: Stage) -> Record | None:
         """The stage's record, or None.
@@ -94,7 +104,7 @@ class Store:
         Raises:
             StoreError: a later Resurge wrote it.
         """
-        data = self.files.read_bytes(f"records/{key}.json")
+        data = self.files.read_bytes(json_path(RECORDS, key))
         if data is None:
             return None
         try:
@@ -115,7 +125,7 @@ class Store:
         """Move `files` into the store and write the record, last. The first commit wins."""
         if (earlier := self.get(stage)) is not None:
             return earlier
-        folder = f"objects/{stage.key}-{uuid.uuid4().hex[:8]}"
+        folder = f"{OBJECTS}/{stage.key}-{uuid.uuid4().hex[:8]}"
         record = Record(
             digest=stage.digest,
             kind=stage.kind,
@@ -132,8 +142,8 @@ class Store:
             provenance=provenance,
             inputs={name: made.digest for name, made in stage.inputs.items()},
         )
-        self.files.write(f"records/{stage.key}.json", record.to_text())
-        self.files.delete(f"failures/{stage.key}.json")
+        self.files.write(json_path(RECORDS, stage.key), record.to_text())
+        self.files.delete(json_path(FAILURES, stage.key))
         return record
 
     def copy(self, stage: Stage, to: Store) -> bool:
@@ -208,7 +218,7 @@ class Store:
 
     def _reject(self, record: Record, why: str) -> None:
         """Set a record aside and say so; one that was changed meanwhile stays as it is now."""
-        path = f"records/{record.key}.json"
+        path = json_path(RECORDS, record.key)
         data = self.files.read_bytes(path)
         if data is not None and json.loads(data) == json.loads(record.to_text()):
             set_aside(self.files, record.key, data, why)
@@ -222,7 +232,7 @@ class Store:
 
     def checkpoints(self, digest: str, phase: str = "train") -> list[int]:
         """Step counts at which a trajectory's (or a stage's) training state is stored, in order."""
-        folder = f"checkpoints/{digest[:16]}/{phase}"
+        folder = f"{CHECKPOINTS}/{digest[:16]}/{phase}"
         return sorted(
             int(step)
             for step in self.files.list(folder)
@@ -233,7 +243,7 @@ class Store:
         self, digest: str, step: int, tensors: Path, state: Any, phase: str = "train"
     ) -> None:
         """Store the training state at `step`, then forget the phase's earlier ones."""
-        folder = f"checkpoints/{digest[:16]}/{phase}"
+        folder = f"{CHECKPOINTS}/{digest[:16]}/{phase}"
         earlier = self.checkpoints(digest, phase)
         blob = self._put(tensors, f"{folder}/{step}/tensors.safetensors")
         values = {"state": state, "size_bytes": blob.size_bytes, "sha256": blob.sha256}
@@ -251,7 +261,7 @@ class Store:
         Raises:
             StoreError: there is none, or it is damaged; a damaged one is deleted.
         """
-        folder = f"checkpoints/{digest[:16]}/{phase}/{step}"
+        folder = f"{CHECKPOINTS}/{digest[:16]}/{phase}/{step}"
         values = self.read_json(f"{folder}/checkpoint.json")
         if values is None:
             raise StoreError(f"{folder} is not a complete checkpoint")
@@ -265,33 +275,33 @@ class Store:
 
     def drop_checkpoints(self, digest: str) -> None:
         """Forget all training states of a trajectory or a stage."""
-        self.files.delete_folder(f"checkpoints/{digest[:16]}")
+        self.files.delete_folder(f"{CHECKPOINTS}/{digest[:16]}")
 
     # Failures and sweeps
 
     def put_failure(self, stage: Stage, failure: Failure) -> None:
         """Remember why a stage has no record."""
         values = {"digest": stage.digest, **failure.to_json()}
-        self.files.write(f"failures/{stage.key}.json", json.dumps(values, indent=1))
+        self.files.write(json_path(FAILURES, stage.key), json.dumps(values, indent=1))
 
     def failures(self) -> dict[str, Failure]:
         """The last failure of every stage that has no record, by key."""
-        names = self.files.list("failures")
-        found = {name.removesuffix(".json"): self.read_json(f"failures/{name}") for name in names}
+        keys = map(name_in, self.files.list(FAILURES))
+        found = {key: self.read_json(json_path(FAILURES, key)) for key in keys}
         return {key: Failure.from_json(values) for key, values in found.items() if values}
 
     def put_sweep(self, name: str, values: Mapping[str, Any]) -> None:
         """Remember a sweep as it was last run."""
-        self.files.write(f"sweeps/{name}.json", json.dumps(values, indent=1))
+        self.files.write(json_path(SWEEPS, name), json.dumps(values, indent=1))
 
     def sweep(self, name: str) -> dict[str, Any] | None:
         """The sweep of that name as it was last run, or None."""
-        found: dict[str, Any] | None = self.read_json(f"sweeps/{name}.json")
+        found: dict[str, Any] | None = self.read_json(json_path(SWEEPS, name))
         return found
 
     def sweeps(self) -> list[str]:
         """The names of the sweeps that were run on this store."""
-        return sorted(name.removesuffix(".json") for name in self.files.list("sweeps"))
+        return sorted(map(name_in, self.files.list(SWEEPS)))
 
     # Files
 
@@ -300,7 +310,7 @@ class Store:
         """A folder for a stage's files; beside the store where a move is then a rename."""
         parent = None
         if self.files.is_local:
-            parent = f"{self.root}/scratch"
+            parent = f"{self.root}/{SCRATCH}"
             self.files.patience.call(f"write {parent}", lambda: os.makedirs(parent, exist_ok=True))
         with tempfile.TemporaryDirectory(dir=parent) as folder:
             yield Path(folder)

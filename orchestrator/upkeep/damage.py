@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestrator.store.paths import RECORDS, json_path
 from orchestrator.store.quarantine import set_aside
 from orchestrator.store.record import Record
 from orchestrator.store.store import Store
@@ -24,7 +25,7 @@ def verify(store: Store, key: str, repair: bool) -> Damage | None:
 
     With `repair` a damaged record is set aside with its objects, so that its stage runs again.
     """
-    data = store.files.read_bytes(f"records/{key}.json")
+    data = store.files.read_bytes(json_path(RECORDS, key))
     if data is None:
         return None
     kind = "record"

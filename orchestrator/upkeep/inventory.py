@@ -13,7 +13,19 @@ from typing import Any
 from orchestrator.core.errors import ResurgeError, StoreError
 from orchestrator.home import Home
 from orchestrator.plan.plan import Plan, make_plan
-from orchestrator.store.paths import Entry
+from orchestrator.store.paths import (
+    CHECKPOINTS,
+    FAILURES,
+    HEADS,
+    LEASES,
+    OBJECTS,
+    QUARANTINE,
+    RECORDS,
+    SCRATCH,
+    SWEEPS,
+    Entry,
+    json_path,
+)
 from orchestrator.store.record import Record
 from orchestrator.store.store import Store
 from orchestrator.sweep.sweep import Sweep
@@ -62,7 +74,7 @@ class Inventory:
 
     def __init__(self, store: Store, home: Home) -> None:
         self.store, self.home = store, home
-        self.objects: dict[str, list[Entry]] = by_part(store.files.walk("objects"), 1)
+        self.objects: dict[str, list[Entry]] = by_part(store.files.walk(OBJECTS), 1)
         self.records: dict[str, Record] = {}
         self.unreadable: dict[str, str] = {}
         self.record_bytes: dict[str, int] = {}
@@ -145,17 +157,6 @@ class Use:
         }
 
 
-OTHER_FOLDERS = (
-    "checkpoints",
-    "failures",
-    "sweeps",
-    "heads",
-    "leases",
-    "scratch",
-    "quarantine",
-)
-
-
 def use_of(store: Store, home: Home) -> Use:
     """Bytes and counts by kind of stage, by sweep, and of what is no stage."""
     found = Inventory(store, home)
@@ -163,7 +164,8 @@ def use_of(store: Store, home: Home) -> Use:
     for key, record in found.records.items():
         kinds[record.kind].append(key)
     users = [known for known in found.sweeps if known.plan is not None]
-    rest = {folder: Amount.of(store.files.walk(folder)) for folder in OTHER_FOLDERS}
+    folders = (CHECKPOINTS, FAILURES, SWEEPS, HEADS, LEASES, SCRATCH, QUARANTINE)
+    rest = {folder: Amount.of(store.files.walk(folder)) for folder in folders}
     bad = Amount(len(found.unreadable), sum(found.record_bytes[k] for k in found.unreadable))
     rest |= {"unreferenced objects": Amount.of(found.unreferenced()), "unreadable records": bad}
     return Use(
@@ -198,7 +200,7 @@ def read_records(
     """By record its key, its size in bytes, and itself or what is wrong; nothing is changed."""
 
     def read(key: str) -> tuple[str, int, Record | str] | None:
-        data = store.files.read_bytes(f"records/{key}.json")
+        data = store.files.read_bytes(json_path(RECORDS, key))
         if data is None:
             return None  # deleted since it was listed
         try:
@@ -219,20 +221,17 @@ def known_sweep(store: Store, name: str, home: Home) -> KnownSweep:
         if values is None:
             return KnownSweep(name, None, None, "it was deleted meanwhile")
         sweep = parse(json.dumps(values["sweep"]), None, ())
-        plan = _plan(sweep, home)
+        if sweep.search is None:
+            plan = make_plan(sweep)
+        else:
+            from orchestrator.study.points import PointPlanner
+            from orchestrator.study.studies import read_studies
+            from orchestrator.study.worst_case import asked_plan
+
+            points = PointPlanner(sweep)
+            plan = asked_plan(points, read_studies(points, home.studies_uri(sweep)))
     except (ResurgeError, KeyError, TypeError) as error:
         return KnownSweep(name, sweep, None, str(error))
     if not plan.trials:
         return KnownSweep(name, sweep, None, "its studies are not here: set RESURGE_STUDIES")
     return KnownSweep(name, sweep, plan)
-
-
-def _plan(sweep: Sweep, home: Home) -> Plan:
-    if sweep.search is None:
-        return make_plan(sweep)
-    from orchestrator.study.points import PointPlanner
-    from orchestrator.study.studies import read_studies
-    from orchestrator.study.worst_case import asked_plan
-
-    points = PointPlanner(sweep)
-    return asked_plan(points, read_studies(points, home.studies_uri(sweep)))

@@ -14,7 +14,20 @@ from dataclasses import dataclass
 from orchestrator.core.artifacts import WEIGHTS
 from orchestrator.core.errors import StoreError
 from orchestrator.home import Home
-from orchestrator.store.paths import Entry
+from orchestrator.store.paths import (
+    CHECKPOINTS,
+    FAILURES,
+    HEADS,
+    LEASES,
+    OBJECTS,
+    QUARANTINE,
+    RECORDS,
+    SCRATCH,
+    SWEEPS,
+    Entry,
+    json_path,
+    name_in,
+)
 from orchestrator.store.store import Store
 from orchestrator.upkeep.inventory import Inventory, KnownSweep, by_part, own_keys, read_records
 
@@ -92,14 +105,14 @@ class _Finder:
         if self.limits.weights:
             yield from self.weights(dropped)
         yield from self.groups("unreferenced objects", by_part(self.found.unreferenced(), 1))
-        yield from self.groups("scratch", by_part(self.files.walk("scratch"), 1))
+        yield from self.groups("scratch", by_part(self.files.walk(SCRATCH), 1))
         yield from self.checkpoints()
         yield from self.claims()
-        for folder in ("records", "sweeps", "failures", "heads"):
+        for folder in (RECORDS, SWEEPS, FAILURES, HEADS):
             hidden = [e for e in self.files.walk(folder) if "/." in e.path]
             yield Waste("half-written files", self.old(hidden))
         if self.limits.quarantine:
-            yield from self.groups("quarantine", by_part(self.files.walk("quarantine"), 1))
+            yield from self.groups("quarantine", by_part(self.files.walk(QUARANTINE), 1))
 
     def old(self, entries: Iterable[Entry]) -> tuple[Entry, ...]:
         return tuple(entry for entry in entries if entry.changed_s < self.before_s)
@@ -115,7 +128,7 @@ class _Finder:
 
     def checkpoints(self) -> Iterator[Waste]:
         """Training states of what is finished, or of what no sweep asks for any more."""
-        states = by_part(self.files.walk("checkpoints"), 1)
+        states = by_part(self.files.walk(CHECKPOINTS), 1)
         if any(known.plan is None for known in self.found.sweeps):
             # What a sweep that cannot be planned goes on from is not known.
             states = {key: state for key, state in states.items() if key in self.found.records}
@@ -136,10 +149,10 @@ class _Finder:
 
     def claims(self) -> Iterator[Waste]:
         """Heads that have not said goodbye, and claims of heads that are not there."""
-        heads = [entry for entry in self.files.walk("heads") if "/." not in entry.path]
+        heads = [entry for entry in self.files.walk(HEADS) if "/." not in entry.path]
         gone = self.old(heads)
-        alive = {e.path.split("/")[-1].removesuffix(".json") for e in heads if e not in gone}
-        claims = [e for e in self.files.walk("leases") if e.path.split("/")[-1] not in alive]
+        alive = {name_in(e.path) for e in heads if e not in gone}
+        claims = [e for e in self.files.walk(LEASES) if name_in(e.path) not in alive]
         yield Waste("claims of dead heads", (*gone, *self.old(claims)))
 
     def keys_of_sweep(self, name: str) -> frozenset[str]:
@@ -158,7 +171,7 @@ class _Finder:
 
     def _refuse_running(self, name: str) -> None:
         young_s = self.before_s + self.limits.older_than_s - ALIVE_S
-        for entry in self.files.walk("heads"):
+        for entry in self.files.walk(HEADS):
             is_young = entry.changed_s > young_s and "/." not in entry.path
             head = self.found.store.read_json(entry.path) if is_young else None
             if head is not None and head.get("sweep") == name:
@@ -166,17 +179,17 @@ class _Finder:
 
     def sweep(self, name: str, keys: frozenset[str]) -> Iterator[Waste]:
         """Each record before its objects: without it nobody looks for them."""
-        records = {entry.path: entry for entry in self.files.walk("records")}
+        records = {entry.path: entry for entry in self.files.walk(RECORDS)}
         is_whole = True
         for key in sorted(keys):
             paths = {blob.path for blob in self.found.records[key].objects.values()}
             blobs = [e for e in self.found.objects_of.get(key, ()) if e.path in paths]
-            record = records.get(f"records/{key}.json")
+            record = records.get(json_path(RECORDS, key))
             entries = [*([record] if record else []), *blobs]
             is_whole = is_whole and self.is_old(entries)
             if self.is_old(entries):
                 yield Waste(f"sweep {name}", tuple(entries))
-        entry = self.files.info(f"sweeps/{name}.json")
+        entry = self.files.info(json_path(SWEEPS, name))
         if is_whole and entry is not None:
             yield Waste(f"sweep {name}", self.old([entry]))
 
@@ -195,7 +208,7 @@ def delete(store: Store, waste: Waste) -> int:
     if waste.key is not None and waste.drop is not None:
         record = store.record(waste.key)
         if record is not None and waste.drop in record.objects:
-            path = f"records/{waste.key}.json"
+            path = json_path(RECORDS, waste.key)
             store.files.write(path, record.without(waste.drop).to_text())
     freed_bytes = 0
     for entry in waste.entries:
@@ -209,7 +222,7 @@ def delete(store: Store, waste: Waste) -> int:
 def _is_named(store: Store, path: str) -> bool:
     """Whether the record that could name an object does; one that cannot be read might."""
     folder, _, rest = path.partition("/")
-    if folder != "objects":
+    if folder != OBJECTS:
         return False
     key = rest.partition("-")[0]
     for _, _, found in read_records(store, [key]):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 from rich.console import Console
-from rich.table import Table
 
 from orchestrator.cli.show.tables import axis_cells, header, new_table, print_whole, score
 from orchestrator.results.settings import Aggregate, Summary
@@ -18,61 +15,45 @@ def render(summary: Summary, console: Console) -> None:
     console is narrow; its lines wrap.
     """
     flags = [_flag(setting) for setting in summary.shown]
-    sheet = _sheet(summary.axes, has_flags=any(flags))
+    sheet = new_table()
+    for axis in summary.axes:
+        sheet.add_column(header(axis, summary.axes), no_wrap=True)
+    scores = ("base", "un-\nlearned", "final", "resurgence", "p_holm", "re-\ncovery", "control")
+    for name in (*scores, "retained", "never\nknown"):
+        sheet.add_column(name, justify="right", no_wrap=True)
+    if any(flags):
+        sheet.add_column("", style="yellow", no_wrap=True)
     for setting, flag in zip(summary.shown, flags, strict=True):
         cells = [*axis_cells(setting.params, summary.axes), *_number_cells(setting)]
         sheet.add_row(*cells, *([flag] if any(flags) else []))
     print_whole(sheet, console)
     console.print(summary.caption, style="dim", soft_wrap=True, highlight=False)
-    for warning in _warnings(summary):
-        console.print(warning, style="yellow", soft_wrap=True, highlight=False)
-
-
-def _warnings(summary: Summary) -> Iterator[str]:
     measured = [s.paired.resurgence for s in summary.shown if s.paired]
-    wide = sum(estimate.is_wider_than_effect for estimate in measured)
-    if wide:
-        yield (
+    if wide := sum(estimate.is_wider_than_effect for estimate in measured):
+        warning = (
             f"{wide} of {len(measured)} intervals are wider than their resurgence is large: only "
             f"more seeds, prompts or images can tell how much came back there"
         )
-
-
-def _sheet(axes: Sequence[str], has_flags: bool) -> Table:
-    sheet = new_table()
-    for axis in axes:
-        sheet.add_column(header(axis, axes), no_wrap=True)
-    for name in ("base", "un-\nlearned", "final", "resurgence", "p_holm", "re-\ncovery", "control"):
-        sheet.add_column(name, justify="right", no_wrap=True)
-    for name in ("retained", "never\nknown"):
-        sheet.add_column(name, justify="right", no_wrap=True)
-    if has_flags:
-        sheet.add_column("", style="yellow", no_wrap=True)
-    return sheet
+        console.print(warning, style="yellow", soft_wrap=True, highlight=False)
 
 
 def _number_cells(setting: Aggregate) -> list[str]:
     paired = setting.paired
     back = paired.resurgence if paired else None
     share = paired.recovery if paired else None
+    p = setting.p_holm
     style = "bold" if setting.is_clear else "default"
     return [
         score(setting.base),
         score(setting.unlearned),
         score(setting.final),
         f"[{style}]{back.value:+.2f}[/] \\[{back.low:.2f}, {back.high:.2f}]" if back else "–",
-        _p(setting.p_holm),
+        "–" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}",
         f"{share.value:.0%}" if share else "–",
         score(setting.control),
         score(setting.retained),
         score(setting.never_known),
     ]
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _flag(setting: Aggregate) -> str:

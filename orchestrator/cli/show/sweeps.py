@@ -14,6 +14,7 @@ from orchestrator.core.errors import ResurgeError
 from orchestrator.home import Home
 from orchestrator.run.job import Job, open_job
 from orchestrator.schedule.leases import live_heads
+from orchestrator.store.paths import FAILURES, RECORDS, SWEEPS, json_path, name_in
 from orchestrator.store.store import Store
 
 SweepState = Literal["running", "finished", "failed", "stopped", "unknown"]
@@ -55,14 +56,14 @@ def list_sweeps(home: Home) -> list[Listed]:
     store = Store(home.store_location())
     running = {head.sweep for head in live_heads(store)}
     changed = {
-        entry.path.rpartition("/")[2].removesuffix(".json"): entry.changed_s
-        for folder in ("records", "failures")
+        name_in(entry.path): entry.changed_s
+        for folder in (RECORDS, FAILURES)
         for entry in store.files.walk(folder)
     }
     failures = set(store.failures())
     found = []
     for name in store.sweeps():
-        begun = store.files.info(f"sweeps/{name}.json")
+        begun = store.files.info(json_path(SWEEPS, name))
         begun_s = begun.changed_s if begun else None
         try:
             job = open_job(name, (), home, store)

@@ -50,29 +50,32 @@ def show_worst_cases(found: Sequence[WorstCase], console: Console) -> None:
     for case in found:
         sheet.add_row(*_cells(case))
     print_whole(sheet, console)
-    for line in _notes(found):
-        console.print(line, style="dim", soft_wrap=True, highlight=False)
+    seeds = next((f"{c.setting.planned} " for case in found for c in case.confirmed), "")
+    note = (
+        f"searched: the largest figure of the search, too large by chance; confirmed: the same "
+        f"settings on {seeds}fresh seeds, mean and 95% interval; covered: the share of the space "
+        f"within {COVERAGE_RADIUS:.0%} of every range of a tried point"
+    )
+    console.print(note, style="dim", soft_wrap=True, highlight=False)
     for warning in _warnings(found):
         # A reason may hold brackets, which are no markup.
         console.print(warning, style="yellow", soft_wrap=True, highlight=False, markup=False)
 
 
 def _cells(case: WorstCase) -> list[str]:
-    worst = case.worst
     tried = f"{sum(case.count(s) for s in ('done', 'pruned', 'failed'))}"
-    ends = [case.name, point_text(worst.tried.point, case.space) if worst else "–"]
-    covered = f"{case.coverage:.0%}"
-    return [*ends, *(_numbers(worst) if worst else ["–"] * 5), tried, covered]
-
-
-def _numbers(worst: Confirmed) -> list[str]:
-    setting = worst.setting
+    ends = [tried, f"{case.coverage:.0%}"]
+    if (worst := case.worst) is None:
+        return [case.name, *["–"] * 6, *ends]
     return [
+        case.name,
+        point_text(worst.tried.point, case.space),
         f"{worst.searched:.2f}",
         estimate_text(worst.goal),
-        score(setting.unlearned),
-        score(setting.control),
-        score(setting.retained),
+        score(worst.setting.unlearned),
+        score(worst.setting.control),
+        score(worst.setting.retained),
+        *ends,
     ]
 
 
@@ -81,15 +84,6 @@ def estimate_text(estimate: Estimate | None) -> str:
     if estimate is None:
         return "–"
     return f"{estimate.value:.2f} \\[{estimate.low:.2f}, {estimate.high:.2f}]"
-
-
-def _notes(found: Sequence[WorstCase]) -> Iterator[str]:
-    seeds = next((f"{c.setting.planned} " for case in found for c in case.confirmed), "")
-    yield (
-        f"searched: the largest figure of the search, too large by chance; confirmed: the same "
-        f"settings on {seeds}fresh seeds, mean and 95% interval; covered: the share of the space "
-        f"within {COVERAGE_RADIUS:.0%} of every range of a tried point"
-    )
 
 
 def _warnings(found: Sequence[WorstCase]) -> Iterator[str]:
