@@ -53,7 +53,7 @@ WORKERS = {
     "diffusion": "interfaces recipes runtime",
     "data": "interfaces shapes runtime",
     "editing": "diffusion interfaces runtime",
-    "training": "editing diffusion interfaces recipes runtime",
+    "training": "editing data diffusion interfaces recipes runtime",
     "erasure": "editing training diffusion data interfaces recipes runtime",
     "judging": "diffusion data shapes interfaces recipes runtime",
     "bases": HELPERS,

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from orchestrator.core.plugin import BasePlugin, Need
+from workers.erasure.materials import need_pictures
 from workers.interfaces.unlearner import TrainSettings, Unlearner
-from workers.materials.images import Images
 
 
 class PictureSettings(TrainSettings):
@@ -46,8 +46,8 @@ class PictureUnlearner(Unlearner):
     def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
         """Pictures to forget, and pictures to retain if the method uses them."""
         s = self.settings
-        needs = {"forget": Images.need(base, base.prompts(concept), s.images_per_prompt)}
+        needs = {"forget": need_pictures(base, base.prompts(concept), s.images_per_prompt)}
         if "retained" in self.uses:
             kept = base.retained_prompts(concept)
-            needs["retain"] = Images.need(base, kept, s.retain_images_per_prompt)
+            needs["retain"] = need_pictures(base, kept, s.retain_images_per_prompt)
         return needs

@@ -16,9 +16,9 @@ from workers.diffusion.text import embed
 
 if TYPE_CHECKING:
     from workers.diffusion.denoise import NoiseSchedule
+    from workers.erasure.materials import Pictures
     from workers.interfaces.pipeline import Pipeline
     from workers.interfaces.unlearner import Erasure
-    from workers.materials.images import Pictures
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from orchestrator.core.errors import ResurgeError
-from orchestrator.core.plugin import Need
 from orchestrator.core.settings import Settings
 from workers.interfaces.material import Made, Material, Work
 
@@ -40,14 +39,6 @@ class CaptionSums(Material):
     Settings = CaptionSumsSettings
     settings: CaptionSumsSettings
 
-    @classmethod
-    def need(cls, file: str | None, prompts: Sequence[str]) -> Need:
-        """Sums over a file's captions, or over `prompts`."""
-        plugin = cls(CaptionSumsSettings(file=file))
-        if file is None:
-            return Need(plugin, {"prompts": list(prompts)})
-        return Need(plugin, {"captions": plugin.fingerprint()})
-
     def fingerprint(self) -> str:
         """sha256 of the file."""
         if self.settings.file is None:
@@ -60,7 +51,7 @@ class CaptionSums(Material):
         Raises:
             ResurgeError: there is no such file, or it is empty.
         """
-        assert self.settings.file is not None  # else the captions are the bundled ones
+        assert self.settings.file is not None  # else the prompts are the captions
         path = Path(self.settings.file).expanduser()
         if not path.is_file():
             raise ResurgeError(f"the caption file {str(path)!r} does not exist")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from orchestrator.core.plugin import BasePlugin, Need
 from orchestrator.core.settings import Settings
+from workers.erasure.materials import Pictures
 from workers.interfaces.material import Made, Material, Work
 
 if TYPE_CHECKING:
@@ -32,18 +31,6 @@ class ImagesSettings(Settings):
         return {k: v for k, v in super().identity().items() if k != "batch_size"}
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """Clean latents (n, c, h, w) of pictures uint8 (n, 3, height, width), each with its prompt."""
-
-    latents: Tensor
-    images: Tensor
-    prompts: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.latents)
-
-
 class Images(Material):
     """Pictures of given prompts, and their latents (the mode of the autoencoder's posterior)."""
 
@@ -51,16 +38,6 @@ class Images(Material):
     version = 1
     Settings = ImagesSettings
     settings: ImagesSettings
-
-    @classmethod
-    def need(cls, base: BasePlugin, prompts: Sequence[str], images_per_prompt: int) -> Need:
-        """Pictures drawn with the base's own guidance and sampler steps."""
-        settings = ImagesSettings(
-            images_per_prompt=images_per_prompt,
-            guidance=base.guidance,
-            sampler_steps=base.sampler_steps,
-        )
-        return Need(cls(settings), {"prompts": list(prompts)})
 
     def make(self, work: Work) -> Made:
         """Draw them prompt by prompt."""

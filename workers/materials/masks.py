@@ -10,8 +10,8 @@ from pydantic import Field
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.settings import Settings
 from workers.data.pinned import Source
+from workers.erasure.materials import Pictures
 from workers.interfaces.material import Made, Material, Work
-from workers.materials.images import Pictures
 
 if TYPE_CHECKING:
     import torch

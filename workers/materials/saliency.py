@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from orchestrator.core.settings import Settings
+from workers.erasure.materials import Pictures, pack
 from workers.interfaces.material import Made, Material, Work
-from workers.materials.images import Pictures
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,22 +79,3 @@ class Saliency(Material):
     def read(self, tensors: Mapping[str, Tensor], asked: Mapping[str, Any]) -> Mapping[str, Tensor]:
         """Parameter name in the UNet -> packed mask; `unpack` gives its bools."""
         return tensors
-
-
-def pack(mask: Tensor) -> Tensor:
-    """bool of any shape -> uint8, eight to a byte."""
-    import numpy as np
-    import torch
-
-    return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
-
-
-def unpack(packed: Tensor, shape: Sequence[int]) -> Tensor:
-    """The inverse of `pack`."""
-    import math
-
-    import numpy as np
-    import torch
-
-    bits = np.unpackbits(packed.numpy(), count=math.prod(shape))
-    return torch.from_numpy(bits).bool().reshape(tuple(shape))

@@ -9,9 +9,9 @@ from pydantic import Field
 
 from orchestrator.core.plugin import BasePlugin, Need
 from orchestrator.core.settings import Presets
+from workers.erasure.materials import need_pictures
 from workers.erasure.picture_method import AnchoredSettings, PictureUnlearner
 from workers.interfaces.unlearner import Erasure, Unlearned
-from workers.materials.images import Images
 
 
 class ConceptAblationSettings(AnchoredSettings):
@@ -62,7 +62,7 @@ class ConceptAblation(PictureUnlearner):
     def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
         """Pictures of the anchor only."""
         prompts = base.prompts(self.anchor(base, concept))
-        return {"anchor": Images.need(base, prompts, self.settings.images_per_prompt)}
+        return {"anchor": need_pictures(base, prompts, self.settings.images_per_prompt)}
 
     def passes(self) -> int:
         """The trained pass, the anchor's, and the prior's."""

@@ -9,10 +9,8 @@ from pydantic import Field
 
 from orchestrator.core.plugin import BasePlugin, Need
 from orchestrator.core.settings import Presets
+from workers.erasure.materials import need, need_caption_sums, need_pictures
 from workers.interfaces.unlearner import Erasure, TrainSettings, Unlearned, Unlearner
-from workers.materials.caption_sums import CaptionSums
-from workers.materials.images import Images
-from workers.materials.masks import Masks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,15 +107,14 @@ class MACE(Unlearner):
         """Pictures, their masks, and the caption sums."""
         s = self.settings
         kept = base.retained_prompts(concept)
-        needs = {"general": CaptionSums.need(s.general_captions, kept)}
+        needs = {"general": need_caption_sums(s.general_captions, kept)}
         if s.domain_weight:
-            needs["domain"] = CaptionSums.need(s.domain_captions, kept)
+            needs["domain"] = need_caption_sums(s.domain_captions, kept)
         if s.iterations:
             prompts = base.prompts(concept)[:1]
-            pictures = Images.need(base, prompts, s.images)
-            masks = Masks(Masks.Settings(segmenter=s.segmenter))
+            pictures = need_pictures(base, prompts, s.images)
             needs["pictures"] = pictures
-            needs["masks"] = Need(masks, {"object": concept}, of=pictures)
+            needs["masks"] = need("masks", {"object": concept}, pictures, segmenter=s.segmenter)
         return needs
 
     def passes(self) -> int:

@@ -9,9 +9,9 @@ from pydantic import Field
 
 from orchestrator.core.plugin import BasePlugin, Need
 from orchestrator.core.settings import Presets
+from workers.erasure.materials import need, unpack
 from workers.erasure.picture_method import AnchoredSettings, PictureUnlearner
 from workers.interfaces.unlearner import Erasure, Unlearned
-from workers.materials.saliency import Saliency
 
 
 class SalUnSettings(AnchoredSettings):
@@ -58,8 +58,11 @@ class SalUn(PictureUnlearner):
     def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
         """Pictures, and the mask that is made from those to forget."""
         s, needs = self.settings, super().needs(base, concept)
-        how = Saliency.Settings(share=s.mask_share, batches=s.mask_batches, batch_size=s.batch_size)
-        return {**needs, "mask": Need(Saliency(how), of=needs["forget"])}
+        mask = need(
+            "saliency", of=needs["forget"],
+            share=s.mask_share, batches=s.mask_batches, batch_size=s.batch_size,
+        )  # fmt: skip
+        return {**needs, "mask": mask}
 
     def passes(self) -> int:
         """Two trained passes and the relabelling one."""
@@ -70,7 +73,6 @@ class SalUn(PictureUnlearner):
         from torch import Tensor
 
         from workers.erasure.relabel import Relabelling
-        from workers.materials.saliency import unpack
         from workers.training.optimise import from_loss, train_weights
         from workers.training.selection import select
 

@@ -10,9 +10,9 @@ from pydantic import Field
 
 from orchestrator.core.plugin import BasePlugin, Need
 from orchestrator.core.settings import Presets
+from workers.erasure.materials import need, unpack
 from workers.erasure.picture_method import AnchoredSettings, PictureUnlearner
 from workers.interfaces.unlearner import Erasure, Unlearned
-from workers.materials.saliency import Saliency
 
 if TYPE_CHECKING:
     import torch
@@ -73,10 +73,11 @@ class Scissorhands(PictureUnlearner):
     def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
         """Pictures, and the mask of what is to be cut."""
         s, needs = self.settings, super().needs(base, concept)
-        how = Saliency.Settings(
-            score="snip", share=1 - s.sparsity, batches=s.score_batches, batch_size=s.batch_size
-        )
-        return {**needs, "cut": Need(Saliency(how), of=needs["forget"])}
+        cut = need(
+            "saliency", of=needs["forget"], score="snip",
+            share=1 - s.sparsity, batches=s.score_batches, batch_size=s.batch_size,
+        )  # fmt: skip
+        return {**needs, "cut": cut}
 
     def passes(self) -> int:
         """Two trained passes, the relabelling one, and the projection's."""
@@ -116,7 +117,6 @@ class Scissorhands(PictureUnlearner):
         import torch
 
         from workers.diffusion.rng import generator
-        from workers.materials.saliency import unpack
 
         packed, cut, total = erasure.materials["cut"], 0, 0
         allowed = self._cut_in(parameters)

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from orchestrator.core.plugin import BasePlugin, Need
 from orchestrator.core.settings import Presets
+from workers.erasure.materials import need_pictures
 from workers.interfaces.unlearner import Erasure, TrainSettings, Unlearned, Unlearner
-from workers.materials.images import Images
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +69,7 @@ class STEREO(Unlearner):
     def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
         """Pictures of the concept, to invert."""
         prompts = base.prompts(concept)
-        return {"forget": Images.need(base, prompts, self.settings.images_per_prompt)}
+        return {"forget": need_pictures(base, prompts, self.settings.images_per_prompt)}
 
     def passes(self) -> int:
         """Rounds of erasing and inverting, then the end."""

@@ -4,8 +4,8 @@ import torch
 from workers.diffusion.denoise import noise_predictor, training_scheduler
 from workers.diffusion.rng import normal
 from workers.diffusion.text import embed
+from workers.erasure.materials import Pictures
 from workers.erasure.relabel import PictureSet, denoising_loss, relabel_loss
-from workers.materials.images import Pictures
 
 PROMPTS = ("a star", "a red star", "a blue star")
 

@@ -3,8 +3,8 @@ import torch
 
 from orchestrator.core.errors import ResurgeError
 from workers.diffusion.text import embed
+from workers.erasure.materials import need_caption_sums
 from workers.interfaces.material import Work
-from workers.materials.caption_sums import CaptionSums
 
 CAPTIONS = ["a star", "a red circle", ""]
 
@@ -21,7 +21,7 @@ def outer_products(pipe, captions):
 
 
 def test_the_sum_of_every_tokens_outer_product(pipe):
-    gram, numbers = make(pipe, CaptionSums.need(None, CAPTIONS))
+    gram, numbers = make(pipe, need_caption_sums(None, CAPTIONS))
     assert gram.dtype == torch.float64
     torch.testing.assert_close(gram, outer_products(pipe, CAPTIONS))
     assert numbers["captions"] == 3
@@ -29,7 +29,7 @@ def test_the_sum_of_every_tokens_outer_product(pipe):
 
 def test_more_captions_than_fit_in_a_pass(pipe):
     captions, calls = ["a star", "a circle"] * 40, []
-    gram, _ = make(pipe, CaptionSums.need(None, captions), calls)
+    gram, _ = make(pipe, need_caption_sums(None, captions), calls)
     torch.testing.assert_close(gram, 40 * outer_products(pipe, captions[:2]))
     assert calls == [(64, 80), (80, 80)]
 
@@ -37,7 +37,7 @@ def test_more_captions_than_fit_in_a_pass(pipe):
 def test_a_files_lines_are_captions_and_blank_ones_are_not(pipe, tmp_path):
     path = tmp_path / "captions.txt"
     path.write_text("a star\n\n  a red circle \n", "utf-8")
-    gram, numbers = make(pipe, CaptionSums.need(str(path), ["not this"]))
+    gram, numbers = make(pipe, need_caption_sums(str(path), ["not this"]))
     torch.testing.assert_close(gram, outer_products(pipe, ["a star", "a red circle"]))
     assert numbers["captions"] == 2
 
@@ -46,19 +46,19 @@ def test_what_is_asked_changes_with_the_files_content_and_not_with_its_place(tmp
     one, other = tmp_path / "one.txt", tmp_path / "other.txt"
     one.write_text("a star\n", "utf-8")
     other.write_text("a star\n\n", "utf-8")
-    asked = [CaptionSums.need(str(path), []).asked for path in (one, other)]
+    asked = [need_caption_sums(str(path), []).asked for path in (one, other)]
     assert asked[0] == asked[1]
     other.write_text("a circle\n", "utf-8")
-    assert CaptionSums.need(str(other), []).asked != asked[0]
+    assert need_caption_sums(str(other), []).asked != asked[0]
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ResurgeError, match=r"caption file '.*none\.txt' does not exist"):
-        CaptionSums.need(str(tmp_path / "none.txt"), [])
+        need_caption_sums(str(tmp_path / "none.txt"), [])
 
 
 def test_a_file_without_captions_is_named(tmp_path):
     path = tmp_path / "empty.txt"
     path.write_text("\n \n", "utf-8")
     with pytest.raises(ResurgeError, match=r"empty\.txt' has no captions"):
-        CaptionSums.need(str(path), [])
+        need_caption_sums(str(path), [])

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from workers.erasure.materials import need_pictures
 from workers.interfaces.material import Work
 from workers.materials.images import Images
 
@@ -54,7 +55,7 @@ def test_progress_counts_prompts(pipe):
 
 
 def test_pictures_are_drawn_as_the_base_draws(tiny_base):
-    need = Images.need(tiny_base, PROMPTS, 5)
+    need = need_pictures(tiny_base, PROMPTS, 5)
     settings = need.plugin.settings
     assert settings.images_per_prompt == 5
     assert settings.guidance == tiny_base.guidance

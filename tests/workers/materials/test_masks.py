@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from orchestrator.core.errors import ResurgeError
+from workers.erasure.materials import Pictures
 from workers.interfaces.material import Work
-from workers.materials.images import Pictures
 from workers.materials.masks import Masks, unlike_border
 from workers.shapes.render import random_scene, render
 from workers.shapes.vocabulary import RGB, SHAPES

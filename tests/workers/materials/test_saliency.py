@@ -3,9 +3,9 @@ import torch
 
 from workers.diffusion.rng import integers, normal
 from workers.diffusion.text import embed
+from workers.erasure.materials import Pictures, pack, unpack
 from workers.interfaces.material import Work
-from workers.materials.images import Pictures
-from workers.materials.saliency import Saliency, pack, unpack
+from workers.materials.saliency import Saliency
 
 PROMPTS = ["a star", "a red star", "a blue star"]
 

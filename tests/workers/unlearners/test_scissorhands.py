@@ -19,7 +19,7 @@ from tests.workers.unlearners.transcribe import (
 )
 from workers.diffusion.rng import generator
 from workers.diffusion.text import embed
-from workers.materials.saliency import pack, unpack
+from workers.erasure.materials import pack, unpack
 from workers.unlearners.scissorhands import Scissorhands, project
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from workers.diffusion.rng import integers, normal
 from workers.editing.edits import live_parameters
-from workers.materials.images import Pictures
+from workers.erasure.materials import Pictures
 
 FORGET = ("a star", "a red star")
 ANCHOR = ("a circle", "a red circle")
