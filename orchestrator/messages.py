@@ -12,8 +12,6 @@ from orchestrator.store.store import Record
 
 PoolName = Literal["model", "score"]
 """Workers that hold a model, and workers that only judge pictures."""
-
-
 LossCause = Literal["death", "node", "oom", "hang"]
 """How a worker was lost: its process died, its machine did, the system killed it for memory, or it
 was killed because nothing was heard of it."""
@@ -137,6 +135,4 @@ class TaskRetried:
 
 TaskOver = TaskEnded | TaskHandedBack | WorkerLost
 """The last event of a task; the worker has nothing to do from then on."""
-
-
 Event = StageStarted | StageProgress | StageCommitted | StageFailed | TaskRetried | TaskOver

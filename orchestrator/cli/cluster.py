@@ -41,7 +41,6 @@ STATES = {
     "FAILED": "failed",
 }
 
-
 FollowOption = Annotated[
     bool,
     typer.Option("--follow", help="Show progress until the end; Ctrl-C leaves the sweep running."),
@@ -209,10 +208,6 @@ def _follow(jobs: Jobs, job_id: str, sweep: str, cluster: Cluster, tail: int | N
         _show_next(sweep, cluster)
         return EXIT_STOPPED
     _show_job(job)
-    return _exit_code(job)
-
-
-def _exit_code(job: SweepJob) -> int:
     if job.exit_code is not None:
         return job.exit_code
     return {"SUCCEEDED": EXIT_DONE, "STOPPED": EXIT_STOPPED}.get(job.status, EXIT_FAILED)

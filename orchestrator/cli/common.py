@@ -16,14 +16,11 @@ from rich.console import Console
 from orchestrator.core.errors import ResurgeError
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_STOPPED = 0, 1, 2, 130
-
-
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 err = Console(highlight=False, stderr=True)
 SweepFile = Annotated[
     str, typer.Argument(metavar="SWEEP", help="A sweep file, or the name of a sweep run before.")
 ]
-
 
 Overrides = Annotated[
     list[str] | None,
@@ -33,12 +30,10 @@ Overrides = Annotated[
     ),
 ]
 
-
 HomeOption = Annotated[
     Path | None,
     typer.Option("--home", metavar="FOLDER", help="Local state (RESURGE_HOME; default .resurge)."),
 ]
-
 
 ClusterOption = Annotated[
     str | None,

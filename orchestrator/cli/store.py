@@ -23,7 +23,6 @@ store_app = typer.Typer(
     rich_markup_mode=None,
 )
 
-
 StoreOption = Annotated[
     str | None,
     typer.Option(
@@ -32,7 +31,6 @@ StoreOption = Annotated[
         help="A folder or s3://bucket/prefix (RESURGE_STORE; default the home's store).",
     ),
 ]
-
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

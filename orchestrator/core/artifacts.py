@@ -169,8 +169,6 @@ WEIGHTS = "weights.safetensors"
 
 LOSS = "loss"
 """The number of a finetune's record that says how well it fitted at its end."""
-
-
 EXAMPLES = "examples"
 """The number of a prepared data set's record that says how many there are."""
 

@@ -23,8 +23,6 @@ BEAT_S = 10.0
 SILENT_S = 60.0
 LONG_AGO_S = 3600.0
 """No two machines' clocks differ by this much: a beat as old as that needs no watching."""
-
-
 _START_FIELD = 22 - 4
 """Of /proc/PID/stat, behind the state, which is the third (proc(5))."""
 

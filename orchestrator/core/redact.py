@@ -14,31 +14,22 @@ from urllib.parse import quote, unquote
 HIDDEN = "***"
 SHORTEST = 6
 """A shorter value of the environment would be found in ordinary words."""
-
-
 _WORDS = (
     r"passw(?:or)?d|secret|token|api[_-]?key|access[_-]?key(?:[_-]?id)?|secret[_-]?key"
     r"|private[_-]?key|credentials?"
 )
-
-
 _SECRET_NAME = re.compile(rf"(?i)(?:{_WORDS})$")
 _URL = re.compile(r"(?i)(?<![a-z0-9+.-])([a-z][a-z0-9+.-]*://)([^\s/?#\"'<>]*)@")
-
 
 # A password with an unescaped slash; what follows a port is a path and no password.
 _SLASHED = re.compile(
     r"(?i)(?<![a-z0-9+.-])([a-z][a-z0-9+.-]*://[^\s/:@\"'<>]+:)(?!\d+/)"
     r"[^\s/@\"'<>]{0,200}/[^\s@\"'<>]{0,200}@"
 )
-
-
 _ASSIGNED = re.compile(
     rf"(?i)((?:passw(?:or)?d|(?<![a-z])(?:{_WORDS}))[\"']?[ \t]*[=:][ \t]*)"
     r"(\"[^\"\n]*\"|'[^'\n]*'|[^\s,;&\"'<>\])}]+)"
 )
-
-
 _IN_A_QUERY = re.compile(r"(?<=[?&]password=)[^&]+")
 _BEARER = re.compile(r"(?i)\b(bearer|authorization[\"']?\s*[=:]\s*[\"']?basic)\s+[^\s,;\"']+")
 

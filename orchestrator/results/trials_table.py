@@ -51,7 +51,6 @@ NAMES = (
     Column("status", _TEXT, "done, incomplete or failed", lambda m: m.status),
 )
 
-
 NUMBERS = (
     Column(
         "base_score",
@@ -96,7 +95,6 @@ NUMBERS = (
     ),
     Column("never_known_final", _NUMBER, "… after every edit", lambda m: m.final.never_known),
 )
-
 
 ORIGINS = (
     Column(

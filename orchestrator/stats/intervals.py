@@ -11,8 +11,6 @@ from scipy.special import stdtr, stdtrit
 
 Array = npt.NDArray[np.float64]
 """Values of images: shape (seeds, prompts, images)."""
-
-
 CONFIDENCE = 0.95
 NORMAL_QUANTILE = 1.959963984540054
 """Leaves out 2.5% on either side."""

@@ -23,8 +23,6 @@ from orchestrator.stats.intervals import (
 
 MIN_GAP = 0.05
 """The smallest base − unlearned that recovery may be a share of: below it, it is noise / noise."""
-
-
 ALPHA = 0.05
 
 
@@ -101,7 +99,7 @@ def paired_interval(
     stacked = np.stack(np.broadcast_arrays(base, unlearned, final))
     shares = are_shares(stacked) if shares is None else shares
     was, low, now = (without_gaps(values) for values in stacked)
-    back = _difference(now, low, shares)
+    back = _mean_of(now - low, shares)
     return Paired(
         resurgence=_estimate(back, (-1.0, 1.0) if shares else None),
         recovery=_recovery(was - low, now - low, shares),
@@ -142,14 +140,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _difference(one: Array, other: Array, shares: bool) -> Mean:
-    gap = one - other
-    return two_way_mean(gap, least_variance(gap) if shares else 0.0)
+def _mean_of(differences: Array, shares: bool) -> Mean:
+    return two_way_mean(differences, least_variance(differences) if shares else 0.0)
 
 
 def _recovery(gap: Array, back: Array, shares: bool) -> Estimate | None:
     """None too where the interval of what was taken away reaches next to nothing."""
-    taken = two_way_mean(gap, least_variance(gap) if shares else 0.0)
+    taken = _mean_of(gap, shares)
     if taken.value - taken.half_width <= MIN_GAP:
         return None
     share = float(back.mean()) / taken.value

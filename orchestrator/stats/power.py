@@ -17,12 +17,8 @@ IMAGE_VARIANCE = 0.25
 """Of an image's paired difference, at its largest: the final model shows the concept in half of its
 images. So if the unlearned model shows it in none, or in half of them too and the shared noise
 makes the two agree in half of what varies."""
-
-
 PROMPT_ICC = 0.2
 """Share of that variance by which prompts differ."""
-
-
 SEED_ICC = 0.05
 """Share of that variance by which seeds differ."""
 

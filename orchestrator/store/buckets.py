@@ -15,8 +15,6 @@ from orchestrator.store.paths import Entry
 # Short, and few: `Patience` is what waits. A hanging server is noticed by its silence. A second
 # attempt, so that one lost part does not begin an upload of gigabytes again.
 CONNECT_TIMEOUT_S, SILENCE_TIMEOUT_S, ATTEMPTS = 5, 30, 2
-
-
 CHUNK_BYTES = 1 << 20
 
 

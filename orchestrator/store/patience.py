@@ -16,14 +16,9 @@ from orchestrator.core.errors import StoreError, StoreUnavailable
 T = TypeVar("T")
 VARIABLE = "RESURGE_STORE_PATIENCE_S"
 LIMIT_S = 600.0
-
-
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
-
-
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _PASSING = _FULL | {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
-
 
 # How pyarrow words what a bucket answers.
 _AWS_ERROR = re.compile(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))?")
@@ -35,7 +30,6 @@ _PASSING_AWS = {
     "SLOW_DOWN",
     "THROTTLING",
 }
-
 
 _PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
 _BAD_CERTIFICATE = re.compile(r"curlCode: (35|51|58|60|77)\b")

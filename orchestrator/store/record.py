@@ -123,7 +123,6 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "schema": int,
 }
 
-
 _BLOB_TYPES: Mapping[str, type] = {"path": str, "size_bytes": int, "sha256": str}
 
 

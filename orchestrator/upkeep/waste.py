@@ -34,8 +34,6 @@ from orchestrator.upkeep.inventory import Inventory, KnownSweep, by_part, own_ke
 DAY_S = 86400.0
 ALIVE_S = 600.0
 """A head says every few seconds that it is alive; for this long it is believed to be."""
-
-
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY_S}
 
 

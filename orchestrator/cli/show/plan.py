@@ -16,27 +16,6 @@ from orchestrator.plan.plan import Plan
 from orchestrator.run.job import Job
 from orchestrator.stats.power import PROMPT_ICC, SEED_ICC, Size, minimum_detectable
 
-
-def size_of(plan: Plan) -> Size:
-    """What each setting of a plan is measured by."""
-    settings = plan.trials[0].final.sample.settings
-    asked = [probe for probe in settings["probes"] if probe["role"] == "erased"]
-    seeds = {planned.trial.seed for planned in plan.trials}
-    return Size(len(asked), settings["settings"]["images_per_prompt"], len(seeds))
-
-
-def sentence(size: Size) -> str:
-    """One line for `resurge plan`."""
-    least = minimum_detectable(size)
-    found = f"{least:.2f}" if least <= 1 else "none, not even 1.00"
-    alone = "" if size.seeds > 1 else "; one seed: of this seed only"
-    return (
-        f"minimum detectable resurgence of a setting: {found} ({size}, paired; 80% power, 5% "
-        f"two-sided, final score 0.5, intra-cluster correlation {PROMPT_ICC:g} by prompt and "
-        f"{SEED_ICC:g} by seed{alone})"
-    )
-
-
 STAGES: tuple[StageKind, ...] = ("prepare", "unlearn", "finetune", "merge", "sample", "score")
 BRANCHES_SHOWN = 8
 
@@ -75,6 +54,26 @@ def show_counts(job: Job, done: Collection[str] | None, console: Console) -> Non
     if steps:
         saved = f"{steps_naive / steps:.1f} times fewer than trial by trial"
         console.print(f"fine-tuning steps: {steps:,} instead of {steps_naive:,} ({saved})")
+
+
+def size_of(plan: Plan) -> Size:
+    """What each setting of a plan is measured by."""
+    settings = plan.trials[0].final.sample.settings
+    asked = [probe for probe in settings["probes"] if probe["role"] == "erased"]
+    seeds = {planned.trial.seed for planned in plan.trials}
+    return Size(len(asked), settings["settings"]["images_per_prompt"], len(seeds))
+
+
+def sentence(size: Size) -> str:
+    """One line for `resurge plan`."""
+    least = minimum_detectable(size)
+    found = f"{least:.2f}" if least <= 1 else "none, not even 1.00"
+    alone = "" if size.seeds > 1 else "; one seed: of this seed only"
+    return (
+        f"minimum detectable resurgence of a setting: {found} ({size}, paired; 80% power, 5% "
+        f"two-sided, final score 0.5, intra-cluster correlation {PROMPT_ICC:g} by prompt and "
+        f"{SEED_ICC:g} by seed{alone})"
+    )
 
 
 def show_plan_line(job: Job, console: Console) -> None:

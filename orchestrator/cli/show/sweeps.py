@@ -44,7 +44,10 @@ def show_sweeps(home: Home, console: Console) -> None:
     for one in found:
         trials = f"{one.done}/{one.total}" if one.total is not None else "?"
         failed = "?" if one.failed is None else str(one.failed)
-        table.add_row(one.name, one.state, trials, failed, _time(one.changed_s))
+        when = ""
+        if one.changed_s is not None:
+            when = f"{datetime.datetime.fromtimestamp(one.changed_s):%Y-%m-%d %H:%M}"
+        table.add_row(one.name, one.state, trials, failed, when)
     console.print(table)
     for one in found:
         if one.why:
@@ -89,23 +92,13 @@ def _listed(
     trials = sum(all(s.key in done for s in trial.stages()) for trial in job.plan.trials)
     failed = len((failures & keys) - done)
     times = [changed[key] for key in keys & changed.keys()]
-    is_over = done == keys and not _is_unfinished_search(job)
+    is_over = done == keys
+    if job.sweep.search is not None:
+        from orchestrator.study.studies import is_complete
+
+        is_over = is_over and is_complete(job.points, job.studies, job.store)
     state: SweepState = (
         "running" if is_running else "finished" if is_over else "failed" if failed else "stopped"
     )
     last_s = max([*times, *([begun_s] if begun_s is not None else [])], default=None)
     return Listed(job.sweep.name, state, trials, len(job.plan.trials), failed, last_s)
-
-
-def _is_unfinished_search(job: Job) -> bool:
-    if job.sweep.search is None:
-        return False
-    from orchestrator.study.studies import is_complete
-
-    return not is_complete(job.points, job.studies, job.store)
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    return f"{datetime.datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"
