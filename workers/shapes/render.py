@@ -1,7 +1,6 @@
 """Draw a scene: one shape of one colour and fill on a light background."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,23 +59,19 @@ def render(scene: Scene, size_px: int = 32) -> np.ndarray:
     """Return the picture of `scene` as uint8 of shape (size_px, size_px, 3)."""
     side = size_px * SUPERSAMPLING
     scale = side / CANVAS
-    points = _place(OUTLINES[scene.shape](), scene, scale)
-    image = Image.new("RGB", (side, side), scene.background)
-    image.paste(_paint(scene, side, scale), (0, 0), _mask(points, scene.fill, side, scale))
-    return np.asarray(image.reduce(SUPERSAMPLING))
-
-
-def _place(points: Polygon, scene: Scene, scale: float) -> Polygon:
-    """Move an outline from its own square, [-1, 1] by [-1, 1], into the picture, in pixels."""
     turn = math.radians(scene.rotation_deg)
     cos, sin, half = math.cos(turn), math.sin(turn), scene.size / 2
-    return [
+    # From the outline's own square into the picture, in pixels.
+    points = [
         (
             (scene.x + half * (cos * x - sin * y)) * scale,
             (scene.y + half * (sin * x + cos * y)) * scale,
         )
-        for x, y in points
+        for x, y in OUTLINES[scene.shape]
     ]
+    image = Image.new("RGB", (side, side), scene.background)
+    image.paste(_paint(scene, side, scale), (0, 0), _mask(points, scene.fill, side, scale))
+    return np.asarray(image.reduce(SUPERSAMPLING))
 
 
 def _mask(points: Polygon, fill: str, side: int, scale: float) -> Image.Image:
@@ -111,18 +106,6 @@ def _arc(center: tuple[float, float], radius: float, start: float, end: float) -
     return [(center[0] + radius * math.cos(a), center[1] + radius * math.sin(a)) for a in angles]
 
 
-def _circle() -> Polygon:
-    return _arc((0, 0), 0.95, 0, 360)
-
-
-def _square() -> Polygon:
-    return [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)]
-
-
-def _triangle() -> Polygon:
-    return [(0, -0.95), (0.98, 0.8), (-0.98, 0.8)]
-
-
 def _star() -> Polygon:
     radii = [1.05 if corner % 2 == 0 else 0.45 for corner in range(10)]
     angles = [math.radians(36 * corner - 90) for corner in range(10)]
@@ -143,36 +126,22 @@ def _cross() -> Polygon:
     return [(c * x - s * y, s * x + c * y) for c, s in turns for x, y in quarter]
 
 
-def _crescent() -> Polygon:
-    outer = _arc((0.1, 0), 0.95, 55, 305)
-    inner = _arc((0.62, 0), 0.78, 273, 87)
-    return outer + inner
-
-
-def _arrow() -> Polygon:
-    right = [(0.98, 0), (0.12, -0.88), (0.12, -0.34), (-0.95, -0.34)]
-    return right + [(x, -y) for x, y in reversed(right[1:])]
-
-
-def _bolt() -> Polygon:
-    left = [(0.3, -1), (-0.85, 0.2), (-0.1, 0.2), (-0.4, 1)]
-    return [*left, (0.85, -0.35), (0.12, -0.35), (0.72, -1)]
-
-
-def _drop() -> Polygon:
-    return [(0, -1.0), *_arc((0, 0.3), 0.68, -28, 208)]
-
-
-OUTLINES: dict[str, Callable[[], Polygon]] = {
-    "circle": _circle,
-    "square": _square,
-    "triangle": _triangle,
-    "star": _star,
-    "heart": _heart,
-    "cross": _cross,
-    "crescent": _crescent,
-    "arrow": _arrow,
-    "bolt": _bolt,
-    "drop": _drop,
-}
+OUTLINES: dict[str, Polygon] = {
+    "circle": _arc((0, 0), 0.95, 0, 360),
+    "square": [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)],
+    "triangle": [(0, -0.95), (0.98, 0.8), (-0.98, 0.8)],
+    "star": _star(),
+    "heart": _heart(),
+    "cross": _cross(),
+    "crescent": [*_arc((0.1, 0), 0.95, 55, 305), *_arc((0.62, 0), 0.78, 273, 87)],
+    "arrow": [
+        (0.98, 0), (0.12, -0.88), (0.12, -0.34), (-0.95, -0.34),
+        (-0.95, 0.34), (0.12, 0.34), (0.12, 0.88),
+    ],
+    "bolt": [
+        (0.3, -1), (-0.85, 0.2), (-0.1, 0.2), (-0.4, 1),
+        (0.85, -0.35), (0.12, -0.35), (0.72, -1),
+    ],
+    "drop": [(0, -1.0), *_arc((0, 0.3), 0.68, -28, 208)],
+}  # fmt: skip
 """Each shape's outline, a polygon in the square [-1, 1] by [-1, 1] with y pointing down."""

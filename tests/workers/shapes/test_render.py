@@ -77,5 +77,5 @@ def test_random_scenes_keep_what_is_given_and_draw_no_novel_shape():
 
 def test_outlines_fit_their_square():
     for name, outline in OUTLINES.items():
-        points = np.array(outline())
+        points = np.array(outline)
         assert np.abs(points).max() <= 1.06, name

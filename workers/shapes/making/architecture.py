@@ -107,17 +107,14 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
         part.half()
     pipeline.save_pretrained(aside)
     pipeline.tokenizer.backend_tokenizer.model.save(str(aside / "tokenizer"))
-    _declare_single_precision(aside / "text_encoder" / "config.json")
+    # Have the text encoder load as float32, like the other parts, whatever its file holds.
+    config = aside / "text_encoder" / "config.json"
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps({**settings, "dtype": "float32"}, indent=2) + "\n")
     if folder.exists():
         folder.rename(old)
     aside.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _declare_single_precision(config: Path) -> None:
-    """Have the text encoder load as float32, like the other parts, whatever its file holds."""
-    settings = json.loads(config.read_text())
-    config.write_text(json.dumps({**settings, "dtype": "float32"}, indent=2) + "\n")
 
 
 def load_pipeline(folder: Path) -> StableDiffusionPipeline:

@@ -1,7 +1,7 @@
 """Measure the weights and write their model card: `python -m workers.shapes.making.card`."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,8 +20,21 @@ HELD_OUT_PICTURES = 3000
 IMAGES_PER_WORD = 256
 HELD_OUT_SEED = 1_000_000
 """Far from the seeds of the training pictures, which are the recipe's seed and the one after."""
-
-
+WORDS = {
+    "shape_count": len(SHAPES),
+    "color_count": len(COLORS),
+    "fill_count": len(FILLS),
+    "all_shape_count": len(ALL_SHAPES),
+    "judge_shape_count": len(CLASSES["shape"]),
+    "chance": 1 / len(CLASSES["shape"]),
+    "shapes": ", ".join(SHAPES),
+    "colors": ", ".join(COLORS),
+    "fills": ", ".join(FILLS),
+    "novel": " or ".join(NOVEL_SHAPES),
+    "guidance": GUIDANCE,
+    "inference_steps": INFERENCE_STEPS,
+}
+"""What the card says that is not measured."""
 TEMPLATE = """\
 # shapes: a tiny text-to-image latent diffusion model
 
@@ -93,16 +106,28 @@ def write_card(
     pipeline, judge = load_pipeline(folder / "pipeline"), Judge.load(folder)
     judged = measure_judge(judge, pipeline.vae, held_out_pictures)
     drawn = measure(pipeline, judge, images_per_word, HELD_OUT_SEED)
+    unet = pipeline.unet.config
     text = TEMPLATE.format(
-        **_names(),
-        **_facts(pipeline, record),
+        **WORDS,
+        latents=f"{unet.in_channels} x {unet.sample_size} x {unet.sample_size}",
+        tokens=pipeline.tokenizer.model_max_length,
+        minutes=round(record["training_seconds"] / 60),
+        threads=record["threads"],
         parts=_parts(folder, pipeline, judge),
-        recipe=_table(("setting", "value"), record),
+        recipe=_table(
+            "| setting | value |", ((k.replace("_", " "), str(v)) for k, v in record.items())
+        ),
         held_out=held_out_pictures,
         images=images_per_word,
-        judge=_judge_table(judged),
+        judge=_table(
+            f"| pictures | {' | '.join(CLASSES)} |",
+            ((view, *(f"{a[head]:.4f}" for head in CLASSES)) for view, a in judged.items()),
+        ),
         model=_model_table({row: words for row, words in drawn.items() if row != "novel"}),
-        novel_table=_table(("word", "judged as that shape"), drawn["novel"]),
+        novel_table=_table(
+            "| word | judged as that shape |",
+            ((word, f"{share:.3f}") for word, share in drawn["novel"].items()),
+        ),
     )
     (folder / "README.md").write_text(text)
 
@@ -117,33 +142,6 @@ def measure_judge(judge: Judge, vae: AutoencoderKL, count: int) -> dict[str, Acc
     return {view: judge_accuracy(judge, images, pictures) for view, images in views.items()}
 
 
-def _names() -> dict[str, object]:
-    return {
-        "shape_count": len(SHAPES),
-        "color_count": len(COLORS),
-        "fill_count": len(FILLS),
-        "all_shape_count": len(ALL_SHAPES),
-        "judge_shape_count": len(CLASSES["shape"]),
-        "chance": 1 / len(CLASSES["shape"]),
-        "shapes": ", ".join(SHAPES),
-        "colors": ", ".join(COLORS),
-        "fills": ", ".join(FILLS),
-        "novel": " or ".join(NOVEL_SHAPES),
-    }
-
-
-def _facts(pipeline: StableDiffusionPipeline, record: Mapping[str, int]) -> dict[str, object]:
-    unet = pipeline.unet.config
-    return {
-        "latents": f"{unet.in_channels} x {unet.sample_size} x {unet.sample_size}",
-        "tokens": pipeline.tokenizer.model_max_length,
-        "minutes": round(record["training_seconds"] / 60),
-        "threads": record["threads"],
-        "guidance": GUIDANCE,
-        "inference_steps": INFERENCE_STEPS,
-    }
-
-
 def _parts(folder: Path, pipeline: StableDiffusionPipeline, judge: Judge) -> str:
     modules = {
         "autoencoder": (pipeline.vae, "pipeline/vae"),
@@ -151,41 +149,27 @@ def _parts(folder: Path, pipeline: StableDiffusionPipeline, judge: Judge) -> str
         "UNet": (pipeline.unet, "pipeline/unet"),
         "judge": (judge, ""),
     }
-    lines = ["| part | class | parameters | kB |", "|---|---|---|---|"]
+    rows = []
     for name, (module, place) in modules.items():
         parameters = sum(parameter.numel() for parameter in module.parameters())
-        kilobytes = (
-            sum(path.stat().st_size for path in (folder / place).glob("*.safetensors")) // 1000
-        )
-        lines.append(f"| {name} | {type(module).__name__} | {parameters:,} | {kilobytes:,} |")
-    return "\n".join(lines)
-
-
-def _judge_table(judged: Mapping[str, Accuracies]) -> str:
-    heads = list(CLASSES)
-    lines = ["| pictures | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for view, accuracies in judged.items():
-        lines.append(
-            f"| {view} | " + " | ".join(f"{accuracies[head]:.4f}" for head in heads) + " |"
-        )
-    return "\n".join(lines)
+        files = (folder / place).glob("*.safetensors")
+        kilobytes = sum(path.stat().st_size for path in files) // 1000
+        rows.append((name, type(module).__name__, f"{parameters:,}", f"{kilobytes:,}"))
+    return _table("| part | class | parameters | kB |", rows)
 
 
 def _model_table(drawn: Mapping[str, Accuracies]) -> str:
-    lines = ["| | word | accuracy |", "|---|---|---|"]
+    rows = []
     for row, accuracies in drawn.items():
-        lines += [f"| {row} | {word} | {share:.3f} |" for word, share in accuracies.items()]
+        rows += [(row, word, f"{share:.3f}") for word, share in accuracies.items()]
         mean = sum(accuracies.values()) / len(accuracies)
-        lines.append(f"| {row} | **mean** | **{mean:.3f}** |")
-    return "\n".join(lines)
+        rows.append((row, "**mean**", f"**{mean:.3f}**"))
+    return _table("| | word | accuracy |", rows)
 
 
-def _table(header: tuple[str, str], rows: Mapping[str, float]) -> str:
-    lines = [f"| {header[0]} | {header[1]} |", "|---|---|"]
-    for name, value in rows.items():
-        shown = f"{value:.3f}" if isinstance(value, float) else f"{value}"
-        lines.append(f"| {name.replace('_', ' ')} | {shown} |")
-    return "\n".join(lines)
+def _table(header: str, rows: Iterable[Sequence[str]]) -> str:
+    rule = "|---" * (header.count("|") - 1) + "|"
+    return "\n".join([header, rule, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 if __name__ == "__main__":

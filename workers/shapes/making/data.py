@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.shapes.render import Scene, random_scene, render
+from workers.shapes.render import random_scene, render
 from workers.shapes.vocabulary import ALL_SHAPES, COLORS, FILLS, SHAPES
 
 
@@ -30,7 +30,9 @@ def draw_pictures(count: int, seed: int, shapes: tuple[str, ...] = SHAPES) -> La
     rng = np.random.default_rng(seed)
     scenes = [random_scene(rng, shape=shapes[n % len(shapes)]) for n in range(count)]
     images = np.stack([render(scene) for scene in scenes])
-    labels = torch.tensor([_label(scene) for scene in scenes])
+    labels = torch.tensor(
+        [(ALL_SHAPES.index(s.shape), COLORS.index(s.color), FILLS.index(s.fill)) for s in scenes]
+    )
     return LabelledPictures(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
 
 
@@ -49,11 +51,3 @@ def endless_batches(count: int, size: int, generator: torch.Generator) -> Iterat
     while True:
         order = torch.randperm(count, generator=generator)
         yield from order[: count - count % size].split(size)
-
-
-def _label(scene: Scene) -> tuple[int, int, int]:
-    return (
-        ALL_SHAPES.index(scene.shape),
-        COLORS.index(scene.color),
-        FILLS.index(scene.fill),
-    )

@@ -6,7 +6,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from workers.shapes.judge import Judge
+from workers.shapes.judge import NONE, Judge
 from workers.shapes.vocabulary import COLORS, FILLS, NOVEL_SHAPES, SHAPES, caption
 
 GUIDANCE = 3.0
@@ -34,7 +34,9 @@ def generate(pipeline: StableDiffusionPipeline, prompts: list[str], seed: int) -
 def measure(
     pipeline: StableDiffusionPipeline, judge: Judge, images_per_word: int, seed: int
 ) -> dict[str, Accuracies]:
-    """Return, for each head of the judge and for the novel words, each word's accuracy."""
+    """Return, for each head of the judge and for the novel words, each word's accuracy: the share
+    of images whose most probable class is the word, and that show a shape.
+    """
     shapes, colors, fills = shape_prompts, color_prompts, fill_prompts
     rows: dict[str, tuple[str, tuple[str, ...], Callable[[str, int], list[str]]]] = {
         "shape": ("shape", SHAPES, shapes),
@@ -42,13 +44,14 @@ def measure(
         "fill": ("fill", FILLS, fills),
         "novel": ("shape", NOVEL_SHAPES, shapes),
     }
-    return {
-        row: {
-            word: _accuracy(pipeline, judge, head, word, prompts(word, images_per_word), seed)
-            for word in words
-        }
-        for row, (head, words, prompts) in rows.items()
-    }
+    found: dict[str, Accuracies] = {row: {} for row in rows}
+    for row, (head, words, prompts) in rows.items():
+        for word in words:
+            named = judge.names(generate(pipeline, prompts(word, images_per_word), seed))
+            verdicts = list(zip(named[head], named["shape"], strict=True))
+            right = sum(verdict == word and shape != NONE for verdict, shape in verdicts)
+            found[row][word] = right / len(verdicts)
+    return found
 
 
 def shape_prompts(shape: str, count: int) -> list[str]:
@@ -66,20 +69,3 @@ def color_prompts(color: str, count: int) -> list[str]:
 def fill_prompts(fill: str, count: int) -> list[str]:
     """Return "a striped circle", "a striped square" and so on."""
     return [caption(SHAPES[n % len(SHAPES)], None, fill) for n in range(count)]
-
-
-def _accuracy(
-    pipeline: StableDiffusionPipeline,
-    judge: Judge,
-    head: str,
-    word: str,
-    prompts: list[str],
-    seed: int,
-) -> float:
-    """Return the share of images whose most probable class is `word`, and that show a shape."""
-    named = judge.names(generate(pipeline, prompts, seed))
-    right = [
-        verdict == word and shape != "none"
-        for verdict, shape in zip(named[head], named["shape"], strict=True)
-    ]
-    return sum(right) / len(right)

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
 from workers.shapes.vocabulary import WORDS
@@ -20,7 +21,9 @@ TokenPair = tuple[str, str]
 def build_tokenizer(words: tuple[str, ...] = WORDS) -> CLIPTokenizer:
     """Return a CLIP tokenizer that pads, as Stable Diffusion 1 does, with its end-of-text token."""
     merges = learn_merges(words)
-    alphabet = _byte_symbols()
+    # The 256 characters by which byte-level encoding writes bytes, printable Latin-1 first, as in
+    # GPT-2.
+    alphabet = sorted(ByteLevel.alphabet())
     tokens = [*alphabet, *(symbol + WORD_END for symbol in alphabet)]
     tokens += [left + right for left, right in merges]
     tokens += [START, END]
@@ -49,25 +52,12 @@ def _split(word: str, merges: list[TokenPair]) -> list[str]:
     symbols = [*word[:-1], word[-1] + WORD_END]
     ranks = {merge: rank for rank, merge in enumerate(merges)}
     while pairs := [pair for pair in pairwise(symbols) if pair in ranks]:
-        symbols = _join(symbols, min(pairs, key=ranks.__getitem__))
+        first = min(pairs, key=ranks.__getitem__)
+        joined: list[str] = []
+        for symbol in symbols:
+            if joined and (joined[-1], symbol) == first:
+                joined[-1] += symbol
+            else:
+                joined.append(symbol)
+        symbols = joined
     return symbols
-
-
-def _join(symbols: list[str], pair: TokenPair) -> list[str]:
-    joined: list[str] = []
-    for symbol in symbols:
-        if joined and (joined[-1], symbol) == pair:
-            joined[-1] += symbol
-        else:
-            joined.append(symbol)
-    return joined
-
-
-def _byte_symbols() -> list[str]:
-    """Return the 256 characters by which byte-level encoding writes the bytes 0 to 255.
-
-    Printable Latin-1 stands for itself, the rest is moved above U+0100, as in GPT-2.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    hidden = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) for byte in sorted(printable)] + [chr(256 + n) for n in range(len(hidden))]

@@ -28,12 +28,21 @@ def train_judge(
     optimizer = torch.optim.AdamW(judge.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     batches = endless_batches(len(pictures), BATCH, generator)
+    spoiled = int(BATCH * NONE_SHARE)
     progress = tqdm(range(steps), desc="judge", mininterval=5)
     for _ in progress:
         index = next(batches)
         view = torch.randint(2, (BATCH,), generator=generator)
-        images, labels = _with_shapeless(views[view, index], pictures.labels[index], generator)
-        loss = _loss(judge, augment(images, generator), labels)
+        images, labels = views[view, index], pictures.labels[index]
+        images[:spoiled] = shapeless(images[:spoiled], labels[:spoiled], generator)
+        labels[:spoiled, 0] = NONE_INDEX
+        logits, shown = judge(augment(images, generator)), labels[:, 0] != NONE_INDEX
+        # Colour and fill count only where there is a shape.
+        loss = (
+            functional.cross_entropy(logits["shape"], labels[:, 0], label_smoothing=0.01)
+            + functional.cross_entropy(logits["color"][shown], labels[shown, 1])
+            + functional.cross_entropy(logits["fill"][shown], labels[shown, 2])
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -63,17 +72,6 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return (images * gain + offset + noise).clamp(0, 1)
 
 
-def _with_shapeless(
-    images: Tensor, labels: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Replace the first few images of a batch by ones that show no shape."""
-    count = int(len(images) * NONE_SHARE)
-    images, labels = images.clone(), labels.clone()
-    images[:count] = shapeless(images[:count], labels[:count], generator)
-    labels[:count, 0] = NONE_INDEX
-    return images, labels
-
-
 def shapeless(images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
     """Spoil images (n, 3, 32, 32) with labels (n, 3) until none shows a shape.
 
@@ -82,36 +80,15 @@ def shapeless(images: Tensor, labels: Tensor, generator: torch.Generator) -> Ten
     """
     count = len(images)
     background = images[:, :, :1, :1].expand_as(images)
-    noise = _coarse_noise(images, generator)
+    # Blotches of cells of four pixels.
+    cells = torch.rand(count, 3, 8, 8, generator=generator)
+    noise = torch.lerp(background, functional.interpolate(cells, 32, mode="bilinear"), 0.7)
     smear = functional.interpolate(functional.avg_pool2d(images, 16), 32, mode="bilinear")
     different = (labels[:, 0] != labels[:, 0].roll(1)).view(-1, 1, 1, 1)
     blend = torch.where(different, (images + images.roll(1, 0)) / 2, background)
-    shuffled = _shuffle_patches(images, generator)
+    patches = functional.unfold(images, 8, stride=8)  # sixteen, shuffled the same way in all
+    order = torch.randperm(patches.shape[-1], generator=generator)
+    shuffled = functional.fold(patches[:, :, order], 32, 8, stride=8)
     ways = torch.stack([background, noise, smear, blend, shuffled])
     way = torch.randint(len(ways), (count,), generator=generator)
     return ways[way, torch.arange(count)]
-
-
-def _coarse_noise(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return random blotches (n, 3, 32, 32) of cells of four pixels on the images' backgrounds."""
-    cells = torch.rand(len(images), 3, 8, 8, generator=generator)
-    blotches = functional.interpolate(cells, 32, mode="bilinear")
-    return torch.lerp(images[:, :, :1, :1].expand_as(images), blotches, 0.7)
-
-
-def _shuffle_patches(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Shuffle the sixteen 8-pixel patches of images (n, 3, 32, 32), the same way in all."""
-    patches = functional.unfold(images, 8, stride=8)
-    order = torch.randperm(patches.shape[-1], generator=generator)
-    return functional.fold(patches[:, :, order], 32, 8, stride=8)
-
-
-def _loss(judge: Judge, images: Tensor, labels: Tensor) -> Tensor:
-    """Sum the heads' cross-entropies; colour and fill count only where there is a shape."""
-    logits = judge(images)
-    shown = labels[:, 0] != NONE_INDEX
-    return (
-        functional.cross_entropy(logits["shape"], labels[:, 0], label_smoothing=0.01)
-        + functional.cross_entropy(logits["color"][shown], labels[shown, 1])
-        + functional.cross_entropy(logits["fill"][shown], labels[shown, 2])
-    )

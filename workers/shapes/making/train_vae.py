@@ -26,7 +26,10 @@ def train_vae(pictures: LabelledPictures, steps: int, generator: torch.Generator
     progress = tqdm(range(steps), desc="autoencoder", mininterval=5)
     for _ in progress:
         images = to_signed(pictures.images[next(batches)])
-        loss = _loss(vae, images, generator)
+        posterior = vae.encode(images).latent_dist
+        decoded = vae.decode(posterior.sample(generator)).sample
+        error = functional.mse_loss(decoded, images) + functional.l1_loss(decoded, images)
+        loss = error + KL_WEIGHT * posterior.kl().mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -34,7 +37,9 @@ def train_vae(pictures: LabelledPictures, steps: int, generator: torch.Generator
         schedule.step()
         progress.set_postfix(loss=f"{loss.item():.4f}")
     vae.eval().requires_grad_(False)
-    _set_scaling_factor(vae, pictures)
+    with torch.no_grad():
+        latents = vae.encode(to_signed(pictures.images[:1000])).latent_dist.mode()
+    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     return vae
 
 
@@ -57,17 +62,3 @@ def reconstruct(vae: AutoencoderKL, images: Tensor) -> Tensor:
         for part in images.split(ENCODE_BATCH)
     ]
     return (torch.cat(decoded) / 2 + 0.5).clamp(0, 1)
-
-
-def _loss(vae: AutoencoderKL, images: Tensor, generator: torch.Generator) -> Tensor:
-    posterior = vae.encode(images).latent_dist
-    decoded = vae.decode(posterior.sample(generator)).sample
-    error = functional.mse_loss(decoded, images) + functional.l1_loss(decoded, images)
-    divergence: Tensor = posterior.kl().mean()
-    return error + KL_WEIGHT * divergence
-
-
-def _set_scaling_factor(vae: AutoencoderKL, pictures: LabelledPictures) -> None:
-    with torch.no_grad():
-        latents = vae.encode(to_signed(pictures.images[:1000])).latent_dist.mode()
-    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
