@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from orchestrator.core.registry import find, registry
 from orchestrator.core.settings import PresetSettings
 from tests.workers.conftest import TinyShapes
-from tests.workers.unlearners.small import make_materials, small
+from tests.workers.unlearners.small import NoCheckpoints, make_materials, small
 from workers.diffusion.text import embed
 from workers.editing.edit_file import load_edits, save_edits
 from workers.editing.pipeline import WarmPipeline
-from workers.interfaces.unlearner import Erasure, NoCheckpoints, TrainSettings, Unlearner
+from workers.interfaces.unlearner import Erasure, TrainSettings, Unlearner
 
 METHODS = [name for name, cls in registry("unlearner").items() if cls.changes]
 TRAINED = [name for name in METHODS if issubclass(find("unlearner", name).Settings, TrainSettings)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,10 +137,6 @@ class Diffusers(Base):
 
     def fingerprint(self) -> str:
         """A repository's commit; else sha256 of the file, or of a folder's texts and weights."""
-        return self._digest
-
-    @cached_property
-    def _digest(self) -> str:
         s, path = self.settings, self._source.path
         if not path.exists():
             return str(s.revision)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,10 +58,6 @@ class Shapes(Base):
 
     def fingerprint(self) -> str:
         """sha256 of the weights' names and contents."""
-        return self._digest
-
-    @cached_property
-    def _digest(self) -> str:
         return digest_of(_weights(), (".safetensors",))
 
     def load(self, device: str) -> Pipeline:

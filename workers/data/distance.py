@@ -31,33 +31,27 @@ PER_PASS = 64
 DIGITS = 6
 
 
+@torch.inference_mode()
 def by_captions(examples: Examples, concept: str) -> Distances:
     """Between what the UNet's cross-attention gets of the caption and of the concept's own.
 
     The bundled model's text encoder, its last hidden states of all tokens together.
     """
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "pipeline" / "tokenizer")
+    encoder = CLIPTextModel.from_pretrained(WEIGHTS / "pipeline" / "text_encoder").float().eval()
+
+    def encode(captions: Sequence[str]) -> Tensor:
+        hidden: Tensor = encoder(**_tokens(tokenizer, captions)).last_hidden_state
+        return hidden.flatten(1)
+
     unique = list(dict.fromkeys(examples.captions))
     kind = kind_of(concept)
     assert kind is not None  # `problems` refuses other concepts
-    states = _encode_captions([caption(**{kind: concept}), *unique])
+    states = _in_passes([caption(**{kind: concept}), *unique], encode)
     found = dict(zip(unique, _to(states[:1], states[1:]), strict=True))
     return tuple(found[text] for text in examples.captions)
-
-
-@torch.inference_mode()
-def _encode_captions(captions: Sequence[str]) -> Tensor:
-    """Last hidden states (n, tokens · width)."""
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    folder = WEIGHTS / "pipeline"
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").float().eval()
-
-    def encode(some: Sequence[str]) -> Tensor:
-        hidden: Tensor = encoder(**_tokens(tokenizer, some)).last_hidden_state
-        return hidden.flatten(1)
-
-    return _in_passes(captions, encode)
 
 
 def _tokens(tokenizer: Any, texts: Sequence[str]) -> dict[str, Tensor]:

@@ -33,11 +33,12 @@ def read_examples(path: Path) -> Examples:
     """The inverse of `write_examples`; the file is mapped, so its bytes are not copied first."""
     table = pq.read_table(path, memory_map=True)
     encoded, captions, sources, _, distances = (table[c.name] for c in DATASET.columns)
-    pictures = (_pixels(value.as_buffer()) for value in encoded)
-    first = next(pictures)
-    images = np.empty((table.num_rows, *first.shape), dtype=np.uint8)
-    images[0] = first
-    for row, picture in enumerate(pictures, start=1):
+    images = np.empty(0)
+    for row, content in enumerate(encoded):
+        with Image.open(pa.BufferReader(content.as_buffer())) as image:
+            picture = np.asarray(image.convert("RGB"))
+        if row == 0:
+            images = np.empty((table.num_rows, *picture.shape), dtype=np.uint8)
         images[row] = picture
     return Examples(
         images,
@@ -54,9 +55,3 @@ def numbers_of(examples: Examples) -> dict[str, float]:
         values = np.array(examples.distances)
         numbers |= {f"distance_{f.__name__}": float(f(values)) for f in (np.min, np.mean, np.max)}
     return numbers
-
-
-def _pixels(content: pa.Buffer) -> np.ndarray:
-    """uint8 (height, width, 3)."""
-    with Image.open(pa.BufferReader(content)) as image:
-        return np.asarray(image.convert("RGB"))

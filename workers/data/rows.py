@@ -88,10 +88,6 @@ class RowsDataset(Dataset):
 
     def fingerprint(self) -> str:
         """sha256 of names and contents: all of a folder's files, or the file."""
-        return self._digest
-
-    @cached_property
-    def _digest(self) -> str:
         self.check()
         return digest_of(self.path)
 

@@ -40,8 +40,8 @@ class SceneSettings(Settings):
 class SceneDataset(Dataset):
     """Captioned pictures of the shapes world; neither scene nor caption ever has the concept.
 
-    A subclass says which words of each kind scenes may show; a caption always names the attribute
-    of the concept's kind, and each of the others every second time.
+    A subclass says which words of each kind scenes may show. A caption always names the attribute
+    of the concept's kind, and what all scenes share; each of the others every second time.
     """
 
     Settings = SceneSettings
@@ -83,18 +83,15 @@ class SceneDataset(Dataset):
 
         kind = kind_of(concept)
         assert kind is not None  # `problems` refuses other concepts
-        chosen = {k: str(rng.choice(words)) for k, words in self.words(concept, kind).items()}
+        pools = self.words(concept, kind)
+        chosen = {k: str(rng.choice(words)) for k, words in pools.items()}
         scene = random_scene(rng, **chosen)
         said = {
             k: getattr(scene, k)
             for k in WORDS
-            if rng.random() < CHANCE_OF_MENTION or k in self.always_named(kind)
+            if rng.random() < CHANCE_OF_MENTION or k == kind or len(pools[k]) == 1
         }
         return scene, caption(**said)
-
-    def always_named(self, kind: Attribute) -> tuple[Attribute, ...]:
-        """The attributes that every caption names, given the concept's kind."""
-        return (kind,)
 
     def words(self, concept: str, kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
         """What scenes are drawn of: the pools, or all words of a kind, and never the concept."""

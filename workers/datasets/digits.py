@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from orchestrator.core.settings import Settings
 from workers.interfaces.dataset import Dataset, Examples
-
-if TYPE_CHECKING:
-    import numpy as np
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 BRIGHTEST = 16
@@ -36,19 +31,16 @@ class Digits(Dataset):
     def examples(self, concept: str, size_px: int) -> Examples:
         """A choice without repetition, white on black, enlarged smoothly."""
         import numpy as np
+        from PIL import Image
         from sklearn.datasets import load_digits
 
         digits = load_digits()
         rng = np.random.default_rng(self.settings.seed)
         chosen = rng.permutation(len(digits.images))[: self.settings.size]
-        images = np.stack([_enlarge(digits.images[i], size_px) for i in chosen])
-        return Examples(images, tuple(f"the digit {NAMES[digits.target[i]]}" for i in chosen))
-
-
-def _enlarge(grey: np.ndarray, size_px: int) -> np.ndarray:
-    """Grey values (8, 8) in 0 … 16 -> uint8 (size_px, size_px, 3)."""
-    import numpy as np
-    from PIL import Image
-
-    image = Image.fromarray((grey / BRIGHTEST * 255).round().astype(np.uint8))
-    return np.asarray(image.resize((size_px, size_px), Image.Resampling.BICUBIC).convert("RGB"))
+        images = []
+        for grey in digits.images[chosen]:
+            small = Image.fromarray((grey / BRIGHTEST * 255).round().astype(np.uint8))
+            large = small.resize((size_px, size_px), Image.Resampling.BICUBIC)
+            images.append(np.asarray(large.convert("RGB")))
+        captions = tuple(f"the digit {NAMES[digits.target[i]]}" for i in chosen)
+        return Examples(np.stack(images), captions)

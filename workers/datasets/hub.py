@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -107,10 +106,6 @@ class Hub(Dataset):
 
     def fingerprint(self) -> str:
         """repository@revision/config/split; of a folder, sha256 of its files."""
-        return self._digest
-
-    @cached_property
-    def _digest(self) -> str:
         s, source = self.settings, self._source
         part = "" if source.path.is_dir() else f"/{s.config or 'default'}/{s.split}"
         return source.digest() + part
@@ -132,34 +127,20 @@ class Hub(Dataset):
     def _rows(self) -> Iterator[Row]:
         s, table = self.settings, self._table()
         columns = columns_of(s.caption)
-        names = {column: _label_names(table.features[column]) for column in columns}
-        for number, row in self._chosen(table):
+        names = {column: getattr(table.features[column], "names", None) for column in columns}
+        if s.streaming:  # not the library's own shuffle: its order changes with its version
+            with self._reading():
+                table = list(islice(table, s.size and s.size + STREAM_SURPLUS))
+        for index in draw_subset(len(table), s.size, s.seed, self._where):
+            row = table[index]
             texts = {column: _text(row[column], names[column]) for column in columns}
-            is_whole = None not in texts.values()
-            picture = _content(row[s.image_column])
-            yield f"row {number}", picture, s.caption.format(**texts) if is_whole else None
+            said = None if None in texts.values() else s.caption.format(**texts)
+            picture = row[s.image_column] or {}  # not decoded: its bytes, or the file with them
+            file = picture.get("path")
+            yield f"row {index + 1}", picture.get("bytes") or (Path(file) if file else None), said
 
     def _table(self) -> Table:
         """The split, with the columns that are needed, its pictures as bytes."""
-        s, table = self.settings, self._load()
-        from datasets import Image  # after the message for who has not installed it
-
-        there = table.column_names
-        columns = [s.image_column, *columns_of(s.caption)]
-        if missing := [column for column in columns if column not in there]:
-            raise ResurgeError(
-                f"{self._where} has no column {', '.join(map(repr, missing))}; it has "
-                f"{', '.join(there)}; set image_column and caption"
-            )
-        if not isinstance(table.features[s.image_column], Image):
-            raise ResurgeError(
-                f"column {s.image_column!r} of {self._where} must hold pictures but holds "
-                f"{table.features[s.image_column]}; set image_column"
-            )
-        # Decoded here, as `folder` does it, so that one bad picture does not end the reading.
-        return table.select_columns(columns).cast_column(s.image_column, Image(decode=False))
-
-    def _load(self) -> Table:
         try:
             import datasets
         except ImportError as error:
@@ -169,13 +150,28 @@ class Hub(Dataset):
         s = self.settings
         datasets.disable_progress_bars()  # a worker's log is read later
         with self._reading():
-            return datasets.load_dataset(
+            table = datasets.load_dataset(
                 self._source.where,
                 s.config,
                 split=s.split,
                 revision=s.revision,
                 streaming=s.streaming,
             )
+        there = table.column_names
+        columns = [s.image_column, *columns_of(s.caption)]
+        if missing := [column for column in columns if column not in there]:
+            raise ResurgeError(
+                f"{self._where} has no column {', '.join(map(repr, missing))}; it has "
+                f"{', '.join(there)}; set image_column and caption"
+            )
+        if not isinstance(table.features[s.image_column], datasets.Image):
+            raise ResurgeError(
+                f"column {s.image_column!r} of {self._where} must hold pictures but holds "
+                f"{table.features[s.image_column]}; set image_column"
+            )
+        # Decoded here, as `folder` does it, so that one bad picture does not end the reading.
+        encoded = datasets.Image(decode=False)
+        return table.select_columns(columns).cast_column(s.image_column, encoded)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -184,15 +180,6 @@ class Hub(Dataset):
         except Exception as error:  # the readers raise whatever they trip over
             found = f"{sentence(error)}{offline_hint('the cache')}"
             raise ResurgeError(f"cannot read the data set {self._where}: {found}") from error
-
-    def _chosen(self, table: Table) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """The rows to use, each with its number in the split."""
-        s = self.settings
-        if s.streaming:  # not the library's own shuffle: its order changes with its version
-            with self._reading():
-                table = list(islice(table, s.size and s.size + STREAM_SURPLUS))
-        for index in draw_subset(len(table), s.size, s.seed, self._where):
-            yield index + 1, table[index]
 
 
 def columns_of(caption: str) -> tuple[str, ...]:
@@ -205,22 +192,8 @@ def columns_of(caption: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _label_names(feature: Any) -> Sequence[str] | None:
-    """The names of a column of class labels; None for any other column."""
-    names = getattr(feature, "names", None)
-    return None if names is None else [name.replace("_", " ") for name in names]
-
-
 def _text(value: Any, names: Sequence[str] | None) -> str | None:
     """A row's text, or the name of its class label; None if it has neither."""
     if names is not None and isinstance(value, int) and 0 <= value < len(names):
-        return names[value]
+        return names[value].replace("_", " ")
     return value if isinstance(value, str) and names is None else None
-
-
-def _content(value: Mapping[str, Any] | None) -> bytes | Path | None:
-    """An undecoded picture's bytes, or the file that holds it."""
-    if not value:
-        return None
-    path = value.get("path")
-    return value.get("bytes") or (Path(path) if path else None)

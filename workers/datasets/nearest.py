@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -124,13 +123,11 @@ class Nearest(Dataset):
 
     def fingerprint(self) -> str:
         """What the inner set is, and what the embedding is made with."""
-        return sha256([self.settings.of.identity, self._embedding])
-
-    @cached_property
-    def _embedding(self) -> str:
         if self._clip is not None:
-            return self._clip.revision or digest_of(self._clip.path)
-        return sha256([digest_of_file(SHAPES / file) for file in FILES[self.settings.by]])
+            embedding = self._clip.revision or digest_of(self._clip.path)
+        else:
+            embedding = sha256([digest_of_file(SHAPES / file) for file in FILES[self.settings.by]])
+        return sha256([self.settings.of.identity, embedding])
 
     @property
     def _clip(self) -> Source | None:
@@ -142,21 +139,20 @@ class Nearest(Dataset):
         """Embed all of the inner set, order it, and take the part."""
         import numpy as np
 
+        from workers.data import distance
+
         there = self.inner.examples(concept, size_px).named(self.inner.name)
-        distances = self._distances(there, concept)
+        if self._clip is not None:
+            distances = distance.by_clip(there, concept, self._clip)
+        elif self.settings.by == "captions":
+            distances = distance.by_captions(there, concept)
+        else:
+            own = ChosenDataset.read({"erased": {"size": CONCEPT_PICTURES, "seed": CONCEPT_SEED}})
+            pictures = own.plugin.examples(concept, JUDGE_SIDE_PX)
+            distances = distance.by_pictures(there, pictures)
         measured = Examples(there.images, there.captions, there.sources, distances)
         order = np.argsort(np.array(distances), kind="stable")
         return measured.take([int(order[place]) for place in self._places(len(there))])
-
-    def _distances(self, examples: Examples, concept: str) -> tuple[float, ...]:
-        from workers.data import distance
-
-        if self._clip is not None:
-            return distance.by_clip(examples, concept, self._clip)
-        if self.settings.by == "captions":
-            return distance.by_captions(examples, concept)
-        own = ChosenDataset.read({"erased": {"size": CONCEPT_PICTURES, "seed": CONCEPT_SEED}})
-        return distance.by_pictures(examples, own.plugin.examples(concept, JUDGE_SIDE_PX))
 
     def _places(self, there: int) -> list[int]:
         """Which places in the order of distances are taken, of a set of so many.

@@ -30,7 +30,3 @@ class Novel(SceneDataset):
     def pools(self, concept: str, kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
         """One new shape."""
         return {"shape": (self.settings.shape,)}
-
-    def always_named(self, kind: Attribute) -> tuple[Attribute, ...]:
-        """The concept's kind and the shape."""
-        return (kind, "shape")

@@ -28,7 +28,3 @@ class SameColor(SceneDataset):
     def pools(self, concept: str, kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
         """One colour."""
         return {"color": (self.settings.color,)}
-
-    def always_named(self, kind: Attribute) -> tuple[Attribute, ...]:
-        """The concept's kind and the colour."""
-        return (kind, "color")

@@ -28,7 +28,3 @@ class SameFill(SceneDataset):
     def pools(self, concept: str, kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
         """One fill."""
         return {"fill": (self.settings.fill,)}
-
-    def always_named(self, kind: Attribute) -> tuple[Attribute, ...]:
-        """The concept's kind and the fill."""
-        return (kind, "fill")

@@ -77,7 +77,13 @@ class LowRank(ModelEdit):
     @torch.no_grad()
     def apply(self, pipe: Pipeline) -> None:
         layers = dict(pipe.unet.named_modules())
-        _refuse([p for p, f in self.factors.items() if not _fits(layers.get(p), f)])
+        wrong = []
+        for path, (down, up) in self.factors.items():
+            weight = getattr(layers.get(path), "weight", None)
+            shape = (up.shape[0], down.shape[1])
+            if not isinstance(weight, Tensor) or (weight.shape[0], weight[0].numel()) != shape:
+                wrong.append(path)
+        _refuse(wrong)
         for path, (down, up) in self.factors.items():
             weight = layers[path].weight
             delta = up.to(weight.device) @ down.to(weight.device)
@@ -96,16 +102,6 @@ class LowRank(ModelEdit):
         paths = sorted(name.removesuffix(".down") for name in tensors if name.endswith(".down"))
         factors = {p: (tensors[f"{p}.down"], tensors[f"{p}.up"]) for p in paths}
         return cls(factors, float(config["scale"]))
-
-
-def _fits(layer: nn.Module | None, factors: tuple[Tensor, Tensor]) -> bool:
-    down, up = factors
-    weight = getattr(layer, "weight", None)
-    return (
-        isinstance(weight, Tensor)
-        and weight.shape[0] == up.shape[0]
-        and weight[0].numel() == down.shape[1]
-    )
 
 
 def _refuse(wrong: Sequence[str]) -> None:

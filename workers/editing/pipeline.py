@@ -45,7 +45,9 @@ class WarmPipeline:
             self._undo.pop()()
         self.edits = ()
         live = live_parameters(self.pipe)
-        if live.keys() != self._base.keys() or self._has_hooks():
+        modules = [m for part in EDITABLE for m in getattr(self.pipe, part).modules()]
+        has_hooks = any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+        if has_hooks or live.keys() != self._base.keys():
             # Work that raised half-way can leave modules or hooks behind; a fresh load cannot.
             self._load()
             live = live_parameters(self.pipe)
@@ -90,10 +92,3 @@ class WarmPipeline:
     def state(self) -> dict[str, Tensor]:
         """The present weights on the CPU, a snapshot that shares what the base already holds."""
         return self._base | self.changed()
-
-    def _has_hooks(self) -> bool:
-        return any(
-            module._forward_hooks or module._forward_pre_hooks
-            for part in EDITABLE
-            for module in getattr(self.pipe, part).modules()
-        )

@@ -33,19 +33,6 @@ class Checkpoints(Protocol):
         """Keep a phase's state, in place of an earlier one; then leave, if that was asked for."""
 
 
-class NoCheckpoints:
-    """Nothing is kept."""
-
-    def load(self, phase: str) -> None:
-        return None
-
-    def is_due(self) -> bool:
-        return False
-
-    def save(self, phase: str, step: int, tensors: Mapping[str, Tensor]) -> None:
-        return None
-
-
 class TrainSettings(PresetSettings):
     """What every iterative method can be told. Each method has its own defaults."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -89,10 +88,6 @@ class SourceMetric(Metric):
 
     def fingerprint(self) -> str:
         """The models' commits or the sha256 of their folders, and that of weight files."""
-        return self._digest
-
-    @cached_property
-    def _digest(self) -> str:
         return "\n".join(self.digests())
 
     def digests(self) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 
 import torch
 
@@ -33,7 +32,14 @@ class FailedElsewhere(RuntimeError):
 
 def cause_of(error: BaseException) -> Cause:
     """The cause that the exception, or else the nearest one that led to it, speaks of."""
-    return next(filter(None, map(_own_cause, _chain(error))), "bug")
+    at: BaseException | None = error
+    seen: set[int] = set()
+    while at is not None and id(at) not in seen:
+        if found := _own_cause(at):
+            return found
+        seen.add(id(at))
+        at = at.__cause__ or (None if at.__suppress_context__ else at.__context__)
+    return "bug"
 
 
 def message_of(error: BaseException) -> str:
@@ -60,12 +66,3 @@ def _own_cause(error: BaseException) -> Cause | None:
         return "storage"
     # Libraries written in other languages (safetensors, Arrow) pass on the words alone.
     return "storage" if any(words in text for words in _NO_SPACE) else None
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The exception, what it was raised from or while handling, and so on."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

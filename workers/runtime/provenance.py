@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
+from contextlib import suppress
 from functools import cache
 
 import torch
@@ -17,22 +18,19 @@ _PACKAGES = ("resurge", "torch", "diffusers", "transformers", "accelerate", "pef
 @cache
 def provenance(device: str) -> Provenance:
     """Host, device, threads, versions and the working directory's git commit, as JSON values."""
+    versions: dict[str, str | None] = dict.fromkeys(_PACKAGES)
+    for name in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     return {
         "host": platform.node(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": versions,
         "git_sha": _git_sha(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _git_sha() -> str | None:

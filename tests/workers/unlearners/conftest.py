@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tests.workers.unlearners.small import make_materials
+from tests.workers.unlearners.small import NoCheckpoints, make_materials
 from tests.workers.unlearners.transcribe import ANCHOR, FORGET, RETAIN, noise_pictures
-from workers.interfaces.unlearner import Erasure, NoCheckpoints
+from workers.interfaces.unlearner import Erasure
 
 
 @pytest.fixture

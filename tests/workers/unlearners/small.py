@@ -44,3 +44,16 @@ def _material(pipe, need):
         plugin = type(plugin)(plugin.settings.model_copy(update={"sampler_steps": 2}))
     made = plugin.make(Work(pipe, need.asked, source, lambda *_: None))
     return plugin.read(made.tensors, need.asked)
+
+
+class NoCheckpoints:
+    """Nothing is kept."""
+
+    def load(self, phase):
+        return None
+
+    def is_due(self):
+        return False
+
+    def save(self, phase, step, tensors):
+        return None
