@@ -137,7 +137,13 @@ class RayExecutor(Executor):
             target = int(max(pool.min, min(wanted.get(need, 0), pool.max, limit)))
             for _ in range(target - len(mine)):
                 self._seat(need)
-            self._let_go(mine, target, is_over)
+            # Those that are not up yet go first: what they ask for, the cluster should not bring.
+            waiting = [seat for seat in mine if seat.starting is not None]
+            now_s = self._clock_s()
+            idle = [s for s in mine if s.is_free and (is_over or now_s - s.idle_since_s > IDLE_S)]
+            for seat in (*waiting, *idle)[: max(0, len(mine) - target)]:
+                self.ray.kill(seat.actor)
+                del self.seats[seat.name]
 
     def submit(self, order: WorkOrder, worker: str) -> None:
         """Start the task on that worker's actor."""
@@ -227,16 +233,6 @@ class RayExecutor(Executor):
         name = f"worker-{next(self._numbers)}"
         actor, starting = self._actor(self._pools[need])
         self.seats[name] = _Seat(name, need, actor, starting, self._clock_s())
-
-    def _let_go(self, seats: Sequence[_Seat], target: int, is_over: bool) -> None:
-        """Those that are not up yet first: what they ask for, the cluster should not bring."""
-        surplus = len(seats) - target
-        waiting = [seat for seat in seats if seat.starting is not None]
-        now_s = self._clock_s()
-        idle = [s for s in seats if s.is_free and (is_over or now_s - s.idle_since_s > IDLE_S)]
-        for seat in (*waiting, *idle)[: max(0, surplus)]:
-            self.ray.kill(seat.actor)
-            del self.seats[seat.name]
 
     def _actor(self, pool: Pool) -> tuple[Any, Any]:
         """A new actor, and a reference that is ready when it is up."""

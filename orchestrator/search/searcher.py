@@ -20,7 +20,7 @@ from orchestrator.plan.tasks import make_tasks
 from orchestrator.schedule.scheduler import Scheduler
 from orchestrator.store.store import Store
 from orchestrator.study.points import PointPlanner
-from orchestrator.study.studies import open_studies, study_name
+from orchestrator.study.studies import open_studies
 from orchestrator.study.study import Study
 from orchestrator.study.tried import Tried
 from orchestrator.study.worst_case import asked_plan, confirmed
@@ -44,7 +44,6 @@ class Watcher(Protocol):
 class Lane:
     """A study with what is under way in it."""
 
-    name: str
     fixed: Point
     study: Study
     asked: Future[Tried | None] | None = None
@@ -99,16 +98,14 @@ class Searcher:
         self._owner = ThreadPoolExecutor(1, thread_name_prefix="resurge-study")
         self._telling: list[Future[Any]] = []
         opened = self._owner.submit(open_studies, points, storage).result()
-        self.lanes = [
-            Lane(study_name(points.sweep, fixed), fixed, study) for fixed, study in opened
-        ]
+        self.lanes = [Lane(fixed, study) for fixed, study in opened]
 
     def run(self) -> None:
         """Until every study's budget is spent and its best settings are confirmed."""
         try:
             for lane in self.lanes:
                 adopted = self._owner.submit(lane.study.adopt).result()
-                self.watcher.begin(lane.name, self._owner.submit(lane.study.tried).result())
+                self.watcher.begin(lane.study.name, self._owner.submit(lane.study.tried).result())
                 for tried in adopted:
                     self._start(lane, tried)
             while any(lane.running or not lane.is_over for lane in self.lanes):
@@ -269,7 +266,7 @@ class Searcher:
 
         def told() -> None:
             tell(*values)
-            self.watcher.told(lane.name, lane.study.one(tried.number))
+            self.watcher.told(lane.study.name, lane.study.one(tried.number))
 
         self._telling.append(self._owner.submit(told))
 
@@ -302,7 +299,7 @@ class Searcher:
     def _tried(self) -> list[tuple[str, Point, list[Tried]]]:
         """By study its name, what it holds fixed, and its trials."""
         return [
-            (lane.name, lane.fixed, self._owner.submit(lane.study.tried).result())
+            (lane.study.name, lane.fixed, self._owner.submit(lane.study.tried).result())
             for lane in self.lanes
         ]
 

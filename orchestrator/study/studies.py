@@ -32,10 +32,10 @@ def is_complete(
     for _, fixed, trials in found:
         size = points.search.space.within(fixed).size
         budget = points.search.settings.trials
-        over = [t for t in counted(trials) if t.state != "running"]
-        if len(over) < len(trials) - sum(t.repeat_of is not None for t in trials):
+        asked = counted(trials)
+        if any(tried.state == "running" for tried in asked):
             return False
-        if len(over) < (budget if size is None else min(budget, size)):
+        if len(asked) < (budget if size is None else min(budget, size)):
             return False
         plans = (points.confirming(tried.point) for tried in confirmed(trials, points))
         if any(stage.key not in keys for plan in plans for stage in plan.stages):

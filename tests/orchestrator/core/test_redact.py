@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.core.errors import SweepError
-from orchestrator.core.redact import has_credentials, redact
+from orchestrator.core.redact import has_credentials, passwords_of, redact
 from orchestrator.sweepfile.load import parse
 
 RECORDING = Path(__file__).parents[2] / "recording"
@@ -72,6 +72,20 @@ class Leak(Unlearner):
 def test_credentials_are_taken_out_of_text(text: str, shown: str) -> None:
     assert redact(text) == shown
     assert redact(shown) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("postgresql://ann:p%40w@host/db", ["p%40w", "p@w"]),
+        ("ann:pw@host/db", ["pw"]),
+        ("postgresql://host/db?user=a&password=p%2Fw&x=1", ["p%2Fw", "p/w"]),
+        ("postgresql://ann@host/db", []),
+        ("sqlite:////home/a:b@c/studies.db", []),
+    ],
+)
+def test_a_urls_passwords_are_known_as_written_and_as_meant(url: str, found: list[str]) -> None:
+    assert passwords_of(url) == found
 
 
 def test_the_environments_secrets_are_found_however_they_are_spelt(
