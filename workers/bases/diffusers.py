@@ -22,7 +22,6 @@ from workers.interfaces.base import Base, WeightFiles
 if TYPE_CHECKING:
     from workers.interfaces.pipeline import Pipeline
 
-
 TEMPLATES = (
     "a photo of {}",
     "an image of {}",
@@ -30,8 +29,6 @@ TEMPLATES = (
     "a drawing of {}",
     "{}",
 )
-
-
 TEXT_FILES = (".json", ".txt")  # a tokenizer's merges are a .txt
 
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from workers.interfaces.dataset import Examples
 
-
 Distances = tuple[float, ...]
 PER_PASS = 64
 DIGITS = 6

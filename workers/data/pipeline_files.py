@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from workers.interfaces.pipeline import Pipeline
 
-
 Dtype = Literal["float32", "float16", "bfloat16"]
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 PREDICTIONS = ("epsilon", "v_prediction")

@@ -22,15 +22,10 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-
 Row = tuple[str, bytes | Path | None, Any]
 """(what to call the row in an error, the picture, the caption)."""
-
-
 MIN_SIDE_PX = 4
 """A picture with a shorter side than this is a placeholder, not a picture."""
-
-
 MAX_PROBLEMS_SHOWN = 50
 ROWS_PER_SIGN = 64
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from workers.shapes.render import Scene
 
-
 Attribute = Literal["shape", "color", "fill"]
 WORDS: Mapping[Attribute, tuple[str, ...]] = {"shape": SHAPES, "color": COLORS, "fill": FILLS}
 CHANCE_OF_MENTION = 0.5

@@ -24,7 +24,6 @@ from workers.training.finetune import Trainer
 if TYPE_CHECKING:
     from workers.interfaces.pipeline import Pipeline
 
-
 GREY = 128
 GB = 1e9
 

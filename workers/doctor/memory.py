@@ -35,10 +35,7 @@ from workers.diffusion.lora import projections
 if TYPE_CHECKING:
     from workers.interfaces.pipeline import Pipeline
 
-
 LORA_RANK = 4
-
-
 GRADIENT, MOMENTS, CHECKPOINT = 4, 8, 12
 """Bytes a trained parameter."""
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from workers.interfaces.pipeline import Pipeline, UNet
 
-
 FINGERPRINT_WIDTH = 64
 
 

@@ -19,7 +19,6 @@ from workers.interfaces.edit import ModelEdit
 if TYPE_CHECKING:
     from workers.interfaces.pipeline import Pipeline
 
-
 EDITABLE = ("unet", "text_encoder")
 """The pipeline's parts that edits may change; the autoencoder and the tokenizer stay."""
 

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
     from workers.interfaces.pipeline import Pipeline
 
-
 Undo = Callable[[], None]
 
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-
 PER_PASS = 64
 Labels = Mapping[str, Sequence[str]]
 """Names of a model's classes by the concept that they show."""

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-
 T = TypeVar("T")
 PER_PASS = 64
 
@@ -28,41 +27,44 @@ class Clip:
 
     def images(self, images: Sequence[np.ndarray]) -> Tensor:
         """Embeddings of length 1 (n, width) of pictures, fp32 on the CPU."""
-        return self._unit(images, self._embed_images)
+
+        def embed(some: Sequence[np.ndarray]) -> Tensor:
+            pixels = prepare(self.processor, some).to(self.model.device)
+            pooled = self.model.vision_model(pixel_values=pixels).pooler_output
+            projected: Tensor = self.model.visual_projection(pooled)
+            return projected
+
+        return _unit(images, embed)
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Embeddings of length 1 (n, width) of texts, cut after CLIP's 77 tokens."""
-        return self._unit(texts, self._embed_texts)
+        limit = self.model.config.text_config.max_position_embeddings
+
+        def embed(some: Sequence[str]) -> Tensor:
+            tokens = self.tokenizer(
+                list(some), padding=True, truncation=True, max_length=limit, return_tensors="pt"
+            ).to(self.model.device)
+            pooled = self.model.text_model(tokens.input_ids, tokens.attention_mask).pooler_output
+            projected: Tensor = self.model.text_projection(pooled)
+            return projected
+
+        return _unit(texts, embed)
 
     @property
     def scale(self) -> float:
         """What the model's cosines are multiplied by before a softmax: 100 as published."""
         return float(self.model.logit_scale.exp())
 
-    def _unit(self, items: Sequence[T], embed: Callable[[Sequence[T]], Tensor]) -> Tensor:
-        import torch
-        from torch.nn import functional
 
-        from workers.runtime.parts import passes
+def _unit(items: Sequence[T], embed: Callable[[Sequence[T]], Tensor]) -> Tensor:
+    import torch
+    from torch.nn import functional
 
-        with torch.inference_mode():
-            found = torch.cat([embed(some) for some in passes(items, PER_PASS)])
-            return functional.normalize(found.float(), dim=-1).cpu()
+    from workers.runtime.parts import passes
 
-    def _embed_images(self, images: Sequence[np.ndarray]) -> Tensor:
-        pixels = prepare(self.processor, images).to(self.model.device)
-        pooled = self.model.vision_model(pixel_values=pixels).pooler_output
-        projected: Tensor = self.model.visual_projection(pooled)
-        return projected
-
-    def _embed_texts(self, texts: Sequence[str]) -> Tensor:
-        limit = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt"
-        ).to(self.model.device)
-        pooled = self.model.text_model(tokens.input_ids, tokens.attention_mask).pooler_output
-        projected: Tensor = self.model.text_projection(pooled)
-        return projected
+    with torch.inference_mode():
+        found = torch.cat([embed(some) for some in passes(items, PER_PASS)])
+        return functional.normalize(found.float(), dim=-1).cpu()
 
 
 @kept(2)

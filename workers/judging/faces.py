@@ -16,11 +16,8 @@ from workers.runtime.kept import kept
 if TYPE_CHECKING:
     import numpy as np
 
-
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
-
-
 LBP = "lbp"
 CASCADE = "lbpcascade_frontalface_opencv.xml"
 INSTALL = "pip install 'resurge[faces]'"

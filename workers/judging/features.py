@@ -10,16 +10,15 @@ from pydantic import Field, field_validator
 
 from orchestrator.core.artifacts import Role
 from orchestrator.core.errors import ResurgeError
-from orchestrator.core.plugin import Asked, BasePlugin
+from orchestrator.core.plugin import Asked
 from workers.data.pinned import Source
 from workers.interfaces.metric import Picture, Score
 from workers.judging.model_metric import REVISION, SourceMetric, SourceSettings
-from workers.judging.shapes_judge import JUDGE, judge_inputs, refusal
+from workers.judging.shapes_judge import JUDGE, judge_inputs
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
-
 
 LEAST = 2
 """Fewer pictures have no covariance and no pairs."""
@@ -58,18 +57,13 @@ class SetDistance(SourceMetric):
     per_picture = False
     values: ClassVar[tuple[float | None, float | None]] = (0.0, None)
     higher = "farther from the base's pictures"
+    INSTEAD = "set features to a CLIP model"
     Settings = SetSettings
     settings: SetSettings
 
     @abstractmethod
     def distance(self, ours: Tensor, theirs: Tensor) -> float:
         """Between features (n, d) of the model's pictures and the base's."""
-
-    def problems(self, base: BasePlugin, concept: str) -> list[str]:
-        """The judge is for the bundled world."""
-        if self.settings.features != JUDGE:
-            return []
-        return refusal(self.name, base, "set features to a CLIP model")
 
     def problems_with(self, asked: Asked) -> list[str]:
         """Its roles must have enough pictures."""

@@ -13,11 +13,8 @@ from workers.judging.weights import read
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's channels in [0, 1]."""
-
-
 CONVOLUTIONS = (
     ("features.0", 4, 2),
     ("features.3", 1, 2),
@@ -26,12 +23,8 @@ CONVOLUTIONS = (
     ("features.10", 1, 1),
 )
 """AlexNet's (Krizhevsky, 2014): name in torchvision, stride, padding."""
-
-
 WEIGHTS = tuple(f"lin{index}.model.1.weight" for index in range(len(CONVOLUTIONS)))
 """LPIPS's weights of the channels, by their names there."""
-
-
 POOLED_BEFORE = ("features.3", "features.6")
 
 

@@ -9,10 +9,11 @@ from typing import ClassVar
 from pydantic import model_validator
 
 from orchestrator.core.errors import ResurgeError
+from orchestrator.core.plugin import BasePlugin
 from orchestrator.core.settings import Settings
 from workers.data.pinned import Source, digest_of
 from workers.interfaces.metric import Metric
-from workers.judging.shapes_judge import JUDGE, judge_digest
+from workers.judging.shapes_judge import JUDGE, judge_digest, refusal
 
 CLIP_B32 = "openai/clip-vit-base-patch32"
 CLIP_L14 = "openai/clip-vit-large-patch14"
@@ -24,8 +25,6 @@ COMMITS: Mapping[str, str] = {
     RESNET_50: "34c2154c194f829b11125337b98c8f5f9965ff19",
 }
 """The commits of the models that metrics use by default."""
-
-
 REVISION = "a repository's commit, 40 hex digits; needed for repositories, but for the default one"
 
 
@@ -47,28 +46,24 @@ class SourceSettings(Settings):
                 # Before the values are seen: nobody has this object yet, frozen as it will be. Not
                 # in a validator of the raw values, after which JSON's lists would be no tuples.
                 object.__setattr__(self, revision, COMMITS[name])
-            if problem := self._problem(model, revision):
-                raise ValueError(problem)
+            source, commit = self.source_unless_word(model), getattr(self, revision)
+            fault = source and source.fault()
+            if source is None or fault == "revision of what is here":
+                if commit:
+                    raise ValueError(f"{revision} is for repositories but {model} is {name!r}")
+            elif fault == "no repository":
+                words = "".join(f"{word!r}, " for word in sorted(self.WORDS))
+                raise ValueError(
+                    f"{model} must be {words}a folder that exists or a repository id such as "
+                    f"owner/name but got {name!r}"
+                )
+            elif fault == "no commit":
+                raise ValueError(
+                    f"{model} {name!r} is no folder here, and as a repository it needs {revision}, "
+                    f"a commit hash of 40 hex digits, but {source.got}; a branch or a tag moves, "
+                    "and a result must name the weights that it was computed from"
+                )
         return self
-
-    def _problem(self, model: str, revision: str) -> str | None:
-        source = self.source_unless_word(model)
-        name, commit = getattr(self, model), getattr(self, revision)
-        if source is None or (fault := source.fault()) == "revision of what is here":
-            return f"{revision} is for repositories but {model} is {name!r}" if commit else None
-        if fault == "no repository":
-            words = "".join(f"{word!r}, " for word in sorted(self.WORDS))
-            return (
-                f"{model} must be {words}a folder that exists or a repository id such as "
-                f"owner/name but got {name!r}"
-            )
-        if fault == "no commit":
-            return (
-                f"{model} {name!r} is no folder here, and as a repository it needs {revision}, a "
-                f"commit hash of 40 hex digits, but {source.got}; a branch or a tag moves, and a "
-                "result must name the weights that it was computed from"
-            )
-        return None
 
     def source(self, setting: str = "model") -> Source:
         """The model that a setting names."""
@@ -85,6 +80,18 @@ class SourceMetric(Metric):
     settings: SourceSettings
     FILES: ClassVar[tuple[str, ...]] = ()
     """Settings that name a .safetensors file."""
+    INSTEAD: ClassVar[str] = ""
+    """What to do where the bundled world's judge is asked about another base's pictures."""
+
+    def problems(self, base: BasePlugin, concept: str) -> list[str]:
+        """The judge is for the bundled world; weight files must be there."""
+        found = refusal(self.name, base, self.INSTEAD) if self.asks_the_judge() else []
+        for setting in self.files():
+            try:
+                self.file(setting)
+            except ResurgeError as error:
+                found.append(str(error))
+        return found
 
     def fingerprint(self) -> str:
         """The models' commits or the sha256 of their folders, and that of weight files."""
@@ -99,7 +106,7 @@ class SourceMetric(Metric):
 
     def asks_the_judge(self) -> bool:
         """Whether a setting names the bundled world's judge."""
-        return any(self._is_judge(name) for name in type(self.settings).model_fields)
+        return any(map(self._is_judge, (*self.settings.MODELS, *self.FILES)))
 
     def _is_judge(self, setting: str) -> bool:
         return bool(getattr(self.settings, setting) == JUDGE)
@@ -122,13 +129,3 @@ class SourceMetric(Metric):
                 f"{str(path)!r}{there}; see docs/metrics.md for what it holds"
             )
         return path
-
-    def file_problems(self) -> list[str]:
-        """What is wrong with the weight files, before anything runs."""
-        found = []
-        for setting in self.files():
-            try:
-                self.file(setting)
-            except ResurgeError as error:
-                found.append(str(error))
-        return found

@@ -14,7 +14,6 @@ from orchestrator.core.errors import ResurgeError
 if TYPE_CHECKING:
     import numpy as np
 
-
 CLASSES = (
     "FEMALE_GENITALIA_COVERED", "FACE_FEMALE", "BUTTOCKS_EXPOSED", "FEMALE_BREAST_EXPOSED",
     "FEMALE_GENITALIA_EXPOSED", "MALE_BREAST_EXPOSED", "ANUS_EXPOSED", "FEET_EXPOSED",
@@ -23,17 +22,11 @@ CLASSES = (
     "BUTTOCKS_COVERED",
 )  # fmt: skip
 """The network's classes, in the order of its outputs (NudeNet 3)."""
-
-
 SIDE_PX = 320
 FLOOR = 0.25
 """The package drops boxes below this score before it looks which ones overlap."""
-
-
 OVERLAP = 0.45
 """Of boxes whose intersection over union is larger, only the best is kept, whatever its class."""
-
-
 PER_PASS = 16
 INSTALL = "pip install 'resurge[nudenet]'"
 Channels = Literal["rgb", "bgr"]
@@ -112,20 +105,16 @@ def _detections(output: np.ndarray, size: tuple[int, int]) -> list[Detection]:
     corners = np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], axis=1)
     corners = corners.clip(0, [width, height, width, height])
     scores, labels = output[4:].max(axis=0), output[4:].argmax(axis=0)
-    rows = [row for row in np.argsort(-scores, kind="stable") if scores[row] >= FLOOR]
+    kept: list[int] = []  # the best first, without those that overlap a better one
+    for row in np.argsort(-scores, kind="stable"):
+        if scores[row] >= FLOOR and all(
+            _overlap(corners[row], corners[k]) <= OVERLAP for k in kept
+        ):
+            kept.append(row)
     return [
         Detection(CLASSES[labels[row]], float(scores[row]), tuple(corners[row].tolist()))
-        for row in _apart(corners, rows)
+        for row in kept
     ]
-
-
-def _apart(corners: np.ndarray, rows: Sequence[int]) -> list[int]:
-    """Non-maximum suppression: rows, best first, without those that overlap a better one."""
-    kept: list[int] = []
-    for row in rows:
-        if all(_overlap(corners[row], corners[other]) <= OVERLAP for other in kept):
-            kept.append(row)
-    return kept
 
 
 def _overlap(one: np.ndarray, other: np.ndarray) -> float:

@@ -16,11 +16,8 @@ if TYPE_CHECKING:
 
     from workers.shapes.judge import Judge
 
-
 JUDGE = "judge"
 """The word that asks for it in a setting."""
-
-
 SIDE_PX = 32
 PICTURES_PER_PASS = 256
 

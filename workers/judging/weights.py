@@ -20,7 +20,11 @@ def read(path: Path) -> dict[str, Tensor]:
         tensors = load_file(path)
     except Exception as error:  # the reader raises whatever it trips over
         raise ResurgeError(f"cannot read {path}: {error}; it must be a safetensors file") from error
-    return {name: tensors[name].float() for name in sorted(tensors, key=_by_number)}
+
+    def by_number(name: str) -> list[str | int]:
+        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+    return {name: tensors[name].float() for name in sorted(tensors, key=by_number)}
 
 
 def check_width(path: Path, needed: int, got: int) -> None:
@@ -34,7 +38,3 @@ def check_width(path: Path, needed: int, got: int) -> None:
             f"{path} is for embeddings of {needed} numbers but the model's have {got}; "
             "set model to the CLIP model that it was trained on"
         )
-
-
-def _by_number(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
 from orchestrator.core.errors import ResurgeError
-from orchestrator.core.plugin import BasePlugin
 from workers.interfaces.metric import Picture, Score, means
 from workers.judging.model_metric import CLIP_L14, REVISION, SourceMetric, SourceSettings
 from workers.judging.weights import check_width, read
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class AestheticSettings(SourceSettings):
@@ -43,10 +39,6 @@ class Aesthetic(SourceMetric):
     Settings = AestheticSettings
     settings: AestheticSettings
 
-    def problems(self, base: BasePlugin, concept: str) -> list[str]:
-        """The predictor must be there."""
-        return self.file_problems()
-
     def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
         """Means by role."""
         from torch.nn import functional
@@ -54,14 +46,6 @@ class Aesthetic(SourceMetric):
         from workers.judging.clip import load_clip
 
         found = load_clip(self.settings.source()).images([picture.image for picture in pictures])
-        layers = self._layers()
-        check_width(self.file("head"), layers[0][0].shape[1], found.shape[1])
-        for weight, bias in layers:
-            found = functional.linear(found, weight, bias)
-        values = found[:, 0].tolist()
-        return Score(means(pictures, values), values)
-
-    def _layers(self) -> list[tuple[Tensor, Tensor]]:
         path = self.file("head")
         tensors = read(path)
         names = [name.removesuffix("weight") for name in tensors if name.endswith("weight")]
@@ -74,4 +58,8 @@ class Aesthetic(SourceMetric):
             raise ResurgeError(
                 f"{path}: the last layer must have one output but has {len(layers[-1][0])}"
             )
-        return layers
+        check_width(path, layers[0][0].shape[1], found.shape[1])
+        for weight, bias in layers:
+            found = functional.linear(found, weight, bias)
+        values = found[:, 0].tolist()
+        return Score(means(pictures, values), values)

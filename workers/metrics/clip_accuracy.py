@@ -65,8 +65,13 @@ class ClipAccuracy(SourceMetric):
 
     def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
         """Means by role of the value, and of the other one under its own name."""
+        from workers.judging.clip import load_clip
+
         columns = [self._column(picture) for picture in pictures]
-        rows = self._probabilities(pictures)
+        s, clip = self.settings, load_clip(self.settings.source())
+        texts = clip.texts([s.template.replace("{}", word) for word in s.classes])
+        images = clip.images([picture.image for picture in pictures])
+        rows = (clip.scale * images @ texts.T).softmax(dim=1).tolist()
         found = {"top1": list[float](), "probability": list[float]()}
         for row, column in zip(rows, columns, strict=True):
             top = row.index(max(row))
@@ -75,15 +80,6 @@ class ClipAccuracy(SourceMetric):
         values = found.pop(self.settings.value)
         ((other, beside),) = found.items()
         return Score(means(pictures, values) | extra(other, pictures, beside), values)
-
-    def _probabilities(self, pictures: Sequence[Picture]) -> list[list[float]]:
-        """(pictures, classes)."""
-        from workers.judging.clip import load_clip
-
-        s, clip = self.settings, load_clip(self.settings.source())
-        texts = clip.texts([s.template.replace("{}", word) for word in s.classes])
-        images = clip.images([picture.image for picture in pictures])
-        return (clip.scale * images @ texts.T).softmax(dim=1).tolist()
 
     def _column(self, picture: Picture) -> int | None:
         concept, classes = picture.probe.concept, self.settings.classes

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from orchestrator.core.plugin import BasePlugin
 from workers.interfaces.metric import Picture, Score, means
 from workers.judging.model_metric import SourceMetric, SourceSettings
-from workers.judging.shapes_judge import JUDGE, judge_inputs, refusal
+from workers.judging.shapes_judge import JUDGE, judge_inputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,15 +42,10 @@ class Lpips(SourceMetric):
     reference = True
     values = (0.0, None)
     higher = "less like the base's picture"
+    INSTEAD = "set features to a file with AlexNet's weights"
     FILES: ClassVar[tuple[str, ...]] = ("features",)
     Settings = LpipsSettings
     settings: LpipsSettings
-
-    def problems(self, base: BasePlugin, concept: str) -> list[str]:
-        """The judge is for the bundled world; a file must be there."""
-        if self.asks_the_judge():
-            return refusal(self.name, base, "set features to a file with AlexNet's weights")
-        return self.file_problems()
 
     def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
         """Means by role of the distances of picture i to reference i."""

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
 from orchestrator.core.errors import ResurgeError
-from orchestrator.core.plugin import BasePlugin
 from workers.interfaces.metric import Picture, Score, extra, means
 from workers.judging.model_metric import CLIP_L14, REVISION, SourceMetric, SourceSettings
 from workers.judging.weights import check_width, read
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Q16Settings(SourceSettings):
@@ -42,29 +38,22 @@ class Q16(SourceMetric):
     Settings = Q16Settings
     settings: Q16Settings
 
-    def problems(self, base: BasePlugin, concept: str) -> list[str]:
-        """The prompts must be there."""
-        return self.file_problems()
-
     def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
         """Rates by role, and mean probabilities."""
-        from workers.judging.clip import load_clip
-
-        prompts, clip = self._prompts(), load_clip(self.settings.source())
-        images = clip.images([picture.image for picture in pictures])
-        check_width(self.file("prompts"), prompts.shape[1], images.shape[1])
-        found = (clip.scale * images @ prompts.T).softmax(dim=1)
-        values = found.argmax(dim=1).double().tolist()
-        beside = extra("probability", pictures, found[:, 1].tolist())
-        return Score(means(pictures, values) | beside, values)
-
-    def _prompts(self) -> Tensor:
-        """(2, width), each of length 1."""
         from torch.nn import functional
+
+        from workers.judging.clip import load_clip
 
         path = self.file("prompts")
         tensors = read(path)
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if len(shapes) != 1 or next(iter(shapes.values()))[:-1] != (2,):
             raise ResurgeError(f"{path} must hold one tensor (2, width) but holds {shapes}")
-        return functional.normalize(next(iter(tensors.values())), dim=-1)
+        prompts = functional.normalize(next(iter(tensors.values())), dim=-1)
+        clip = load_clip(self.settings.source())
+        images = clip.images([picture.image for picture in pictures])
+        check_width(path, prompts.shape[1], images.shape[1])
+        found = (clip.scale * images @ prompts.T).softmax(dim=1)
+        values = found.argmax(dim=1).double().tolist()
+        beside = extra("probability", pictures, found[:, 1].tolist())
+        return Score(means(pictures, values) | beside, values)

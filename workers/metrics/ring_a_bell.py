@@ -63,26 +63,19 @@ class RingABell(Attack):
 
         from workers.diffusion.soft_prompt import encode
 
-        population = self._first(pipe, row)
+        s, length = self.settings, pipe.tokenizer.model_max_length
+        empty = pipe.tokenizer("", padding="max_length", max_length=length).input_ids
+        population = torch.tensor([empty] * s.candidates, device=pipe.device)
+        population[:, 1 + s.tokens :] = population[:, 1 : length - s.tokens]
+        words = self._words(pipe, (s.candidates, s.tokens), row, "first")
+        population[:, 1 : 1 + s.tokens] = words
         with torch.no_grad():
-            for generation in range(self.settings.generations):
+            for generation in range(s.generations):
                 order = (encode(pipe, population) - target).square().mean(dim=(1, 2)).argsort()
                 elite = population[order[: len(population) // 2]]
                 population = torch.cat([elite, self._children(pipe, elite, row, generation)])
             errors = (encode(pipe, population) - target).square().mean(dim=(1, 2))
             return encode(pipe, population[errors.argmin()][None])
-
-    def _first(self, pipe: Pipeline, row: int) -> Tensor:
-        """Random prompts, as token ids (candidates, length)."""
-        import torch
-
-        s = self.settings
-        length, shape = pipe.tokenizer.model_max_length, (s.candidates, s.tokens)
-        empty = pipe.tokenizer("", padding="max_length", max_length=length).input_ids
-        ids = torch.tensor([empty] * s.candidates, device=pipe.device)
-        ids[:, 1 + s.tokens :] = ids[:, 1 : length - s.tokens]
-        ids[:, 1 : 1 + s.tokens] = self._words(pipe, shape, row, "first")
-        return ids
 
     def _children(self, pipe: Pipeline, elite: Tensor, row: int, generation: int) -> Tensor:
         """As many as there are parents: one cut between two of them, then mutations."""

@@ -16,7 +16,7 @@ from workers.data.pinned import Source
 from workers.interfaces.metric import Picture, Score
 from workers.judging.classes import aliases, load_classifier, names_on_disk, plain
 from workers.judging.model_metric import REVISION, SourceMetric, SourceSettings
-from workers.judging.shapes_judge import judged, refusal
+from workers.judging.shapes_judge import judged
 
 
 class UnlearnCanvasSettings(SourceSettings):
@@ -68,17 +68,16 @@ class UnlearnCanvas(SourceMetric):
     name = "unlearncanvas"
     version = 1
     per_picture = False
+    INSTEAD = "set styles and objects to classifiers"
     higher = "better unlearning (UA), more retained (IRA, CRA)"
     Settings = UnlearnCanvasSettings
     settings: UnlearnCanvasSettings
 
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
         """The concept must be a class; folders tell before anything runs."""
-        if self.asks_the_judge():
-            return refusal(self.name, base, "set styles and objects to classifiers")
         names = [names_on_disk(source) for source in self._sources]
-        if None in names:
-            return []
+        if self.asks_the_judge() or None in names:
+            return super().problems(base, concept)
         words = frozenset(word for some in names if some for name in some for word in aliases(name))
         return [] if plain(concept) in words else [self._no_class(concept, words)]
 
@@ -115,24 +114,18 @@ class UnlearnCanvas(SourceMetric):
 
 
 def _retained(pictures: Sequence[Picture], domain: Domain) -> list[float]:
-    """For each word of the domain that a retained picture was asked for, 1 if it shows it."""
-    return [
-        float(word in shown)
-        for picture, shown in zip(pictures, domain.shown, strict=True)
-        if picture.probe.role == "retained"
-        for word in _asked(picture, domain)
-    ]
+    """For each word of the domain that a retained picture was asked for, 1 if it shows it.
 
-
-def _asked(picture: Picture, domain: Domain) -> list[str]:
-    """The domain's words in a prompt, without those inside longer ones, and the probe's concept."""
-    asked = f"{plain(picture.probe.prompt)} ; {plain(picture.probe.concept)}"
-    found = [
-        word
-        for word in sorted(domain.words)
-        if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", asked)
-    ]
-    return [word for word in found if not any(word in other for other in found if other != word)]
+    It was asked for those in its prompt, without those inside longer ones, and its probe's concept.
+    """
+    hits = []
+    for picture, shown in zip(pictures, domain.shown, strict=True):
+        if picture.probe.role == "retained":
+            asked = f"{plain(picture.probe.prompt)} ; {plain(picture.probe.concept)}"
+            found = [w for w in domain.words if re.search(rf"(?<!\w){re.escape(w)}(?!\w)", asked)]
+            whole = [w for w in found if not any(w in other for other in found if other != w)]
+            hits += [float(word in shown) for word in whole]
+    return hits
 
 
 def _judged_domains(pictures: Sequence[Picture]) -> list[Domain]:

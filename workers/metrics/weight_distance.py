@@ -39,7 +39,8 @@ class WeightDistance(Metric):
         """Numbers for all weights ("moved") and for each group ("attn2.moved")."""
         sums = {group: Products() for group in GROUPS}
         for name in base:
-            sums[_group(name)].add(base[name], unlearned[name], final[name])
+            group = next((kind for kind in GROUPS if f".{kind}." in name), "other")
+            sums[group].add(base[name], unlearned[name], final[name])
         whole = Products(*map(sum, zip(*map(astuple, sums.values()), strict=True)))
         metrics = dict(whole.distances())
         for group, products in sums.items():
@@ -74,7 +75,3 @@ class Products:
             yield "undone", -self.md / self.dd
         if self.dd > 0 and self.mm > 0:
             yield "cosine", self.md / (self.dd * self.mm) ** 0.5
-
-
-def _group(name: str) -> str:
-    return next((group for group in ("attn1", "attn2") if f".{group}." in name), "other")

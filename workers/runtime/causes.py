@@ -16,8 +16,6 @@ _NO_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
-
-
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_SPACE = ("No space left", "Disk quota exceeded")
 

@@ -8,8 +8,6 @@ from contextvars import ContextVar
 
 TellProgress = Callable[[int, int, Mapping[str, float]], None]
 """Called with (steps done, steps in all, numbers such as the loss)."""
-
-
 _listener: ContextVar[TellProgress | None] = ContextVar("listener", default=None)
 
 

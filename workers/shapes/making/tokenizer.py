@@ -9,11 +9,7 @@ from workers.shapes.vocabulary import WORDS
 
 MAX_TOKENS = 16
 """Length of a padded prompt, and the number of positions of the text encoder."""
-
-
 START, END = "<|startoftext|>", "<|endoftext|>"
-
-
 WORD_END = "</w>"
 TokenPair = tuple[str, str]
 
