@@ -1,6 +1,6 @@
 """What every executor must do, each with real workers; the simulated one as far as it goes.
 
-A new executor is one line in KINDS.
+A new one in `orchestrator/executors/` is found; it is taken to have workers that are processes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from orchestrator.core.registry import find
+from orchestrator.core.registry import find, registry
 from orchestrator.core.stage import Stage
 from orchestrator.executors.base import Executor, ExecutorSettings
 from orchestrator.executors.simulated import Simulated
@@ -42,10 +42,8 @@ from tests.conftest import RECORDING, SMALL
 
 pytestmark = [pytest.mark.slow]
 
-RAY = pytest.param("ray", marks=pytest.mark.integration)
-KINDS = ["inline", "simulated", "processes", RAY]
-WITH_WORKERS_TO_LOSE = ["simulated", "processes", RAY]
-WITH_PROCESSES = ["processes", RAY]
+OURS = [n for n, cls in registry("executor").items() if cls.__module__.startswith("orchestrator.")]
+NAMES = (*OURS, "processes")  # a plug-in of the tests
 
 QUICKSTART = Path(__file__).parents[2] / "sweeps" / "quickstart.yaml"
 MOST_WAITS = 2_000
@@ -102,9 +100,16 @@ def executor(request: pytest.FixtureRequest, others: set[psutil.Process]) -> Ite
         yield started
 
 
-every = pytest.mark.parametrize("executor", KINDS, indirect=True)
-with_workers_to_lose = pytest.mark.parametrize("executor", WITH_WORKERS_TO_LOSE, indirect=True)
-with_processes = pytest.mark.parametrize("executor", WITH_PROCESSES, indirect=True)
+def but(*others: str) -> pytest.MarkDecorator:
+    """Run by every executor but these."""
+    marks = {"ray": pytest.mark.integration}
+    params = [pytest.param(n, marks=marks.get(n, ())) for n in NAMES if n not in others]
+    return pytest.mark.parametrize("executor", params, indirect=True)
+
+
+every = but()
+with_workers_to_lose = but("inline")
+with_processes = but("inline", "simulated")
 
 
 class Head:
@@ -382,7 +387,7 @@ def test_closing_leaves_nothing_behind_whatever_is_running(
     orders: Callable[..., list[WorkOrder]],
 ) -> None:
     """Twice, as the fixture closes it as well."""
-    if executor.name in ("processes", "ray"):
+    if executor.name not in ("inline", "simulated"):
         head = Head(executor)
         [order] = orders("{trip: {over: silence}}")
         head.give(order)
