@@ -27,7 +27,7 @@ from workers.recipes import FinetuneSettings, SampleSettings
 from workers.runtime.pace import Pace
 from workers.runtime.progress import TellProgress
 from workers.runtime.release import give_back
-from workers.training.checkpoints import StoreCheckpoints, latest_state, load_tensors, save_tensors
+from workers.training.checkpoints import StoreCheckpoints, keep_state, latest_state, load_tensors
 from workers.training.finetune import Trainer
 from workers.training.spread import SpreadTrainer
 
@@ -169,11 +169,7 @@ class Model:
 
     def _keep_state(self, target: Stage) -> None:
         assert self.trainer is not None and target.trajectory is not None
-        tensors, values = self.trainer.state()
-        with self.store.scratch() as folder:
-            path = folder / "checkpoint.safetensors"
-            save_tensors(path, tensors)
-            self.store.put_checkpoint(target.trajectory, self.trainer.step, path, values)
+        keep_state(self.store, target.trajectory, self.trainer.step, *self.trainer.state())
         self.pace.done()
 
     def _can_train_on_to(self, target: Stage) -> bool:

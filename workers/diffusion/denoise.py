@@ -7,6 +7,7 @@ one that starts at `scheduler.timesteps[k]`; k = 0 is pure noise.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -156,24 +157,6 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
-def predict_pair(
-    unet: UNet, latents: Tensor, timestep: int, first: Tensor, second: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Predictions under two texts in one pass; latents (n, c, h, w), texts (n, tokens, width)."""
-    both = predict_with(unet, torch.cat([latents, latents]), timestep, torch.cat([first, second]))
-    a, b = both.chunk(2)
-    return a, b
-
-
-def predict_with(unet: UNet, latents: Tensor, timestep: int, text: Tensor) -> Tensor:
-    """What the UNet predicts: latents (n, c, h, w), text (n, tokens, width)."""
-
-    def part(latents: Tensor, timestep: int, text: Tensor) -> Tensor:
-        return unet(latents, timestep, encoder_hidden_states=text).sample
-
-    return by_parts(part, latents, timestep, text)
-
-
 def guided(unet: UNet, text: Tensor, empty: Tensor, scale: float) -> Predict:
     """The UNet under guidance towards `text` and away from `empty`, both (n, tokens, width).
 
@@ -181,11 +164,13 @@ def guided(unet: UNet, text: Tensor, empty: Tensor, scale: float) -> Predict:
     Stable Diffusion's pipeline does.
     """
 
+    def part(latents: Tensor, timestep: Tensor | int, text: Tensor) -> Tensor:
+        return unet(latents, timestep, encoder_hidden_states=text).sample
+
     def predict(latents: Tensor, timestep: int) -> Tensor:
         if scale <= 1:
-            return predict_with(unet, latents, timestep, text)
-        conditional, unconditional = predict_pair(unet, latents, timestep, text, empty)
-        return guide(conditional, unconditional, scale)
+            return by_parts(part, latents, timestep, text)
+        return guide(*noise_pair(partial(by_parts, part), latents, timestep, text, empty), scale)
 
     return predict
 

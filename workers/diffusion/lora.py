@@ -79,8 +79,11 @@ class Lora:
 
     @torch.no_grad()
     def _merge(self) -> list[tuple[str, LoraLinear, Tensor]]:
+        from peft.tuners.lora import Linear as LoraLinear
+
         kept = []
-        for path, layer in self._layers():
+        layers = [(p, m) for p, m in self._unet.named_modules() if isinstance(m, LoraLinear)]
+        for path, layer in layers:
             linear = _under(layer)
             kept.append((path, layer, linear.weight.detach().clone()))
             linear.weight += layer.get_delta_weight(ADAPTER)
@@ -93,11 +96,6 @@ class Lora:
             # The saved weight, not a subtraction: that would leave a rounding error behind.
             _under(layer).weight.copy_(weight)
             self._unet.set_submodule(path, layer)
-
-    def _layers(self) -> list[tuple[str, LoraLinear]]:
-        from peft.tuners.lora import Linear as LoraLinear
-
-        return [(p, m) for p, m in self._unet.named_modules() if isinstance(m, LoraLinear)]
 
     def _initialise(self, seed: int) -> None:
         """Kaiming-uniform A and zero B, as peft does, from the seed and the parameter's name."""

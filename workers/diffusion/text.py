@@ -63,9 +63,8 @@ def subject_span(tokenizer: Tokenizer, prompt: str, concept: str) -> tuple[int, 
     If the prompt does not have the concept word for word, its last word stands for it.
     """
     last = last_subject_index(tokenizer, prompt, concept)
-    _, count = _tokens(tokenizer, concept)
     ids, _ = _tokens(tokenizer, prompt)
-    wanted, _ = _tokens(tokenizer, concept)
+    wanted, count = _tokens(tokenizer, concept)
     first = last + 1 - count
     is_there = count and first >= 1 and ids[first : last + 1] == wanted[1 : 1 + count]
     return (first, last + 1) if is_there else (last, last + 1)

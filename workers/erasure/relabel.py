@@ -40,16 +40,10 @@ class PictureSet:
     scheduler: NoiseSchedule
 
     @classmethod
-    def of(
-        cls,
-        pipe: Pipeline,
-        scheduler: NoiseSchedule,
-        pictures: Pictures,
-        prompts: Sequence[str] | None = None,
-    ) -> PictureSet:
-        """With the pictures' own prompts, or with others in the same order."""
-        text = embed(pipe, pictures.prompts if prompts is None else prompts)
-        return cls(pictures.latents.to(pipe.device), text, scheduler)
+    def of(cls, pipe: Pipeline, pictures: Pictures) -> PictureSet:
+        """On the pipeline's device and noise schedule."""
+        text = embed(pipe, pictures.prompts)
+        return cls(pictures.latents.to(pipe.device), text, training_scheduler(pipe))
 
     def batch(self, count: int, seed: int, step: int, stream: str) -> NoisyPictures:
         """`count` pictures, drawn with replacement and noised at uniform time steps."""
@@ -74,14 +68,14 @@ class Relabelling:
     @classmethod
     def of(cls, erasure: Erasure) -> Relabelling:
         """From the materials "forget" and "retain"."""
-        pipe, scheduler = erasure.pipe, training_scheduler(erasure.pipe)
+        pipe = erasure.pipe
         pictures = erasure.materials["forget"]
         others = counterparts(pictures.prompts, erasure.prompts, erasure.anchor_prompts)
         return cls(
             noise_predictor(pipe),
-            PictureSet.of(pipe, scheduler, pictures),
+            PictureSet.of(pipe, pictures),
             embed(pipe, others),
-            PictureSet.of(pipe, scheduler, erasure.materials["retain"]),
+            PictureSet.of(pipe, erasure.materials["retain"]),
         )
 
     def gone(self, at: tuple[int, int, int], stream: str = "forget") -> Tensor:

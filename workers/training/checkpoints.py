@@ -34,12 +34,24 @@ class StoreCheckpoints:
         return self.pace.is_due()
 
     def save(self, phase: str, step: int, tensors: Mapping[str, Tensor]) -> None:
-        with self.store.scratch() as folder:
-            path = folder / "checkpoint.safetensors"
-            save_tensors(path, tensors)
-            self.store.put_checkpoint(self.digest, step, path, {}, phase)
+        keep_state(self.store, self.digest, step, tensors, {}, phase)
         self.pace.done()
         self.pace.leave_if_asked()
+
+
+def keep_state(
+    store: Store,
+    digest: str,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    values: Mapping[str, Any],
+    phase: str = "train",
+) -> None:
+    """Put a training state into the store, in place of an earlier one; `values` are JSON."""
+    with store.scratch() as folder:
+        path = folder / "checkpoint.safetensors"
+        save_tensors(path, tensors)
+        store.put_checkpoint(digest, step, path, values, phase)
 
 
 def latest_state(

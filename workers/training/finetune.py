@@ -158,7 +158,11 @@ class Trainer:
             batch = self._noised(step, micro)
             for share, part in batch.parts(here.process_index, here.num_processes):
                 with here.autocast(precision):
-                    loss = self._loss(part) * share / s.accumulation
+                    found = self.pipe.unet(
+                        part.noisy, part.timesteps, encoder_hidden_states=part.text
+                    ).sample
+                    loss = functional.mse_loss(found.float(), part.target.float())  # in fp32 still
+                    loss = loss * share / s.accumulation
                 here.backward(loss)
                 total += loss.detach()
         if here.num_processes > 1:
@@ -180,13 +184,6 @@ class Trainer:
         values = [p.detach() for p in self._training.parameters.values()]
         average = list(self._training.carried.values())
         torch._foreach_lerp_(average, values, 1 - self.settings.ema_decay)
-
-    def _loss(self, batch: Batch) -> Tensor:
-        """Mean squared error, a scalar; fp32 even under autocast."""
-        predicted = self.pipe.unet(
-            batch.noisy, batch.timesteps, encoder_hidden_states=batch.text
-        ).sample
-        return functional.mse_loss(predicted.float(), batch.target.float())
 
     def _noised(self, step: int, micro: int) -> Batch:
         """A step's micro-batch, noised."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
@@ -29,26 +29,20 @@ def select(unet: nn.Module, group: Group) -> dict[str, nn.Parameter]:
       layers nor the time embedding.
     """
     if group == "outside_xattn_layers":
-        return dict(_layers_outside_xattn(unet))
-    return {name: value for name, value in unet.named_parameters() if _belongs(name, group)}
-
-
-def _belongs(name: str, group: Group) -> bool:
-    if group == "full":
-        return True
-    if group == "xattn":
-        return "attn2." in name
-    if group == "xattn_kv":
-        return "attn2.to_k." in name or "attn2.to_v." in name
-    left_out = name.startswith(("conv_norm_out.", "conv_out.", "time_embedding."))
-    return "attn2." not in name and not left_out
-
-
-def _layers_outside_xattn(unet: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    for path, module in unet.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d) and "attn2." not in f"{path}.":
-            for name, value in module.named_parameters(recurse=False):
-                yield f"{path}.{name}", value
+        return {
+            f"{path}.{name}": value
+            for path, module in unet.named_modules()
+            if isinstance(module, nn.Linear | nn.Conv2d) and "attn2." not in f"{path}."
+            for name, value in module.named_parameters(recurse=False)
+        }
+    output = ("conv_norm_out.", "conv_out.", "time_embedding.")
+    belongs: dict[str, Callable[[str], bool]] = {
+        "full": lambda name: True,
+        "xattn": lambda name: "attn2." in name,
+        "xattn_kv": lambda name: "attn2.to_k." in name or "attn2.to_v." in name,
+        "noxattn": lambda name: "attn2." not in name and not name.startswith(output),
+    }
+    return {name: value for name, value in unet.named_parameters() if belongs[group](name)}
 
 
 def refuse_half_precision(parameters: Mapping[str, Tensor]) -> None:

@@ -80,15 +80,6 @@ class _Failure:
     trace: str
     curve: tuple[tuple[int, float], ...]
 
-    def exception(self) -> Exception:
-        """The same in the worker."""
-        error: Exception = FailedElsewhere(self.message, self.cause)
-        if self.cause == "nan":
-            error = LossNotFinite(self.message, ())
-            error.curve = self.curve
-        error.add_note(self.trace)
-        return error
-
 
 class SpreadTrainer:
     """A `Trainer` that several processes are; `warm.pipe` gets what they train.
@@ -235,9 +226,9 @@ class SpreadTrainer:
                 try:
                     kind, value = connection.recv()
                 except (EOFError, OSError):
-                    raise self._failure(connection, None) from None
+                    raise self._failure(None) from None
                 if kind == "failed":
-                    raise self._failure(connection, value)
+                    raise self._failure(value)
                 if kind == "tell":
                     tell(*value)
                 elif kind == "losses":
@@ -248,20 +239,23 @@ class SpreadTrainer:
             meanwhile()
         return answer
 
-    def _failure(self, connection: Connection, said: _Failure | None) -> Exception:
+    def _failure(self, said: _Failure | None) -> Exception:
         """What went wrong first: where a process was killed, the others just miss it."""
-        for other, process in self._processes.items():
+        count = len(self._processes)
+        for process in self._processes.values():
             if said is None or said.cause == "bug":
-                process.join(END_WITHIN_S / len(self._processes))
-            if (process.exitcode or 0) < 0 and not (other is connection and said):
-                return FailedElsewhere(
-                    f"process {process.name} of {len(self._processes)} was killed by signal "
-                    f"{-(process.exitcode or 0)}",
-                    "oom" if process.exitcode == -9 else "bug",
-                )
+                process.join(END_WITHIN_S / count)
+            if (code := process.exitcode or 0) < 0:
+                what = f"one of {count} processes that train together was killed by signal {-code}"
+                return FailedElsewhere(what, "oom" if -code == signal.SIGKILL else "bug")
         if said is None:
-            return FailedElsewhere("a process of the training ended without a word", "bug")
-        return said.exception()
+            return FailedElsewhere(f"one of {count} processes that train together ended", "bug")
+        error: Exception = FailedElsewhere(said.message, said.cause)
+        if said.cause == "nan":
+            error = LossNotFinite(said.message, ())
+            error.curve = said.curve
+        error.add_note(said.trace)
+        return error
 
     @contextmanager
     def _closed_on_error(self) -> Iterator[None]:
@@ -297,7 +291,6 @@ def _take_part(rank: int, order: _Order, connection: Connection, is_due: Event) 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # to end it is the worker's, which saves first
     threading.Thread(target=_leave_with_the_worker, daemon=True).start()
-    part = None
     try:
         with in_parts(order.parts):
             part = _Part(rank, order, connection, is_due)
@@ -333,7 +326,12 @@ class _Part:
         self.file = order.folder / TENSORS
         _meet(rank, order)
         settings = FinetuneSettings.model_validate(order.settings)
-        with heard_by(self._tell):
+
+        def hear(done: int, total: int, numbers: Mapping[str, float]) -> None:
+            if self.is_first:
+                connection.send(("tell", (done, total)))
+
+        with heard_by(hear):
             cls = find("base", order.base)
             base = cast(Base, cls(cls.Settings.model_validate(order.base_settings)))
             device = f"cuda:{rank}" if order.device == "cuda" else order.device
@@ -373,10 +371,6 @@ class _Part:
         if self.is_first:
             with self.trainer.evaluation():
                 save_tensors(self.file, dict(self.trainer.pipe.unet.named_parameters()))
-
-    def _tell(self, done: int, total: int, numbers: Mapping[str, float]) -> None:
-        if self.is_first:
-            self.connection.send(("tell", (done, total)))
 
 
 def _meet(rank: int, order: _Order) -> None:

@@ -73,7 +73,7 @@ class ConceptAblation(PictureUnlearner):
         """Train the group."""
         from torch import Tensor
 
-        from workers.diffusion.denoise import noise_predictor, training_scheduler
+        from workers.diffusion.denoise import noise_predictor
         from workers.diffusion.text import embed
         from workers.erasure.relabel import PictureSet, counterparts, denoising_loss, relabel_loss
         from workers.training.optimise import from_loss, train_weights
@@ -83,7 +83,7 @@ class ConceptAblation(PictureUnlearner):
         parameters = select(pipe.unet, s.group)
         predict = noise_predictor(pipe)
         pictures = erasure.materials["anchor"]
-        anchor = PictureSet.of(pipe, training_scheduler(pipe), pictures)
+        anchor = PictureSet.of(pipe, pictures)
         asked = counterparts(pictures.prompts, erasure.anchor_prompts, erasure.prompts)
         concept = embed(pipe, asked)
 

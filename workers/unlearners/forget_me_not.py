@@ -57,7 +57,7 @@ class ForgetMeNot(PictureUnlearner):
     def unlearn(self, erasure: Erasure) -> Unlearned:
         """Train the group."""
         from workers.diffusion.attention import recorded
-        from workers.diffusion.denoise import noise_predictor, training_scheduler
+        from workers.diffusion.denoise import noise_predictor
         from workers.diffusion.text import subject_words
         from workers.erasure.relabel import PictureSet
         from workers.training.optimise import from_loss, train_weights
@@ -67,7 +67,7 @@ class ForgetMeNot(PictureUnlearner):
         parameters = select(pipe.unet, s.group)
         predict = noise_predictor(pipe)
         pictures = erasure.materials["forget"]
-        forget = PictureSet.of(pipe, training_scheduler(pipe), pictures)
+        forget = PictureSet.of(pipe, pictures)
         words = subject_words(pipe, pictures.prompts, erasure.concept)
 
         def loss(step: int) -> Tensor:

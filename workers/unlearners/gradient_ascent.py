@@ -44,16 +44,16 @@ class GradientAscent(PictureUnlearner):
         """Train the group."""
         from torch import Tensor
 
-        from workers.diffusion.denoise import noise_predictor, training_scheduler
+        from workers.diffusion.denoise import noise_predictor
         from workers.erasure.relabel import PictureSet, denoising_loss
         from workers.training.optimise import from_loss, train_weights
         from workers.training.selection import select
 
         s, pipe = self.settings, erasure.pipe
         parameters = select(pipe.unet, s.group)
-        scheduler, predict = training_scheduler(pipe), noise_predictor(pipe)
-        forget = PictureSet.of(pipe, scheduler, erasure.materials["forget"])
-        retain = PictureSet.of(pipe, scheduler, erasure.materials["retain"])
+        predict = noise_predictor(pipe)
+        forget = PictureSet.of(pipe, erasure.materials["forget"])
+        retain = PictureSet.of(pipe, erasure.materials["retain"])
 
         def loss(step: int) -> Tensor:
             at = (s.batch_size, erasure.seed, step)

@@ -15,7 +15,6 @@ from workers.interfaces.unlearner import Erasure, TrainSettings, Unlearned, Unle
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workers.interfaces.pipeline import Tokenizer
 
 _CELEBRITY = {
     "iterations": 50, "learning_rate": 1e-4, "batch_size": 1, "lam": 0.0, "prior_scale": 1e-4,
@@ -234,25 +233,19 @@ def surroundings(erasure: Erasure) -> tuple[Tensor, Tensor]:
     sources, targets = [], []
     for index, prompt in enumerate(erasure.prompts):
         first, last = subject_span(tokenizer, prompt, erasure.concept)
-        other = erasure.anchor_prompts[index]
-        changed = _first_difference(tokenizer, prompt, other)
-        rest = len(_words(tokenizer, prompt)) - last
-        end = len(_words(tokenizer, other)) - rest
+        # Token ids from the start token to the last word.
+        one, other = (
+            tokenizer(text, truncation=True).input_ids[:-1]
+            for text in (prompt, erasure.anchor_prompts[index])
+        )
+        pairs = zip(one, other, strict=False)
+        changed = next((i for i, (a, b) in enumerate(pairs) if a != b), len(one))
+        end = len(other) - (len(one) - last)
         count = min(here.shape[1] - last, there.shape[1] - end)
         before = min(first, changed)
         sources += [here[index, :before], here[index, last : last + count]]
         targets += [there[index, :before], there[index, end : end + count]]
     return torch.cat(sources), torch.cat(targets)
-
-
-def _words(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids from the start token to the last word."""
-    return list(tokenizer(text, truncation=True).input_ids[:-1])
-
-
-def _first_difference(tokenizer: Tokenizer, one: str, other: str) -> int:
-    pairs = zip(_words(tokenizer, one), _words(tokenizer, other), strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), len(_words(tokenizer, one)))
 
 
 def attention_inside(maps: Mapping[str, Tensor], words: Tensor, masks: Tensor) -> Tensor:

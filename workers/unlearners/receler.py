@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from workers.diffusion.denoise import NoisePredictor
-
 
 class RecelerSettings(TrainSettings):
     """The erasers, their adversary, and where they may act.
@@ -77,6 +75,7 @@ class Receler(Unlearner):
         import torch
         from torch.nn import functional
 
+        from workers.diffusion.attention import recorded
         from workers.diffusion.denoise import noise_predictor
         from workers.diffusion.rng import integers
         from workers.diffusion.soft_prompt import encode, token_ids
@@ -98,8 +97,11 @@ class Receler(Unlearner):
             rows = integers(len(prompts), s.batch_size, erasure.seed, step, "prompts", pipe.device)
             text = prompts[rows]
             latents, timestep = draw(erasure, s, pipe.unet, text, empty, step)
+            height, width = latents.shape[-2:]
             with erasers.off():
-                concept, mask = self._seen(erasure, predict, latents, timestep, text, words[rows])
+                with torch.no_grad(), recorded(pipe.unet) as maps:
+                    concept = predict(latents, timestep, text)
+                mask = object_mask(maps, words[rows], height, width, s.mask_threshold)
                 target = erased_noise(predict, latents, timestep, text, empty, s.negative_guidance)
             asked = ids[rows]
             soft = adversary.find(
@@ -114,20 +116,6 @@ class Receler(Unlearner):
         with erasers.on(pipe):
             mean = minimise(erasure, s, erasers.parameters(), from_loss(loss))
         return Unlearned([Bottlenecks(erasers.tensors())], {"loss": mean})
-
-    def _seen(
-        self, erasure: Erasure, predict: NoisePredictor, latents: Tensor, timestep: int,
-        text: Tensor, words: Tensor,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """The original's ε*(c), and where it looks at the words: fp32 (n, 1, height, width)."""
-        import torch
-
-        from workers.diffusion.attention import recorded
-
-        with torch.no_grad(), recorded(erasure.pipe.unet) as maps:
-            concept = predict(latents, timestep, text)
-        height, width = latents.shape[-2:]
-        return concept, object_mask(maps, words, height, width, self.settings.mask_threshold)
 
 
 def object_mask(

@@ -105,7 +105,7 @@ class ResAlign(PictureUnlearner):
         space = LoraSpace(erasure, s.rank, s.gradient_checkpointing)
         # The UNet's own checkpointing would run forward again without the weights of `space`.
         plain_settings = s.model_copy(update={"gradient_checkpointing": False})
-        losses = self._losses(erasure, space)
+        losses = Losses(erasure, space, s)
 
         def backward(step: int) -> Tensor:
             theta = space.weights()
@@ -127,20 +127,6 @@ class ResAlign(PictureUnlearner):
             for path in space.paths
         }
         return Unlearned([LowRank(factors)], {"loss": mean})  # type: ignore[arg-type]
-
-    def _losses(self, erasure: Erasure, space: LoraSpace) -> Losses:
-        from workers.diffusion.denoise import training_scheduler
-        from workers.diffusion.text import embed
-        from workers.erasure.relabel import PictureSet, counterparts
-
-        pipe, scheduler = erasure.pipe, training_scheduler(erasure.pipe)
-        pictures = erasure.materials["forget"]
-        others = counterparts(pictures.prompts, erasure.prompts, erasure.anchor_prompts)
-        return Losses(
-            space, self.settings.batch_size, erasure.seed, self.settings.simulated_on,
-            PictureSet.of(pipe, scheduler, pictures), embed(pipe, others),
-            PictureSet.of(pipe, scheduler, erasure.materials["retain"]),
-        )  # fmt: skip
 
     def _beyond(
         self, erasure: Erasure, losses: Losses, theta: Sequence[Tensor], step: int, turn: int
@@ -249,12 +235,16 @@ class LoraSpace:
 class Losses:
     """L, R and L_ft as functions of the projections' weights."""
 
-    def __init__(
-        self, space: LoraSpace, batch_size: int, seed: int, simulated_on: str,
-        forget: PictureSet, anchor: Tensor, retain: PictureSet,
-    ) -> None:  # fmt: skip
-        self.space, self.count, self.seed, self.simulated_on = space, batch_size, seed, simulated_on
-        self.forgotten, self.anchor, self.retained = forget, anchor, retain
+    def __init__(self, erasure: Erasure, space: LoraSpace, settings: ResAlignSettings) -> None:
+        from workers.diffusion.text import embed
+        from workers.erasure.relabel import PictureSet, counterparts
+
+        self.space, self.seed = space, erasure.seed
+        self.count, self.simulated_on = settings.batch_size, settings.simulated_on
+        pipe, pictures = erasure.pipe, erasure.materials["forget"]
+        others = counterparts(pictures.prompts, erasure.prompts, erasure.anchor_prompts)
+        self.forgotten, self.anchor = PictureSet.of(pipe, pictures), embed(pipe, others)
+        self.retained = PictureSet.of(pipe, erasure.materials["retain"])
 
     def forget(self, weights: Sequence[Tensor], step: int, turn: int) -> Tensor:
         """Relabelling towards the original's prediction for the anchor."""

@@ -148,14 +148,14 @@ class STEREO(Unlearner):
         import torch
         from torch import nn
 
-        from workers.diffusion.denoise import noise_predictor, training_scheduler
+        from workers.diffusion.denoise import noise_predictor
         from workers.diffusion.soft_prompt import encode, new_soft, token_ids
         from workers.erasure.relabel import PictureSet, denoising_loss
         from workers.training.optimise import from_loss, minimise
 
         s, pipe = self.settings, erasure.pipe
         predict = noise_predictor(pipe)
-        pictures = PictureSet.of(pipe, training_scheduler(pipe), erasure.materials["forget"])
+        pictures = PictureSet.of(pipe, erasure.materials["forget"])
         ids = token_ids(pipe, [""], 1)
         start = new_soft(pipe, 1, 1, erasure.seed, turn, "inverted token")
         token = {"token": nn.Parameter(start)}

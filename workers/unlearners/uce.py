@@ -92,14 +92,11 @@ class UCE(Unlearner):
         sources, targets = [], []
         for prompt, text in zip(erasure.prompts, embed(pipe, erasure.prompts), strict=True):
             start = last_subject_index(pipe.tokenizer, prompt, erasure.concept)
-            rows = self._rows(len(text) - max(start, at))
+            is_one = self.settings.tokens == "last_subject"
+            rows = 1 if is_one else len(text) - max(start, at)
             sources.append(text[start : start + rows])
             targets.append(goal[at : at + rows])
         return torch.cat(sources), torch.cat(targets)
-
-    def _rows(self, available: int) -> int:
-        """How many tokens of a prompt are edited."""
-        return 1 if self.settings.tokens == "last_subject" else available
 
     def _kept(self, erasure: Erasure) -> Tensor:
         """Preserved embeddings (n, width)."""

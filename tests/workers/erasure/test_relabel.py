@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from workers.diffusion.denoise import noise_predictor, training_scheduler
+from workers.diffusion.denoise import noise_predictor
 from workers.diffusion.rng import normal
 from workers.diffusion.text import embed
 from workers.erasure.materials import Pictures
@@ -14,15 +14,11 @@ PROMPTS = ("a star", "a red star", "a blue star")
 def stars(pipe):
     latents = normal((3, 4, 8, 8), 0, 0, "stars")
     images = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
-    return PictureSet.of(pipe, training_scheduler(pipe), Pictures(latents, images, PROMPTS))
+    return PictureSet.of(pipe, Pictures(latents, images, PROMPTS))
 
 
-def test_pictures_come_with_their_own_prompts_or_with_others(pipe, stars):
+def test_pictures_come_with_their_own_prompts(pipe, stars):
     assert torch.equal(stars.text, embed(pipe, PROMPTS))
-    images = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
-    pictures, others = Pictures(stars.latents, images, PROMPTS), ["a circle"] * 3
-    relabelled = PictureSet.of(pipe, stars.scheduler, pictures, others)
-    assert torch.equal(relabelled.text, embed(pipe, others))
 
 
 def test_a_batch_is_a_function_of_seed_step_and_stream(stars):
