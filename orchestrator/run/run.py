@@ -61,7 +61,7 @@ def run_job(job: Job, console: Console) -> Outcome:
             if isinstance(event, StageCommitted | StageFailed):
                 notify()
 
-        scheduler = new_scheduler(job, executor, listener, leases)
+        scheduler = new_scheduler(job, done, executor, listener, leases)
         for _ in range(1 + MAX_REPAIRS):
             scheduler.add(tasks)
             outcome = scheduler.run()
@@ -88,15 +88,19 @@ def new_leases(job: Job) -> Leases:
 
 
 def new_scheduler(
-    job: Job, executor: Executor, listener: Callable[[Event], None], leases: Leases
+    job: Job,
+    done: set[str],
+    executor: Executor,
+    listener: Callable[[Event], None],
+    leases: Leases,
 ) -> Scheduler:
-    """A scheduler without tasks, by the sweep's resources."""
-    resources, store = job.sweep.resources, job.store
+    """A scheduler without tasks, by the sweep's resources; `done` are keys with a record."""
+    resources = job.sweep.resources
     rules = Rules(
         stage_timeout_s=60 * resources.stage_timeout_min,
         checkpoint_every_s=60 * resources.checkpoint_every_min,
     )
-    return Scheduler((), store.keys(), executor, store, job.log_folder, listener, leases, rules)
+    return Scheduler((), done, executor, job.store, job.log_folder, listener, leases, rules)
 
 
 @contextlib.contextmanager

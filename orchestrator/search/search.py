@@ -74,7 +74,7 @@ def _search(job: Job, console: Console) -> None:
         new_leases(job) as leases,
     ):
         watcher = _Told(progress, notify)
-        scheduler = new_scheduler(job, executor, watcher, leases)
+        scheduler = new_scheduler(job, job.store.keys(), executor, watcher, leases)
         parallel = executor.workers().most if settings.parallel == "auto" else settings.parallel
         Searcher(points, storage, scheduler, parallel, watcher, check).run()
 
