@@ -141,7 +141,10 @@ def make_plan(sweep: Sweep) -> Plan:
 
 
 class Planner:
-    """Makes plans of one sweep's trials; what several plans share is made once."""
+    """Makes plans of one sweep's trials; what several plans share is made once.
+
+    Threads may share one: what it remembers is only ever added to.
+    """
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
