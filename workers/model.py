@@ -48,13 +48,16 @@ def plugin_of(kind: type[P], name: str, settings: Mapping[str, Any]) -> P:
 class Model:
     """One base in memory with the edits of a model stage made.
 
-    `stage` is what the pipeline is now. `numbers` are the last unlearning's. `store`, `progress`
-    and `pace` belong to the task at hand and are set by it. Fine-tuning is spread over `processes`.
+    `stage` is what the pipeline is now. `numbers` are the last unlearning's. `store`, `pace`,
+    `progress` and `tell` belong to the task at hand and are set by it: `progress` is told how far
+    training is, `tell` how far work is that can only be left as it is. Fine-tuning is spread over
+    `processes`.
     """
 
     store: Store
-    progress: TellProgress
     pace: Pace
+    progress: TellProgress
+    tell: TellProgress
 
     def __init__(self, root: Stage, device: str, processes: int = 1) -> None:
         self.root = root
@@ -68,10 +71,21 @@ class Model:
         """Make the pipeline the model that `target` is, computing only what cannot be loaded."""
         if self.stage == target:
             return
-        if self._can_train_on_to(target):
+        trains_on = (
+            self.trainer is not None
+            and target.trajectory is not None
+            and target.trajectory == self.stage.trajectory
+            and self.stage.steps <= target.steps
+        )
+        if trains_on:
             self._train(target)
-        elif target == self.root or self._has_weights(target):
-            self._load(target)
+        elif target == self.root:
+            self._settle()
+            self.warm.reset()
+        elif (record := self.store.get(target)) is not None and WEIGHTS in record.objects:
+            self._settle()
+            with self.store.object(record, WEIGHTS) as path:
+                self.warm.put(load_edits(path))
         elif target.kind == "unlearn":
             self._unlearn(target)
         elif target.kind == "merge":
@@ -106,16 +120,12 @@ class Model:
 
     def new_examples(self, target: Stage) -> Examples:
         """Make the data set that `target` prepares, at the model's own size."""
+        _, _, latent_width = latent_shape(self.warm.pipe)
+        size_px = latent_width * self.warm.pipe.vae_scale_factor
         choice = target.settings["dataset"]
         dataset = plugin_of(Dataset, choice["name"], choice)
-        examples = dataset.examples(target.settings.get("concept", ""), self.size_px)
+        examples = dataset.examples(target.settings.get("concept", ""), size_px)
         return examples.named(dataset.name)
-
-    @property
-    def size_px(self) -> int:
-        """The side of the model's pictures."""
-        _, _, latent_width = latent_shape(self.warm.pipe)
-        return latent_width * self.warm.pipe.vae_scale_factor
 
     def compare(self, target: Stage, metric: Metric) -> Score:
         """Score `target`'s weights beside the base's and those after the last unlearning."""
@@ -152,45 +162,17 @@ class Model:
             progress=self.tell,
         )
 
-    def tell(self, done: int, total: int, numbers: Mapping[str, float]) -> None:
-        """How far work is whose state cannot be kept: here it is left, if that was asked for."""
-        self.pace.leave_if_asked()
-        self.progress(done, total, numbers)
-
     @property
     def losses(self) -> Sequence[tuple[int, float]]:
         """The (step, loss) pairs of the present trajectory from its first step on."""
         assert self.trainer is not None  # it is the task at hand
         return self.trainer.losses
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, target: Stage) -> None:
         """Store the training state, so that nothing up to here has to be trained again."""
-        self._keep_state(self.stage)
-
-    def _keep_state(self, target: Stage) -> None:
         assert self.trainer is not None and target.trajectory is not None
         keep_state(self.store, target.trajectory, self.trainer.step, *self.trainer.state())
         self.pace.done()
-
-    def _can_train_on_to(self, target: Stage) -> bool:
-        return (
-            self.trainer is not None
-            and target.trajectory is not None
-            and target.trajectory == self.stage.trajectory
-            and self.stage.steps <= target.steps
-        )
-
-    def _has_weights(self, target: Stage) -> bool:
-        record = self.store.get(target)
-        return record is not None and WEIGHTS in record.objects
-
-    def _load(self, target: Stage) -> None:
-        self._settle()
-        if target == self.root:
-            self.warm.reset()
-            return
-        with self.store.object(record_of(self.store, target), WEIGHTS) as path:
-            self.warm.put(load_edits(path))
 
     def _unlearn(self, target: Stage) -> None:
         self.become(_parent(target))
@@ -262,7 +244,7 @@ class Model:
         assert self.trainer is not None
 
         def save() -> None:
-            self._keep_state(target)
+            self.checkpoint(target)
             self.pace.leave_if_asked()
 
         self.trainer.train_to(target.steps, self.progress, self.pace.is_due, save)

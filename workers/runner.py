@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,10 +66,10 @@ log = logging.getLogger("resurge.worker")
 
 @dataclass(frozen=True)
 class _Result:
-    """What a stage made: files by name, and numbers."""
+    """What a stage made: numbers, and files that the store keeps under their names."""
 
-    files: Mapping[str, Path]
     metrics: Mapping[str, float]
+    files: Sequence[Path] = ()
 
 
 class Runner:
@@ -199,7 +199,7 @@ class _TaskRun:
             result = getattr(self, stage.kind)(stage, folder)
             return self.store.commit(
                 stage,
-                result.files,
+                {path.name: path for path in result.files},
                 result.metrics,
                 started,
                 time.perf_counter() - begin,
@@ -207,52 +207,44 @@ class _TaskRun:
             )
 
     def provenance(self, stage: Stage) -> Provenance:
-        values: Provenance = {
-            **provenance(self.runner.device),
-            "base": self.base(stage).provenance(),
-        }
+        root = list(stage.ancestry())[-1]
+        base = plugin_of(Base, root.plugin, root.settings)
+        values: Provenance = {**provenance(self.runner.device), "base": base.provenance()}
         if self.order.split > 1:
             values["split"] = self.order.split
         return values
 
-    def base(self, stage: Stage) -> Base:
-        """The plug-in at the root of the stage's ancestry."""
-        root = list(stage.ancestry())[-1]
-        return plugin_of(Base, root.plugin, root.settings)
-
     def prepare(self, stage: Stage, folder: Path) -> _Result:
+        model = self.model(stage)
         if "dataset" in stage.settings:
-            return self.prepare_dataset(stage, folder)
-        made = self.model(stage).prepare(stage)
+            path = folder / DATASET.name
+            examples = model.new_examples(stage)
+            write_examples(path, examples)
+            return _Result(numbers_of(examples), [path])
+        made = model.prepare(stage)
         path = folder / MATERIAL
         save_tensors(path, made.tensors)
-        return _Result({path.name: path}, made.numbers)
-
-    def prepare_dataset(self, stage: Stage, folder: Path) -> _Result:
-        path = folder / DATASET.name
-        examples = self.model(stage).new_examples(stage)
-        write_examples(path, examples)
-        return _Result({path.name: path}, numbers_of(examples))
+        return _Result(made.numbers, [path])
 
     def unlearn(self, stage: Stage, folder: Path) -> _Result:
         model = self.model(stage)
         model.become(stage)
-        return _Result(self.weights(stage, model, folder), model.numbers)
+        return _Result(model.numbers, self.weights(stage, model, folder))
 
     def finetune(self, stage: Stage, folder: Path) -> _Result:
         model = self.model(stage)
         model.become(stage)
-        model.checkpoint()
+        model.checkpoint(stage)
         path = folder / LOSSES.name
         LOSSES.write(path, (LossRow(*pair) for pair in model.losses))
         recent = [loss for _, loss in model.losses[-LOSS_WINDOW_STEPS:]]
-        files = {path.name: path} | self.weights(stage, model, folder)
-        return _Result(files, {LOSS: sum(recent) / len(recent)})
+        files = [path, *self.weights(stage, model, folder)]
+        return _Result({LOSS: sum(recent) / len(recent)}, files)
 
     def merge(self, stage: Stage, folder: Path) -> _Result:
         model = self.model(stage)
         model.become(stage)
-        return _Result(self.weights(stage, model, folder), {})
+        return _Result({}, self.weights(stage, model, folder))
 
     def sample(self, stage: Stage, folder: Path) -> _Result:
         model = self.model(stage)
@@ -263,35 +255,35 @@ class _TaskRun:
             pictures = sample(pipe, probes, settings)
         path = folder / IMAGES.name
         write_pictures(path, pictures)
-        return _Result({path.name: path}, {"images": float(len(pictures))})
+        return _Result({"images": float(len(pictures))}, [path])
 
     def score(self, stage: Stage, folder: Path) -> _Result:
         metric = plugin_of(Metric, stage.plugin, stage.settings)
         assert stage.parent is not None  # a score hangs on images or on a model
         if metric.needs == "weights":
-            return _Result({}, self.model(stage).compare(stage.parent, metric).metrics)
+            return _Result(self.model(stage).compare(stage.parent, metric).metrics)
         reference = [p for made in stage.inputs.values() for p in self.pictures(made)]
         if metric.needs == "pipeline":
             subject = self.model(stage).subject(stage.parent, stage.settings, reference)
-            return _Result({}, metric.score_pipeline(subject).metrics)
+            return _Result(metric.score_pipeline(subject).metrics)
         pictures = self.pictures(stage.parent)
         score = metric.score_images(pictures, reference)
         if not metric.per_picture:
-            return _Result({}, score.metrics)
+            return _Result(score.metrics)
         path = folder / VALUES.name
         write_values(path, pictures, score.values)
-        return _Result({path.name: path}, score.metrics)
+        return _Result(score.metrics, [path])
 
     def pictures(self, stage: Stage) -> list[Picture]:
         with self.store.object(record_of(self.store, stage), IMAGES.name) as path:
             return read_pictures(path)
 
-    def weights(self, stage: Stage, model: Model, folder: Path) -> dict[str, Path]:
+    def weights(self, stage: Stage, model: Model, folder: Path) -> list[Path]:
         if stage.digest not in self.save:
-            return {}
+            return []
         path = folder / WEIGHTS
         save_edits(path, model.edits())
-        return {path.name: path}
+        return [path]
 
     def model(self, stage: Stage) -> Model:
         """The warm model of the stage's base, its edits still to be made."""
@@ -300,7 +292,8 @@ class _TaskRun:
             self.runner.drop()  # two bases need not fit into memory
             self.runner.model = Model(root, self.runner.device, self.runner.processes)
         model = self.runner.model
-        model.store, model.progress, model.pace = self.store, self.progress, self.pace
+        model.store, model.pace = self.store, self.pace
+        model.progress, model.tell = self.progress, self.tell
         return model
 
     def progress(self, done: int, total: int, numbers: Mapping[str, float]) -> None:
@@ -313,7 +306,7 @@ class _TaskRun:
             self.emit(StageProgress(self.task.id, self.at.key, done, total, numbers))
 
     def tell(self, done: int, total: int, numbers: Mapping[str, float]) -> None:
-        """The same of work that can be left there, if that was asked for."""
+        """The same of work whose state cannot be kept: here it is left, if that was asked for."""
         self.pace.leave_if_asked()
         self.progress(done, total, numbers)
 
