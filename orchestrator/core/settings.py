@@ -20,9 +20,12 @@ class Settings(BaseModel):
         frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
     )
 
+    ONLY_MEMORY: ClassVar[frozenset[str]] = frozenset()
+    """Settings that change what the work takes and not what comes out."""
+
     def identity(self) -> dict[str, Any]:
         """The settings that make a result what it is: those that differ from the default."""
-        return self.model_dump(mode="json", exclude_defaults=True)
+        return self.model_dump(mode="json", exclude_defaults=True, exclude=set(self.ONLY_MEMORY))
 
     def full(self) -> dict[str, Any]:
         """Every setting, as JSON values: what a record keeps."""

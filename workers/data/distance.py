@@ -76,17 +76,6 @@ def by_pictures(examples: Examples, own: Examples) -> Distances:
 @torch.inference_mode()
 def by_clip(examples: Examples, concept: str, source: Source) -> Distances:
     """Between CLIP's embeddings of each picture and of the concept's name."""
-    model, processor = _load_clip(source)
-
-    def encode(images: np.ndarray) -> Tensor:
-        pixels = processor(images=list(images), return_tensors="pt")
-        return _embedding(model.get_image_features(**pixels))
-
-    text = _embedding(model.get_text_features(**_tokens(processor.tokenizer, [concept])))
-    return _to(text, _in_passes(examples.images, encode))
-
-
-def _load_clip(source: Source) -> tuple[Any, Any]:
     from transformers import CLIPModel, CLIPProcessor
 
     try:
@@ -98,13 +87,16 @@ def _load_clip(source: Source) -> tuple[Any, Any]:
             f"cannot load CLIP from {source.name!r}: {first}; clip must be a folder or repository "
             "with a CLIP model in safetensors"
         ) from error
-    return model.float().eval(), processor
+    model.float().eval()
 
+    def encode(images: np.ndarray) -> Tensor:
+        pixels = processor(images=list(images), return_tensors="pt")
+        projected: Tensor = model.visual_projection(model.vision_model(**pixels).pooler_output)
+        return projected
 
-def _embedding(output: Any) -> Tensor:
-    """transformers 5 wraps what was a tensor before."""
-    pooled: Tensor = getattr(output, "pooler_output", output)
-    return pooled
+    tokens = _tokens(processor.tokenizer, [concept])
+    text = model.text_projection(model.text_model(**tokens).pooler_output)
+    return _to(text, _in_passes(examples.images, encode))
 
 
 def _in_passes(items: Any, encode: Callable[[Any], Tensor]) -> Tensor:

@@ -36,6 +36,8 @@ class Checkpoints(Protocol):
 class TrainSettings(PresetSettings):
     """What every iterative method can be told. Each method has its own defaults."""
 
+    ONLY_MEMORY = frozenset({"gradient_checkpointing"})
+
     iterations: int = Field(100, ge=1, description="optimiser steps")
     learning_rate: float = Field(1e-5, gt=0, description="the optimiser's learning rate")
     batch_size: int = Field(16, ge=1, description="latents per step")
@@ -43,10 +45,6 @@ class TrainSettings(PresetSettings):
         "fp32", description="bf16 is autocast over fp32 weights"
     )
     gradient_checkpointing: bool = Field(False, description="trade time for memory")
-
-    def identity(self) -> dict[str, Any]:
-        """Without what only saves memory."""
-        return {k: v for k, v in super().identity().items() if k != "gradient_checkpointing"}
 
 
 @dataclass(frozen=True)

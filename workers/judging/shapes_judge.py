@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 JUDGE = "judge"
 """The word that asks for it in a setting."""
-SIDE_PX = 32
 PICTURES_PER_PASS = 256
 
 
@@ -52,14 +51,13 @@ def judge_inputs(images: Sequence[np.ndarray]) -> list[Tensor]:
     """The judge's inputs, (n, 3, 32, 32) in [0, 1], some at a time; pictures of one size."""
     import numpy as np
     import torch
-    from torch.nn import functional
+
+    from workers.shapes.judge import at_its_size
 
     found = []
     for start in range(0, len(images), PICTURES_PER_PASS):
         batch = np.stack(images[start : start + PICTURES_PER_PASS])
-        unit = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255
-        is_small = unit.shape[-2:] == (SIDE_PX, SIDE_PX)
-        found.append(unit if is_small else functional.interpolate(unit, SIDE_PX, mode="area"))
+        found.append(at_its_size(torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255))
     return found
 
 

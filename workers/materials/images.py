@@ -21,14 +21,12 @@ NOISE_SEED = 1_000_003
 class ImagesSettings(Settings):
     """How the pictures are drawn."""
 
+    ONLY_MEMORY = frozenset({"batch_size"})
+
     images_per_prompt: int = Field(4, ge=1, description="pictures of each prompt")
     guidance: float = Field(7.5, ge=0, description="guidance scale")
     sampler_steps: int = Field(50, ge=1, description="DDIM steps")
     batch_size: int = Field(16, ge=1, description="pictures per forward pass")
-
-    def identity(self) -> dict[str, Any]:
-        """The batch size is where it runs, not what it computes."""
-        return {k: v for k, v in super().identity().items() if k != "batch_size"}
 
 
 class Images(Material):

@@ -21,13 +21,11 @@ if TYPE_CHECKING:
 class FinetuneSuccessSettings(Settings):
     """How much is drawn to compare on."""
 
+    ONLY_MEMORY = frozenset({"batch_size"})
+
     draws: int = Field(256, ge=1, description="(example, noise, time step) triples")
     batch_size: int = Field(32, ge=1, description="triples per forward pass")
     seed: int = Field(0, ge=0, description="seed of the triples; the same for every model")
-
-    def identity(self) -> dict[str, object]:
-        """Without what only changes memory."""
-        return {k: v for k, v in super().identity().items() if k != "batch_size"}
 
 
 class FinetuneSuccess(Metric):

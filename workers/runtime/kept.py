@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, wraps
-from typing import ParamSpec, TypeVar
+from functools import lru_cache
+from typing import ParamSpec, TypeVar, cast
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -17,12 +17,7 @@ def kept(count: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
     def decorate(load: Callable[P, T]) -> Callable[P, T]:
         cached = lru_cache(maxsize=count)(load)
         _clear.append(cached.cache_clear)
-
-        @wraps(load)
-        def get(*args: P.args, **kwargs: P.kwargs) -> T:
-            return cached(*args, **kwargs)  # type: ignore[arg-type]
-
-        return get
+        return cast("Callable[P, T]", cached)
 
     return decorate
 

@@ -62,7 +62,7 @@ class Judge(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """What the heads look at, (n, 1024), of images (n, 3, height, width) in [0, 1]."""
-        found: Tensor = self.body(_at_its_size(images) * 2 - 1)
+        found: Tensor = self.body(at_its_size(images) * 2 - 1)
         return found.flatten(1)
 
     @torch.no_grad()
@@ -71,7 +71,7 @@ class Judge(nn.Module):
 
         The classes of a head are named, in order, by `self.classes[head]`.
         """
-        logits = self(_at_its_size(images.float()))
+        logits = self(at_its_size(images.float()))
         return {name: values.softmax(1) for name, values in logits.items()}
 
     def names(self, images: Tensor) -> dict[str, list[str]]:
@@ -82,7 +82,8 @@ class Judge(nn.Module):
         }
 
 
-def _at_its_size(images: Tensor) -> Tensor:
+def at_its_size(images: Tensor) -> Tensor:
+    """Images (n, 3, height, width) as the judge takes them, (n, 3, 32, 32)."""
     if images.shape[-2:] == (32, 32):
         return images
     return functional.interpolate(images, size=(32, 32), mode="area")

@@ -33,10 +33,6 @@ class Denoiser:
     text_encoder: CLIPTextModel
     unet: UNet2DConditionModel
 
-    def modules(self) -> nn.ModuleList:
-        """Return both parts as one module."""
-        return nn.ModuleList([self.text_encoder, self.unet])
-
 
 class MovingAverage:
     """An exponential moving average of parameters that forgets its first steps sooner."""
@@ -116,7 +112,7 @@ def train_diffusion(
     """
     denoiser = Denoiser(new_text_encoder(build_tokenizer()), new_unet())
     denoiser.unet.to(memory_format=torch.channels_last)
-    parameters = list(denoiser.modules().parameters())
+    parameters = [*denoiser.text_encoder.parameters(), *denoiser.unet.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     average = MovingAverage(parameters)
