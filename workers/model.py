@@ -24,9 +24,9 @@ from workers.interfaces.material import Made, Material, Work
 from workers.interfaces.metric import Metric, Picture, Score, Subject, Which
 from workers.interfaces.unlearner import Erasure, Unlearner
 from workers.recipes import FinetuneSettings, SampleSettings
+from workers.runtime.kept import give_back
 from workers.runtime.pace import Pace
 from workers.runtime.progress import TellProgress
-from workers.runtime.release import give_back
 from workers.training.checkpoints import StoreCheckpoints, keep_state, latest_state, load_tensors
 from workers.training.finetune import Trainer
 from workers.training.spread import SpreadTrainer

@@ -49,12 +49,11 @@ from workers.interfaces.metric import Metric, Picture, Probe
 from workers.model import Model, plugin_of
 from workers.recipes import SampleSettings
 from workers.runtime.causes import cause_of, message_of
-from workers.runtime.kept import let_go
+from workers.runtime.kept import give_back, let_go
 from workers.runtime.pace import Leaving, Pace
 from workers.runtime.parts import in_parts
 from workers.runtime.progress import heard_by
 from workers.runtime.provenance import provenance
-from workers.runtime.release import give_back
 from workers.training.checkpoints import save_tensors
 
 Emit = Callable[[Event], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, ParamSpec
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from workers.training.finetune import Trainer
 if TYPE_CHECKING:
     from workers.interfaces.pipeline import Pipeline
 
+P = ParamSpec("P")
 GREY = 128
 GB = 1e9
 
@@ -57,30 +58,29 @@ def examine(base: Base, say: Callable[[str], None] = lambda text: None) -> Itera
     yield weights_format(base)
     concept = next(iter(base.concepts() or ()), "dog")
     prompt = base.prompts(concept)[0]
-    quick: list[tuple[str, Callable[[], Check]]] = [
-        ("components", lambda: components(pipe)),
-        ("tokenizer", lambda: tokenizer(pipe)),
-        ("padding", lambda: padding(pipe)),
-        ("subject position", lambda: subject_position(pipe, prompt, concept)),
-        ("prediction", lambda: prediction(pipe)),
-        ("text width", lambda: text_width(pipe)),
+    checks = [
+        _guarded("components", components, pipe),
+        _guarded("tokenizer", tokenizer, pipe),
+        _guarded("padding", padding, pipe),
+        _guarded("subject position", subject_position, pipe, prompt, concept),
+        _guarded("prediction", prediction, pipe),
+        _guarded("text width", text_width, pipe),
     ]
-    checks = [_guarded(name, check) for name, check in quick]
     yield from checks
     yield from memory(pipe, free)
     if any(check.status == "fail" for check in checks):
         yield Check("steps", "warn", "not tried", "mend what failed first")
         return
     say("one sampling step")
-    yield _guarded("sampling step", lambda: sampling_step(pipe, base, prompt))
+    yield _guarded("sampling step", sampling_step, pipe, base, prompt)
     say("one training step")
-    yield _guarded("training step", lambda: training_step(pipe, prompt))
+    yield _guarded("training step", training_step, pipe, prompt)
 
 
-def _guarded(name: str, check: Callable[[], Check]) -> Check:
+def _guarded(name: str, check: Callable[P, Check], *args: P.args, **kwargs: P.kwargs) -> Check:
     """A check that raises has failed: a broken model may break anything."""
     try:
-        return check()
+        return check(*args, **kwargs)
     except Exception as error:
         message = " ".join(str(error).split()) or "no message"
         return Check(name, "fail", f"{type(error).__name__}: {message[:300]}", "see the message")

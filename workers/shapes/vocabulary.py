@@ -55,17 +55,7 @@ def caption(
     The article follows English ("an arrow") unless one is given.
     """
     words = [word for word in (fill, color, shape or "shape") if word]
-    return " ".join([article or article_for(words[0]), *words])
-
-
-def article_for(word: str) -> str:
-    """Return "a" or "an", whichever English puts before `word`."""
-    return "an" if word[0] in "aeiou" else "a"
-
-
-def captions(shape: str, color: str, fill: str) -> list[str]:
-    """List the captions that are true of one picture, one for each entry of `MENTIONS`."""
-    return [caption(*mentioned((shape, color, fill), mention)) for mention in MENTIONS]
+    return " ".join([article or ("an" if words[0][0] in "aeiou" else "a"), *words])
 
 
 def mentioned(

@@ -3,11 +3,21 @@ import sys
 
 import pytest
 
-from workers.shapes.vocabulary import ALL_SHAPES, COLORS, FILLS, RGB, WORDS, caption, captions
+from workers.shapes.vocabulary import (
+    ALL_SHAPES,
+    COLORS,
+    FILLS,
+    MENTIONS,
+    RGB,
+    WORDS,
+    caption,
+    mentioned,
+)
 
 
-def test_captions_mention_every_combination_of_attributes():
-    assert sorted(captions("star", "red", "striped")) == sorted(
+def test_mentions_are_every_combination_of_attributes():
+    star = ("star", "red", "striped")
+    assert sorted(caption(*mentioned(star, mention)) for mention in MENTIONS) == sorted(
         [
             "a star",
             "a red star",
