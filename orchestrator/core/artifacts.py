@@ -112,8 +112,16 @@ class RowFile(Generic[R]):
     @cached_property
     def columns(self) -> tuple[Column, ...]:
         """In the file's order."""
-        hints = get_type_hints(self.row, include_extras=True)
-        return tuple(_column(name, hint) for name, hint in hints.items())
+        found = []
+        for name, hint in get_type_hints(self.row, include_extras=True).items():
+            description = None
+            if get_origin(hint) is Annotated:
+                hint, description = get_args(hint)
+            if get_origin(hint) is Literal:
+                hint = str
+            kind, *more = get_args(hint) or (hint,)  # of `float | None`, the first
+            found.append(Column(name, _ARROW[kind], not more, description))
+        return tuple(found)
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -147,16 +155,6 @@ class RowFile(Generic[R]):
         names = [column.name for column in self.columns]
         table = pq.read_table(path, columns=names)
         return list(map(self.row, *(table[name].to_pylist() for name in names)))
-
-
-def _column(name: str, hint: Any) -> Column:
-    description = None
-    if get_origin(hint) is Annotated:
-        hint, description = get_args(hint)
-    if get_origin(hint) is Literal:
-        hint = str
-    kind, *more = get_args(hint) or (hint,)  # of `float | None`, the first
-    return Column(name, _ARROW[kind], not more, description)
 
 
 # Pictures are compressed already.

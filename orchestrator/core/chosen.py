@@ -34,13 +34,14 @@ class Chosen:
         return sha256(own)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Chosen) and self._parts() == other._parts()
+        return (
+            isinstance(other, Chosen)
+            and type(self.plugin) is type(other.plugin)
+            and self.plugin.settings == other.plugin.settings
+        )
 
     def __hash__(self) -> int:
         return hash(self.plugin.name)
-
-    def _parts(self) -> tuple[type[Plugin], Settings]:
-        return type(self.plugin), self.plugin.settings
 
     @classmethod
     def __get_pydantic_core_schema__(

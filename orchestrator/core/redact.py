@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from urllib.parse import quote, unquote
 
 HIDDEN = "***"
@@ -39,7 +39,13 @@ def redact(text: str, also: Iterable[str] = ()) -> str:
 
     Doing it again changes nothing.
     """
-    for secret in sorted({*also, *_secrets(os.environ)}, key=len, reverse=True):
+    secrets = set(also)
+    for name, value in os.environ.items():
+        found = [value] if _SECRET_NAME.search(name) else []
+        if not found and "://" in value:
+            found = passwords_of(value)
+        secrets.update(secret for secret in found if len(secret) >= SHORTEST)
+    for secret in sorted(secrets, key=len, reverse=True):
         for spelt in {secret, quote(secret, safe="")}:
             text = text.replace(spelt, HIDDEN)
     return redact_urls(_BEARER.sub(rf"\1 {HIDDEN}", text))
@@ -80,13 +86,3 @@ def _assigned(match: re.Match[str]) -> str:
     value = match[2]
     mark = value[0] if value[0] in "\"'" else ""
     return f"{match[1]}{mark}{HIDDEN}{mark}"
-
-
-def _secrets(environment: Mapping[str, str]) -> Iterator[str]:
-    """The values of variables with a secret's name, and the passwords of URLs in others."""
-    for name, value in environment.items():
-        if _SECRET_NAME.search(name):
-            found = [value]
-        else:
-            found = passwords_of(value) if "://" in value else []
-        yield from (secret for secret in found if len(secret) >= SHORTEST)

@@ -27,14 +27,6 @@ HOMES: Mapping[PluginKind, str] = {
 }
 
 
-def _modules(home: str) -> Iterator[ModuleType]:
-    """The modules of a plug-in package, or the module itself."""
-    package = importlib.import_module(home)
-    yield package
-    for info in pkgutil.iter_modules(getattr(package, "__path__", [])):
-        yield importlib.import_module(f"{home}.{info.name}")
-
-
 @cache
 def _entry_points() -> tuple[importlib.metadata.EntryPoint, ...]:
     """Installed plug-ins; finding them reads every distribution's metadata."""
@@ -70,30 +62,29 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _plugins_in(module: ModuleType, kind: PluginKind) -> Iterator[type[Plugin]]:
-    for value in vars(module).values():
-        if (
-            isinstance(value, type)
-            and issubclass(value, Plugin)
-            and not inspect.isabstract(value)
-            and value.__module__ == module.__name__
-            and getattr(value, "kind", None) == kind
-            and "name" in vars(value)
-        ):
-            yield value
-
-
 @cache
 def _registry(kind: PluginKind, outside: str | None) -> dict[str, type[Plugin]]:
+    home = importlib.import_module(HOMES[kind])
+    # A home is a package, or one module with several plug-ins.
+    files = [info.name for info in pkgutil.iter_modules(getattr(home, "__path__", []))]
+    ours = [home, *(importlib.import_module(f"{HOMES[kind]}.{name}") for name in files)]
     found: dict[str, type[Plugin]] = {}
-    for module in (*_modules(HOMES[kind]), *_outside_modules()):
-        for plugin in _plugins_in(module, kind):
-            other = found.setdefault(plugin.name, plugin)
-            if other is not plugin:
-                raise ResurgeError(
-                    f"two plug-ins of kind {kind} are called {plugin.name!r}: "
-                    f"{other.__module__} and {plugin.__module__}; rename one"
-                )
+    for module in (*ours, *_outside_modules()):
+        for value in vars(module).values():
+            if (
+                isinstance(value, type)
+                and issubclass(value, Plugin)
+                and not inspect.isabstract(value)
+                and value.__module__ == module.__name__
+                and getattr(value, "kind", None) == kind
+                and "name" in vars(value)
+            ):
+                other = found.setdefault(value.name, value)
+                if other is not value:
+                    raise ResurgeError(
+                        f"two plug-ins of kind {kind} are called {value.name!r}: "
+                        f"{other.__module__} and {value.__module__}; rename one"
+                    )
     return dict(sorted(found.items()))
 
 

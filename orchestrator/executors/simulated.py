@@ -89,7 +89,8 @@ class Simulated(Executor):
                 failure = Failure(f"simulated {cause}", "", cause)
                 self._at(at, StageFailed(order.task.id, stage.key, failure))
                 break
-            self._at(at, StageCommitted(order.task.id, stage.key, _record(stage)))
+            record = Record.of(stage, {}, {}, started="", seconds=0.0, provenance={})
+            self._at(at, StageCommitted(order.task.id, stage.key, record))
         holds = order.task.stages[-1].model.digest
         self._at(at, TaskEnded(order.task.id, worker, holds))
 
@@ -115,21 +116,3 @@ class Simulated(Executor):
 
     def _at(self, when_s: float, event: Event) -> None:
         heapq.heappush(self._queue, (when_s, next(self._order), event))
-
-
-def _record(stage: Stage) -> Record:
-    return Record(
-        digest=stage.digest,
-        kind=stage.kind,
-        plugin=stage.plugin,
-        version=stage.version,
-        identity=stage.identity,
-        settings=stage.settings,
-        seed=stage.seed,
-        parent=stage.parent.digest if stage.parent else None,
-        metrics={},
-        objects={},
-        started="",
-        seconds=0.0,
-        provenance={},
-    )

@@ -130,11 +130,18 @@ def _s3(bucket: str) -> Any:
 
     endpoint = _endpoint()
     scheme, _, host = (endpoint or "https://").partition("://")
+    key, secret = (os.environ.get(f"AWS_{n}") for n in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"))
+    if bool(key) != bool(secret):
+        there, missing = ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY")[:: 1 if key else -1]
+        raise StoreError(f"AWS_{there} is set and AWS_{missing} is not: set both, or none")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region is None:
         region = "us-east-1" if endpoint else pafs.resolve_s3_region(bucket)
     return pafs.S3FileSystem(
-        **_credentials(),
+        # Without keys pyarrow looks where AWS's own tools look.
+        access_key=key or None,
+        secret_key=secret or None,
+        session_token=(os.environ.get("AWS_SESSION_TOKEN") or None) if key else None,
         region=region,
         scheme=scheme,
         endpoint_override=host or None,
@@ -145,18 +152,6 @@ def _s3(bucket: str) -> Any:
         allow_delayed_open=True,
         tls_ca_file_path=os.environ.get("AWS_CA_BUNDLE"),
     )
-
-
-def _credentials() -> dict[str, str]:
-    """The environment's keys; without them pyarrow looks where AWS's own tools look."""
-    key, secret = (os.environ.get(f"AWS_{n}") for n in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"))
-    if bool(key) != bool(secret):
-        there, missing = ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY")[:: 1 if key else -1]
-        raise StoreError(f"AWS_{there} is set and AWS_{missing} is not: set both, or none")
-    if not key or not secret:
-        return {}
-    token = os.environ.get("AWS_SESSION_TOKEN")
-    return {"access_key": key, "secret_key": secret} | ({"session_token": token} if token else {})
 
 
 def _endpoint() -> str | None:

@@ -9,8 +9,6 @@ import datetime
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
-from typing import Any
 
 from orchestrator.store.files import Files
 from orchestrator.store.paths import OBJECTS, QUARANTINE, RECORDS, json_path
@@ -33,19 +31,12 @@ def set_aside(files: Files, key: str, data: bytes, reason: str) -> str | None:
     files.write(f"{folder}/reason.json", json.dumps(why, indent=1))
     # The record goes first: without it nobody looks for the objects.
     files.move(path, f"{folder}/record.json")
-    for named in _objects(key, data):
-        files.move(named, f"{folder}/{named}")
+    try:
+        named = [str(blob["path"]) for blob in json.loads(data)["objects"].values()]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        named = []  # what the record cannot say any more, `gc` finds
+    for blob_path in named:
+        if blob_path.startswith(f"{OBJECTS}/{key}-") and ".." not in blob_path:
+            files.move(blob_path, f"{folder}/{blob_path}")
     log.warning("record %s was set aside in %s: %s", key, folder, reason)
     return folder
-
-
-def _objects(key: str, data: bytes) -> Iterator[str]:
-    """The paths that a record names, as far as it can be read; what it cannot say, `gc` finds."""
-    try:
-        blobs: Any = json.loads(data)["objects"].values()
-        paths = [str(blob["path"]) for blob in blobs]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return
-    for path in paths:
-        if path.startswith(f"{OBJECTS}/{key}-") and ".." not in path:
-            yield path

@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator.core.artifacts import Provenance
 from orchestrator.core.digest import sha256
 from orchestrator.core.errors import StoreError
+from orchestrator.core.stage import Stage
 from orchestrator.store.paths import OBJECTS, check_path
 
 SCHEMA = 1
@@ -48,6 +49,34 @@ class Record:
     provenance: Provenance
     inputs: Mapping[str, str] = field(default_factory=dict)
     schema: int = field(default=SCHEMA)
+
+    @classmethod
+    def of(
+        cls,
+        stage: Stage,
+        metrics: Mapping[str, float],
+        objects: Mapping[str, Blob],
+        started: str,
+        seconds: float,
+        provenance: Provenance,
+    ) -> Record:
+        """What a stage is, with what it left behind."""
+        return cls(
+            digest=stage.digest,
+            kind=stage.kind,
+            plugin=stage.plugin,
+            version=stage.version,
+            identity=stage.identity,
+            settings=stage.settings,
+            seed=stage.seed,
+            parent=stage.parent.digest if stage.parent else None,
+            metrics=metrics,
+            objects=objects,
+            started=started,
+            seconds=seconds,
+            provenance=provenance,
+            inputs={name: made.digest for name, made in stage.inputs.items()},
+        )
 
     @property
     def key(self) -> str:
@@ -100,7 +129,31 @@ class Record:
             ValueError: it has not a record's schema, or names a file outside the store's objects.
             StoreError: a later Resurge wrote it.
         """
-        _check(values)
+        if not isinstance(values, dict) or "schema" not in values:
+            raise ValueError("it is no record")
+        if isinstance(values["schema"], int) and values["schema"] > SCHEMA:
+            raise StoreError(
+                f"record {str(values.get('digest'))[:16]} has schema {values['schema']} and this "
+                f"Resurge reads {SCHEMA}: use the version that wrote it, or a later one"
+            )
+        _check_types(values | {"inputs": values.get("inputs", {})}, _TYPES, "it")
+        if not re.fullmatch(r"[0-9a-f]{64}", values["digest"]):
+            raise ValueError("its digest is not 64 hex digits")
+        for name, number in values["metrics"].items():
+            if not isinstance(number, int | float):
+                raise ValueError(f"its metric {name!r} is no number")
+        for name, blob in values["objects"].items():
+            where = f"{OBJECTS}/{values['digest'][:16]}-"
+            if not isinstance(blob, dict):
+                raise ValueError(f"its object {name!r} is not described")
+            _check_types(blob, _BLOB_TYPES, f"its object {name!r}")
+            try:
+                check_path(name)
+                check_path(blob["path"])
+            except StoreError as error:
+                raise ValueError(f"its object {name!r} is outside the store: {error}") from error
+            if not blob["path"].startswith(where):
+                raise ValueError(f"its object {name!r} is not below {where}…")
         objects = {name: Blob(**blob) for name, blob in values["objects"].items()}
         return cls(**{**values, "objects": objects})
 
@@ -124,37 +177,6 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
 }
 
 _BLOB_TYPES: Mapping[str, type] = {"path": str, "size_bytes": int, "sha256": str}
-
-
-def _check(values: Any) -> None:
-    if not isinstance(values, dict) or "schema" not in values:
-        raise ValueError("it is no record")
-    if isinstance(values["schema"], int) and values["schema"] > SCHEMA:
-        raise StoreError(
-            f"record {str(values.get('digest'))[:16]} has schema {values['schema']} and this "
-            f"Resurge reads {SCHEMA}: use the version that wrote it, or a later one"
-        )
-    _check_types(values | {"inputs": values.get("inputs", {})}, _TYPES, "it")
-    if not re.fullmatch(r"[0-9a-f]{64}", values["digest"]):
-        raise ValueError("its digest is not 64 hex digits")
-    for name, number in values["metrics"].items():
-        if not isinstance(number, int | float):
-            raise ValueError(f"its metric {name!r} is no number")
-    for name, blob in values["objects"].items():
-        _check_blob(values["digest"][:16], name, blob)
-
-
-def _check_blob(key: str, name: str, blob: Any) -> None:
-    if not isinstance(blob, dict):
-        raise ValueError(f"its object {name!r} is not described")
-    _check_types(blob, _BLOB_TYPES, f"its object {name!r}")
-    try:
-        check_path(name)
-        check_path(blob["path"])
-    except StoreError as error:
-        raise ValueError(f"its object {name!r} is outside the store: {error}") from error
-    if not blob["path"].startswith(f"{OBJECTS}/{key}-"):
-        raise ValueError(f"its object {name!r} is not below {OBJECTS}/{key}-…")
 
 
 def _check_types(

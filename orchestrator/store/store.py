@@ -92,8 +92,18 @@ class Store:
                 moved without its version; or another stage has the same 16 digits.
         """
         record = self.record(stage.key)
-        if record is not None:
-            _compare(stage, record)
+        if record is None:
+            return None
+        if record.digest != stage.digest:
+            raise StoreError(
+                f"two stages share the key {stage.key}: {stage.digest}, {record.digest}"
+            )
+        if moved := list(_moved(stage.settings, record.settings, "")):
+            raise StoreError(
+                f"a default of {stage.kind} plug-in {stage.plugin!r} has moved without its "
+                f"version: {'; '.join(moved)}. Raise the plug-in's `version` from {stage.version} "
+                f"to {stage.version + 1}, or put the default back"
+            )
         return record
 
     def record(self, key: str) -> Record | None:
@@ -126,22 +136,8 @@ class Store:
         if (earlier := self.get(stage)) is not None:
             return earlier
         folder = f"{OBJECTS}/{stage.key}-{uuid.uuid4().hex[:8]}"
-        record = Record(
-            digest=stage.digest,
-            kind=stage.kind,
-            plugin=stage.plugin,
-            version=stage.version,
-            identity=stage.identity,
-            settings=stage.settings,
-            seed=stage.seed,
-            parent=stage.parent.digest if stage.parent else None,
-            metrics=dict(metrics),
-            objects={name: self._put(path, f"{folder}/{name}") for name, path in files.items()},
-            started=started,
-            seconds=seconds,
-            provenance=provenance,
-            inputs={name: made.digest for name, made in stage.inputs.items()},
-        )
+        objects = {name: self._put(path, f"{folder}/{name}") for name, path in files.items()}
+        record = Record.of(stage, dict(metrics), objects, started, seconds, provenance)
         self.files.write(json_path(RECORDS, stage.key), record.to_text())
         self.files.delete(json_path(FAILURES, stage.key))
         return record
@@ -180,7 +176,17 @@ class Store:
             if fault is not None and not self.files.is_local:
                 path, fault = self._fetch(stack, blob)  # it may have been damaged on its way
             if fault is not None:
-                self._reject(record, f"{blob.path} {fault}")
+                at = json_path(RECORDS, record.key)
+                data = self.files.read_bytes(at)
+                why = f"{blob.path} {fault}"
+                # A record that was changed meanwhile stays as it is now.
+                if data is not None and json.loads(data) == json.loads(record.to_text()):
+                    set_aside(self.files, record.key, data, why)
+                raise CorruptObject(
+                    f"{record.kind} {record.key} is damaged: {why}. It was set aside in "
+                    "quarantine/; run the sweep again, which makes it again",
+                    record.digest,
+                )
             yield path
 
     def faults(self, record: Record) -> list[str]:
@@ -215,18 +221,6 @@ class Store:
         if self.files.is_local:  # a bucket's copy is another file each time
             _VERIFIED.add(seen)
         return None
-
-    def _reject(self, record: Record, why: str) -> None:
-        """Set a record aside and say so; one that was changed meanwhile stays as it is now."""
-        path = json_path(RECORDS, record.key)
-        data = self.files.read_bytes(path)
-        if data is not None and json.loads(data) == json.loads(record.to_text()):
-            set_aside(self.files, record.key, data, why)
-        raise CorruptObject(
-            f"{record.kind} {record.key} is damaged: {why}. It was set aside in quarantine/; run "
-            "the sweep again, which makes it again",
-            record.digest,
-        )
 
     # Checkpoints
 
@@ -332,18 +326,6 @@ class Store:
 
     def _put(self, source: Path, path: str) -> Blob:
         return Blob(path, *self.files.put(source, path))
-
-
-def _compare(stage: Stage, record: Record) -> None:
-    if record.digest != stage.digest:
-        raise StoreError(f"two stages share the key {stage.key}: {stage.digest}, {record.digest}")
-    moved = list(_moved(stage.settings, record.settings, ""))
-    if moved:
-        raise StoreError(
-            f"a default of {stage.kind} plug-in {stage.plugin!r} has moved without its version: "
-            f"{'; '.join(moved)}. Raise the plug-in's `version` from {stage.version} to "
-            f"{stage.version + 1}, or put the default back"
-        )
 
 
 def _moved(now: Any, then: Any, path: str) -> Iterator[str]:
