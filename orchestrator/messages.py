@@ -48,15 +48,14 @@ class WorkOrder:
     """A task with all that a worker needs to do it: where the store and the logs are.
 
     `split` is the number of parts in which every batch is computed, because a whole one does not
-    fit: training adds the parts' gradients up. `needs_whole_gpu` asks for a worker that shares its
-    GPU with nobody. Training state is stored every `checkpoint_every_s` seconds.
+    fit: training adds the parts' gradients up. Training state is stored every
+    `checkpoint_every_s` seconds.
     """
 
     task: Task
     store: str
     log_path: str
     split: int = 1
-    needs_whole_gpu: bool = False
     checkpoint_every_s: float = 600.0
 
 

@@ -106,7 +106,13 @@ class RayExecutor(Executor):
         )
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in the caller's place
-        self._pools = self._make_pools()
+        model = pool_of(self.settings, self.ray.cluster_resources(), self._is_local)
+        self._pools = {WorkerKind(): model}
+        if 0 < model.gpus < 1:  # what does not fit into the share gets the whole
+            self._pools[WorkerKind(whole_gpu=True)] = whole_gpu_pool(model)
+        if self.settings.score_workers is not None:
+            score = score_pool(self.settings.score_workers, self._is_local)
+            self._pools[WorkerKind("score")] = score
         for need, pool in self._pools.items():
             for _ in range(pool.min):
                 self._seat(need)
@@ -194,20 +200,17 @@ class RayExecutor(Executor):
             ready, _ = self.ray.wait([seat.stream], timeout=0)
             if not ready:
                 return
-            yield self._next(seat)
-
-    def _next(self, seat: _Seat) -> Event:
-        assert seat.order is not None  # the caller looked
-        try:
-            event: Event = self.ray.get(next(seat.stream))
-        except (self.ray.exceptions.RayError, StopIteration) as error:
-            return self._replace(seat, _reason(error), self._how(seat, error))
-        if isinstance(event, TaskEnded):
-            seat.order, seat.stream, seat.holds = None, None, event.holds
-            seat.idle_since_s = self._clock_s()
-        elif isinstance(event, TaskHandedBack):
-            self._renew(seat)
-        return event
+            try:
+                event: Event = self.ray.get(next(seat.stream))
+            except (self.ray.exceptions.RayError, StopIteration) as error:
+                yield self._replace(seat, _reason(error), self._how(seat, error))
+                return
+            if isinstance(event, TaskEnded):
+                seat.order, seat.stream, seat.holds = None, None, event.holds
+                seat.idle_since_s = self._clock_s()
+            elif isinstance(event, TaskHandedBack):
+                self._renew(seat)
+            yield event
 
     def _how(self, seat: _Seat, error: Exception) -> LossCause:
         """How the worker died: its machine with it, killed for memory, or on its own."""
@@ -256,15 +259,6 @@ class RayExecutor(Executor):
             return
         self._false_starts = 0
         seat.starting, seat.idle_since_s = None, self._clock_s()
-
-    def _make_pools(self) -> dict[WorkerKind, Pool]:
-        model = pool_of(self.settings, self.ray.cluster_resources(), self._is_local)
-        pools = {WorkerKind(): model}
-        if 0 < model.gpus < 1:  # what does not fit into the share gets the whole
-            pools[WorkerKind(whole_gpu=True)] = whole_gpu_pool(model)
-        if self.settings.score_workers is not None:
-            pools[WorkerKind("score")] = score_pool(self.settings.score_workers, self._is_local)
-        return pools
 
     def _local_options(self) -> dict[str, Any]:
         """More workers than cores are the user's choice; a dashboard would outlive its use."""

@@ -5,17 +5,16 @@ What another head that shares the store is doing is waited for, not done twice.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.core.artifacts import Failure
 from orchestrator.core.redact import redact
 from orchestrator.core.stage import Stage
-from orchestrator.executors.base import Executor, FreeWorker, WorkerKind
+from orchestrator.executors.base import Executor, WorkerKind
 from orchestrator.messages import (
     Event,
     StageCommitted,
@@ -23,13 +22,13 @@ from orchestrator.messages import (
     StageProgress,
     StageStarted,
     Task,
-    TaskEnded,
     TaskHandedBack,
+    TaskOver,
     TaskRetried,
     WorkerLost,
     WorkOrder,
 )
-from orchestrator.schedule.failures import Again, Policy
+from orchestrator.schedule.failures import Again, Final, Policy
 from orchestrator.schedule.leases import Leases, units
 from orchestrator.schedule.shares import Wish, shares
 from orchestrator.store.store import Store
@@ -173,8 +172,17 @@ class Scheduler:
         self.executor.adapt(wanted, self._may_have)
 
     def _submit_ready(self) -> None:
+        """Give each free worker the ready task with the longest path; one whose model it holds
+        goes before all.
+        """
         for worker in self.executor.workers().free:
-            task = next(filter(self._claim, self._ready_for(worker)), None)
+
+            def rank(task: Task, holds: str | None = worker.holds) -> tuple[bool, float]:
+                return task.after is not None and task.after.digest == holds, task.path_cost
+
+            fitting = (task for task in self._ready() if worker.has.fits(self._need(task)))
+            by_rank = sorted(fitting, key=rank, reverse=True)
+            task = next(filter(self._claim, by_rank), None)
             if task is None:
                 continue
             self.waiting.remove(task)
@@ -186,19 +194,9 @@ class Scheduler:
                 self.store.location,
                 self._log_path(task),
                 history.split,
-                history.has_whole_gpu,
                 self.rules.checkpoint_every_s,
             )
             self.executor.submit(order, worker.name)
-
-    def _ready_for(self, worker: FreeWorker) -> list[Task]:
-        """Ready tasks, the longest path first; those whose model the worker holds before all."""
-
-        def rank(task: Task) -> tuple[bool, float]:
-            return task.after is not None and task.after.digest == worker.holds, task.path_cost
-
-        fitting = (task for task in self._ready() if worker.has.fits(self._need(task)))
-        return sorted(fitting, key=rank, reverse=True)
 
     def _need(self, task: Task) -> WorkerKind:
         return WorkerKind(task.pool, self._policy.history(task.id).has_whole_gpu)
@@ -232,7 +230,14 @@ class Scheduler:
             return
         self._looked_s = now_s
         if self._elsewhere:
-            self._take_records()
+            recorded = self.store.keys()
+            for task in [task for task in self.waiting if task.id in self._elsewhere]:
+                for stage in task.stages:
+                    is_new = stage.key in recorded and stage.key not in self.done
+                    if is_new and (record := self.store.get(stage)) is not None:
+                        self._handle(StageCommitted(task.id, stage.key, record, ran=False))
+                if all(stage.key in self.done for stage in task.stages):
+                    self.waiting.remove(task)
             self._elsewhere.clear()
         others = [head for head in self.leases.others() if head.wants]
         self._may_have = math.inf
@@ -241,17 +246,6 @@ class Scheduler:
             me = self.leases.process.id
             wishes[me] = Wish(self.leases.wants, self.leases.priority)
             self._may_have = shares(wishes, self.executor.workers().room)[me]
-
-    def _take_records(self) -> None:
-        recorded = self.store.keys()
-        for task in [task for task in self.waiting if task.id in self._elsewhere]:
-            new = [s for s in task.stages if s.key in recorded and s.key not in self.done]
-            for stage in new:
-                record = self.store.get(stage)
-                if record is not None:
-                    self._handle(StageCommitted(task.id, stage.key, record, ran=False))
-            if all(stage.key in self.done for stage in task.stages):
-                self.waiting.remove(task)
 
     def _skip_hopeless(self) -> None:
         """Drop the tasks whose parent model or materials failed or were skipped."""
@@ -275,22 +269,18 @@ class Scheduler:
             shown = {"key": event.key, "done": event.done, "total": event.total}
             self._under_way[event.task_id] = shown
         elif isinstance(event, StageFailed):
-            self._failed(event)
-            return  # whoever listens is told what that came to
-        elif isinstance(event, TaskEnded | TaskHandedBack):
+            verdict = self._policy.on_failure(event)
+            if isinstance(verdict, Again):
+                self._again[event.task_id] = verdict
+                self.listener(TaskRetried(event.task_id, verdict.why))
+            else:
+                failure = event.failure
+                failure = replace(failure, cause=verdict.cause, message=verdict.message)
+                self._fail(self.running[event.task_id], event.key, failure)
+            return  # whoever listens has been told what that came to
+        elif isinstance(event, TaskOver):
             self._over(event)
-        elif isinstance(event, WorkerLost):
-            self._lost(event)
         self.listener(event)
-
-    def _failed(self, event: StageFailed) -> None:
-        verdict = self._policy.on_failure(event)
-        if isinstance(verdict, Again):
-            self._again[event.task_id] = verdict
-            self.listener(TaskRetried(event.task_id, verdict.why))
-            return
-        failure = dataclasses.replace(event.failure, cause=verdict.cause, message=verdict.message)
-        self._fail(self.running[event.task_id], event.key, failure)
 
     def _fail(self, task: Task, key: str, failure: Failure) -> None:
         self.outcome.failed[key] = failure
@@ -299,57 +289,45 @@ class Scheduler:
         self.store.put_failure(stage, failure)
         self.listener(StageFailed(task.id, key, failure))
 
-    def _over(self, event: TaskEnded | TaskHandedBack) -> None:
-        """What the worker neither committed nor failed is tried again, or a parent failed."""
-        task = self._take(event.task_id)
-        again = self._again.pop(task.id, None)
-        if isinstance(event, TaskHandedBack):
-            again = again or Again("handed back")
-        if again is None:
-            self.outcome.skipped.update(stage.key for stage in self._left(task))
-        else:
-            self._requeue(task, again)
-
-    def _lost(self, event: WorkerLost) -> None:
-        task = self._take(event.task_id)
-        again = self._again.pop(task.id, None)
-        verdict = again or self._policy.on_loss(event)
-        if isinstance(verdict, Again):
-            self._requeue(task, verdict)
-            return
-        left = self._left(task)
-        if not left:
-            return
-        self.outcome.skipped.update(stage.key for stage in left[1:])
-        failure = Failure(redact(verdict.message), self._log_path(task), verdict.cause)
-        self._fail(task, left[0].key, failure)
-
-    def _take(self, task_id: str) -> Task:
-        task = self.running.pop(task_id)
-        self._under_way.pop(task_id, None)
+    def _over(self, event: TaskOver) -> None:
+        """What the worker neither committed nor failed is tried again, or fails with the worker, or
+        is skipped, because a parent failed.
+        """
+        task = self.running.pop(event.task_id)
+        self._under_way.pop(task.id, None)
         if self.leases is not None:
             self.leases.release(task)
-        return task
+        over = self.done | self.outcome.failed.keys()
+        left = [stage for stage in task.stages if stage.key not in over]
+        verdict: Again | Final | None = self._again.pop(task.id, None)
+        if verdict is None and isinstance(event, TaskHandedBack):
+            verdict = Again("handed back")
+        elif verdict is None and isinstance(event, WorkerLost):
+            verdict = self._policy.on_loss(event)
+        if isinstance(verdict, Again):
+            self._requeue(task, left, verdict)
+        elif verdict is not None and left:
+            self.outcome.skipped.update(stage.key for stage in left[1:])
+            failure = Failure(redact(verdict.message), self._log_path(task), verdict.cause)
+            self._fail(task, left[0].key, failure)
+        else:
+            self.outcome.skipped.update(stage.key for stage in left)
 
-    def _requeue(self, task: Task, again: Again) -> None:
-        """The task's rest, without what hangs on a stage that failed for good."""
-        left = self._left(task)
-        hopeless = [stage for stage in left if self._is_hopeless(stage)]
+    def _requeue(self, task: Task, left: Sequence[Stage], again: Again) -> None:
+        """The task's rest, without what hangs on a stage that failed for good: on an ancestor, or
+        on a smaller step count of its trajectory.
+        """
+        bad = self.outcome.failed.keys() | self._broken
+        hopeless = [
+            stage
+            for stage in left
+            if any(one.key in bad or one.trajectory in bad for one in stage.ancestry())
+        ]
         self.outcome.skipped.update(stage.key for stage in hopeless)
         rest = tuple(stage for stage in left if stage not in hopeless)
         if rest:
             self._not_before_s[task.id] = self._clock_s() + again.pause_s
-            self.waiting.append(dataclasses.replace(task, stages=rest))
-
-    def _is_hopeless(self, stage: Stage) -> bool:
-        """Whether an ancestor failed, or a smaller step count of its trajectory."""
-        lineage = (stage, *stage.ancestry())
-        names = {one.key for one in lineage} | {one.trajectory for one in lineage} - {None}
-        return not names.isdisjoint(self.outcome.failed.keys() | self._broken)
-
-    def _left(self, task: Task) -> list[Stage]:
-        over = self.done | self.outcome.failed.keys()
-        return [stage for stage in task.stages if stage.key not in over]
+            self.waiting.append(replace(task, stages=rest))
 
     def _log_path(self, task: Task) -> str:
         return str(self.log_folder / f"{task.id}.log")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.core.stage import Stage
-from orchestrator.executors.base import ExecutorSettings
+from orchestrator.executors.base import ExecutorSettings, WorkerKind, Workers
 from orchestrator.executors.simulated import Simulated
 from orchestrator.messages import WorkOrder
 from orchestrator.plan.plan import Plan, make_plan
@@ -26,9 +27,14 @@ def seconds(stage: Stage) -> float:
 
 
 def simulate(
-    plan: Plan, tmp_path: Path, workers: int = 2, rules: Rules | None = None, **trouble: Any
+    plan: Plan,
+    tmp_path: Path,
+    workers: int = 2,
+    rules: Rules | None = None,
+    executor_class: type[Simulated] = Simulated,
+    **trouble: Any,
 ) -> tuple[Outcome, Simulated]:
-    executor = Simulated(ExecutorSettings(workers=workers), seconds, **trouble)
+    executor = executor_class(ExecutorSettings(workers=workers), seconds, **trouble)
     with executor:
         tasks = make_tasks(plan, (), ())
         store, logs = Store(tmp_path / "store"), tmp_path / "logs"
@@ -152,6 +158,24 @@ def test_a_lost_machine_costs_a_task_nothing(small: str, tmp_path: Path) -> None
     assert outcome.ok
 
 
+class ForWholeGpusOnly(WorkerKind):
+    """What a worker has that is kept for the tasks that need a GPU of their own."""
+
+    def fits(self, task: WorkerKind) -> bool:
+        return task.whole_gpu
+
+
+class OneWholeGpu(Simulated):
+    """Workers with a share of a GPU each, but for worker-1."""
+
+    def workers(self) -> Workers:
+        free = [
+            replace(worker, has=ForWholeGpusOnly() if worker.name == "worker-1" else WorkerKind())
+            for worker in super().workers().free
+        ]
+        return Workers(free, len(self.holds), shares_gpu=True)
+
+
 def test_memory_is_answered_with_a_whole_gpu_and_then_smaller_parts(
     small: str, tmp_path: Path
 ) -> None:
@@ -161,12 +185,16 @@ def test_memory_is_answered_with_a_whole_gpu_and_then_smaller_parts(
     def fails(order: WorkOrder, stage: Stage) -> str | None:
         return "oom" if stage == large and order.split < SPLITS[-1] else None
 
-    outcome, executor = simulate(plan, tmp_path, shares_gpu=True, fails=fails)
+    outcome, executor = simulate(plan, tmp_path, executor_class=OneWholeGpu, fails=fails)
     assert outcome.ok
-    tries = [(o.needs_whole_gpu, o.split) for o in executor.orders if large in o.task.stages]
+    given = [
+        (large in order.task.stages, worker == "worker-1", order.split)
+        for order, (_, worker, _) in zip(executor.orders, executor.history, strict=True)
+    ]
+    tries = [(is_whole, split) for is_large, is_whole, split in given if is_large]
     assert tries == [(False, 1), (True, 1), (True, SPLITS[0]), (True, SPLITS[1])]
-    others = [o for o in executor.orders if large not in o.task.stages]
-    assert {(o.needs_whole_gpu, o.split) for o in others} == {(False, 1)}
+    others = {(is_whole, split) for is_large, is_whole, split in given if not is_large}
+    assert others == {(False, 1)}
 
 
 def test_what_fits_nowhere_fails_with_what_was_tried(small: str, tmp_path: Path) -> None:
