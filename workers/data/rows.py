@@ -19,7 +19,6 @@ from workers.interfaces.dataset import Dataset, Examples, check_size, draw_subse
 from workers.runtime.progress import tell
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL import Image
 
 Row = tuple[str, bytes | Path | None, Any]
@@ -115,11 +114,15 @@ def collect(rows: Iterable[Row], where: object, column: str, size_px: int) -> Ex
         ResurgeError: with every bad row; or there are no rows.
     """
     import numpy as np
+    from PIL import Image, ImageOps
 
     images, captions, names, bad = [], [], [], []
     for name, source, text in rows:
         try:
-            images.append(_read_image(source, size_px))
+            with _open_image(source) as image:
+                upright = ImageOps.exif_transpose(image).convert("RGB")
+            square = ImageOps.fit(upright, (size_px, size_px), Image.Resampling.LANCZOS)
+            images.append(np.asarray(square))
             captions.append(_read_caption(text, column))
             names.append(name)
         except (OSError, ValueError) as error:
@@ -162,14 +165,3 @@ def _open_image(source: bytes | Path | None) -> Image.Image:
             f"at least {MIN_SIDE_PX} × {MIN_SIDE_PX} are needed"
         )
     return image
-
-
-def _read_image(source: bytes | Path | None, size_px: int) -> np.ndarray:
-    """uint8 (size_px, size_px, 3)."""
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    with _open_image(source) as image:
-        upright = ImageOps.exif_transpose(image).convert("RGB")
-    square = ImageOps.fit(upright, (size_px, size_px), Image.Resampling.LANCZOS)
-    return np.asarray(square)

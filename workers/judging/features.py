@@ -72,18 +72,16 @@ class SetDistance(SourceMetric):
 
     def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
         """The distance and what it rests on."""
-        source = self.settings.source_unless_word("features")
-        ours, theirs = (embedded(source, self._chosen(some)) for some in (pictures, reference))
+        s, sets = self.settings, []
+        for some in (pictures, reference):
+            images = [picture.image for picture in some if picture.probe.role in s.roles]
+            if len(images) < LEAST:
+                raise ResurgeError(self._too_few(len(images)))
+            sets.append(embedded(s.source_unless_word("features"), images))
+        ours, theirs = sets
         distance = self.distance(ours, theirs)
         n, dimensions = map(float, ours.shape)
         return Score({"distance": distance, "n": n, "dimensions": dimensions})
-
-    def _chosen(self, pictures: Sequence[Picture]) -> list[np.ndarray]:
-        roles = self.settings.roles
-        images = [picture.image for picture in pictures if picture.probe.role in roles]
-        if len(images) < LEAST:
-            raise ResurgeError(self._too_few(len(images)))
-        return images
 
     def _too_few(self, there: int) -> str:
         return (

@@ -76,30 +76,21 @@ class Lpips(SourceMetric):
         with torch.inference_mode():
             for pairs in passes(list(zip(pictures, reference, strict=True)), PER_PASS):
                 ours, theirs = (
-                    layers.of(self._pixels([picture.image for picture in some]))
+                    layers.of([picture.image for picture in some])
                     for some in zip(*pairs, strict=True)
                 )
                 values += perceptual(ours, theirs, layers.weights).tolist()
         return Score(means(pictures, values), values)
-
-    def _pixels(self, images: Sequence[np.ndarray]) -> Tensor:
-        """(n, 3, height, width) in [0, 1]; the judge's at its size."""
-        import numpy as np
-        import torch
-
-        if self.asks_the_judge():
-            return torch.cat(judge_inputs(images))
-        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
 
 
 @dataclass(frozen=True)
 class Layers:
     """The layers between which pictures are compared, and what each of their channels weighs.
 
-    `of` maps images (n, 3, height, width) in [0, 1] to layers (n, channels, h, w).
+    `of` maps n pictures uint8 (height, width, 3) to layers (n, channels, h, w).
     """
 
-    of: Callable[[Tensor], list[Tensor]]
+    of: Callable[[Sequence[np.ndarray]], list[Tensor]]
     weights: list[Tensor]
 
 
@@ -112,8 +103,8 @@ def of_the_judge() -> Layers:
 
     body = Judge.load().body
 
-    def of(images: Tensor) -> list[Tensor]:
-        found, values = [], images * 2 - 1
+    def of(images: Sequence[np.ndarray]) -> list[Tensor]:
+        found, values = [], torch.cat(judge_inputs(images)) * 2 - 1
         for module in body:
             values = module(values)
             if isinstance(module, nn.ReLU):
@@ -130,6 +121,7 @@ def alexnet(path: Path) -> Layers:
     The file has torchvision's names ("features.0.weight", "features.0.bias", …) and LPIPS's
     ("lin0.model.1.weight" … "lin4.model.1.weight", (1, channels, 1, 1)).
     """
+    import numpy as np
     import torch
     from torch.nn import functional
 
@@ -142,8 +134,9 @@ def alexnet(path: Path) -> Layers:
         )
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
 
-    def of(images: Tensor) -> list[Tensor]:
-        found, values = [], (images - mean) / std
+    def of(images: Sequence[np.ndarray]) -> list[Tensor]:
+        unit = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+        found, values = [], (unit - mean) / std
         for name, stride, padding in CONVOLUTIONS:
             if name in POOLED_BEFORE:
                 values = functional.max_pool2d(values, 3, 2)
