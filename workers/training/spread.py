@@ -172,7 +172,7 @@ class SpreadTrainer:
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """As `Trainer.load_state`."""
-        save_tensors(self._file, tensors)
+        _write(self._file, tensors)
         self._ask("load_state", values)
         self.step = int(values["trainer"]["step"])
         self.losses = [(int(step), float(loss)) for step, loss in values["losses"]]
@@ -277,6 +277,12 @@ def _found_first() -> Iterator[None]:
         sys.path.remove(beside_us)
 
 
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """As a new file: tensors that were read from the one before are still mapped from it."""
+    save_tensors(path.with_suffix(".new"), tensors)
+    path.with_suffix(".new").replace(path)
+
+
 def _end(processes: Mapping[Connection, BaseProcess], folder: Any) -> None:
     for process in processes.values():
         process.kill()
@@ -359,7 +365,7 @@ class _Part:
         """Write the training state's tensors; what stands beside them."""
         tensors, values = self.trainer.state()
         if self.is_first:
-            save_tensors(self.file, tensors)
+            _write(self.file, tensors)
         return values
 
     def load_state(self, values: Mapping[str, Any]) -> None:
@@ -370,7 +376,7 @@ class _Part:
         """Write the UNet as it is to be judged."""
         if self.is_first:
             with self.trainer.evaluation():
-                save_tensors(self.file, dict(self.trainer.pipe.unet.named_parameters()))
+                _write(self.file, dict(self.trainer.pipe.unet.named_parameters()))
 
 
 def _meet(rank: int, order: _Order) -> None:

@@ -100,64 +100,59 @@ def test_two_processes_end_where_one_does(spread, warm, dataset, name):
 
 def test_it_goes_on_from_what_it_saved_to_the_same_bits(spread, warm, tmp_path):
     settings = recipe(ema_decay=0.9)
-    straight = spread(settings)
-    straight.train_to(5)
-    straight.finish()
-    expected = warm.changed()
-
     first = spread(settings)
     first.train_to(2)
     with first.evaluation():
         assert warm.changed()
     tensors, values = first.state()
     save_tensors(tmp_path / "state.safetensors", tensors)
+    first.train_to(5)
     first.finish()
+    expected = warm.changed()
+
     second = spread(settings)
     second.load_state(load_tensors(tmp_path / "state.safetensors"), values)
     second.train_to(5)
     second.finish()
 
-    assert second.losses == straight.losses
+    assert [step for step, _ in second.losses] == [1, 2, 3, 4, 5]
+    assert second.losses == first.losses
     found = warm.changed()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_one_process_goes_on_where_two_were(spread, warm, dataset):
-    """How many there are is no part of what is stored."""
+def test_a_state_that_is_due_is_saved_on_the_way_and_one_process_can_go_on_from_it(
+    spread, warm, dataset
+):
     settings = recipe()
-    together = spread(settings)
-    together.train_to(2)
-    tensors, values = together.state()
-    together.finish()
-    warm.reset()
-    alone = Trainer(warm.pipe, settings, read_examples(dataset), 0)
-    alone.load_state(tensors, values)
-    alone.train_to(3)
-    alone.finish()
-    assert [step for step, _ in alone.losses] == [1, 2, 3]
-
-
-def test_a_state_that_is_due_is_saved_on_the_way(spread):
-    trainer = spread(recipe())
-    saved: list[int] = []
-    told: list[tuple[int, int]] = []
+    trainer = spread(settings)
+    saved, told = [], []
     trainer.train_to(
         3,
         progress=lambda done, total, _: told.append((done, total)),
         is_due=lambda: True,
-        save=lambda: saved.append(trainer.state()[1]["trainer"]["step"]),
+        save=lambda: saved.append(trainer.state()),
     )
-    assert saved == [1, 2]
+    assert [values["trainer"]["step"] for _, values in saved] == [1, 2]
     assert told == [(1, 3), (2, 3), (3, 3)]
-    trainer.finish()
+    expected = trainer.losses
+
+    assert len(helpers()) == 2
+    trainer = None
+    gc.collect()
+    assert helpers() == []
+    warm.reset()
+    alone = Trainer(warm.pipe, settings, read_examples(dataset), 0)
+    alone.load_state(*saved[1])
+    alone.train_to(3)
+    assert alone.losses == [(step, pytest.approx(loss, rel=1e-4)) for step, loss in expected]
 
 
-def test_batches_in_parts_are_parted_in_each_process(spread, warm):
+def test_batches_in_parts_are_parted_in_each_process(spread, warm, dataset):
     settings = recipe(batch_size=8)
-    whole = spread(settings)
+    whole = Trainer(warm.pipe, settings, read_examples(dataset), 0)
     whole.train_to(1)
-    whole.finish()
     with in_parts(2):
         parted = spread(settings)
     parted.train_to(1)
@@ -191,12 +186,6 @@ def test_a_process_that_is_killed_is_the_cause_though_the_other_complains(spread
     with pytest.raises(FailedElsewhere, match="killed by signal 9") as caught:
         trainer.train_to(5)
     assert cause_of(caught.value) == "oom"
-
-
-def test_it_ends_with_its_trainer(spread):
-    trainer = spread(recipe())
-    assert len(helpers()) == 2
-    del trainer  # `none_left` looks
 
 
 ALONE = """
