@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from orchestrator.core.errors import ResurgeError
@@ -51,21 +50,20 @@ def find_trial(name: str, home: Home) -> Found:
             f"a trial is named by an MLflow run's id (32 hex digits) or by {MIN_DIGITS} or more "
             f"digits of its digest but got {name!r}; `resurge export` writes a column `trial`"
         )
-    found = {f.planned.digest: f for f in _trials(home) if f.planned.digest.startswith(wanted)}
+    found: dict[str, Found] = {}
+    store = Store(home.store_location())
+    for sweep in store.sweeps():
+        job = open_job(sweep, (), home, store)
+        reader = TrialReader(job.plan, job.store)
+        for planned in job.plan.trials:
+            if planned.digest.startswith(wanted):
+                found[planned.digest] = Found(job, planned, reader)
     if not found:
         raise ResurgeError(f"no trial of a sweep that was run on this store is called {name!r}")
     if len(found) > 1:
         keys = ", ".join(sorted(digest[:16] for digest in found))
         raise ResurgeError(f"{name!r} means several trials ({keys}); give more digits")
     return next(iter(found.values()))
-
-
-def _trials(home: Home) -> Iterator[Found]:
-    store = Store(home.store_location())
-    for name in store.sweeps():
-        job = open_job(name, (), home, store)
-        reader = TrialReader(job.plan, job.store)
-        yield from (Found(job, planned, reader) for planned in job.plan.trials)
 
 
 def _digest_of_run(run_id: str, home: Home) -> str:

@@ -124,22 +124,20 @@ def _compare(
     before, after = found.reader.record(final.sample), store.get(final.sample)
     assert before is not None and after is not None  # a scored trial has pictures
     pairs = list(zip(_pictures(found.job.store, before), _pictures(store, after), strict=True))
+    differences = []
+    for label, stage in labelled_scores(final):
+        then, now = found.reader.record(stage), store.get(stage)
+        old, new = (dict(record.metrics) if record else {} for record in (then, now))
+        for name in sorted(old.keys() | new.keys()):
+            differences.append(Difference(f"{label}.{name}", old.get(name), new.get(name)))
     return Reproduction(
-        differences=tuple(_differences(found, store)),
+        differences=tuple(differences),
         same_pictures=sum(one == other for one, other in pairs),
         pictures=len(pairs),
         moved=tuple(_moved(before.provenance, after.provenance)),
         again=tuple(map(stage_label, again)),
         copied=tuple(map(stage_label, copied)),
     )
-
-
-def _differences(found: Found, store: Store) -> Iterator[Difference]:
-    for label, stage in labelled_scores(found.planned.final):
-        then, now = found.reader.record(stage), store.get(stage)
-        old, new = (dict(record.metrics) if record else {} for record in (then, now))
-        for name in sorted(old.keys() | new.keys()):
-            yield Difference(f"{label}.{name}", old.get(name), new.get(name))
 
 
 def _pictures(store: Store, record: Record) -> list[bytes]:

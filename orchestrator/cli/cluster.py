@@ -75,7 +75,10 @@ def submit(
             warn(f"{path} is not sent along: every machine of the cluster must have it there")
         out.print(f"To send: {', '.join(map(str, shipment.freight))}", soft_wrap=True)
         if dry_run:
-            _show_order(shipment)
+            settings = " ".join(f"{name}={value}" for name, value in shipment.environment.items())
+            out.print(f"On the head: {shipment.entrypoint}", soft_wrap=True, markup=False)
+            out.print(f"With {settings}", soft_wrap=True, markup=False)
+            out.print("Nothing was sent: --dry-run.")
             return
         jobs, job_id = _start(chosen, shipment)
     if follow:
@@ -245,13 +248,6 @@ def _show_job(job: SweepJob) -> None:
 def _job_line(job: SweepJob) -> str:
     code = f" (exit code {job.exit_code})" if job.exit_code else ""
     return f"{job.id} {STATES[job.status]}{code}."
-
-
-def _show_order(shipment: Shipment) -> None:
-    settings = " ".join(f"{name}={value}" for name, value in shipment.environment.items())
-    out.print(f"On the head: {shipment.entrypoint}", soft_wrap=True, markup=False)
-    out.print(f"With {settings}", soft_wrap=True, markup=False)
-    out.print("Nothing was sent: --dry-run.")
 
 
 def _show_next(sweep: str, cluster: Cluster) -> None:

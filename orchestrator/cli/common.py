@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -57,9 +59,19 @@ def become(command: list[str], settings: Mapping[str, str] | None = None) -> Non
     os.execve(executable, command, {**os.environ, **(settings or {})})
 
 
-def interrupt(number: int, _frame: FrameType | None) -> None:
-    """A signal's handler: a batch system's kind request is a Ctrl-C."""
-    raise KeyboardInterrupt
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Inside, a Ctrl-C ends the command in good order; a batch system's kind request is one too."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print("Stopped. What is finished is kept; the same command goes on from here.")
+        raise typer.Exit(EXIT_STOPPED) from None
 
 
 def warn(text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import traceback
 from pathlib import Path
@@ -16,14 +15,13 @@ from orchestrator.cli.common import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
     EXIT_FAILED,
-    EXIT_STOPPED,
     ClusterOption,
     HomeOption,
     Overrides,
     SweepFile,
     err,
-    interrupt,
     out,
+    stoppable,
 )
 from orchestrator.cli.store import store_app
 from orchestrator.core.errors import ResurgeError
@@ -71,12 +69,8 @@ def run(sweep: SweepFile, overrides: Overrides = None, home: HomeOption = None) 
 
     job = open_job(sweep, overrides or (), Home.find(home))
     show_plan_line(job, out)
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
+    with stoppable():
         outcome = run_job(job, out)
-    except KeyboardInterrupt:
-        err.print("Stopped. What is finished is kept; the same command goes on from here.")
-        raise typer.Exit(EXIT_STOPPED) from None
     show_results(job, out)
     show_outcome(job, outcome, out)
     out.print(f"Browse it: resurge ui{_home_flag(home)}", style="bold")
@@ -99,12 +93,8 @@ def search(sweep: SweepFile, overrides: Overrides = None, home: HomeOption = Non
     job = open_job(sweep, overrides or (), Home.find(home))
     if job.sweep.search is not None:
         show_space(job.sweep, job.sweep.search, out)
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
+    with stoppable():
         cases = search_job(job, out)
-    except KeyboardInterrupt:
-        err.print("Stopped. What is finished is kept; the same command goes on from here.")
-        raise typer.Exit(EXIT_STOPPED) from None
     show_worst_cases(cases, out)
     out.print(f"Browse it: resurge ui{_home_flag(home)}", style="bold")
     answered = all(case.is_answered for case in cases)

@@ -41,7 +41,12 @@ def dashboard(
         raise ResurgeError(f"sweep {job.sweep.name!r} has no `search` block, and so no studies")
     config = dashboard_config(job.studies_uri, port)
     out.print(f"Studies: http://127.0.0.1:{port} (Ctrl-C ends it)", style="bold", soft_wrap=True)
-    become(["optuna-dashboard", "--from-config", _inherited(config)])
+    # A pipe: the program that this one becomes reads it by its path, and nobody else can.
+    reading, writing = os.pipe()
+    os.write(writing, config.encode())
+    os.close(writing)
+    os.set_inheritable(reading, True)
+    become(["optuna-dashboard", "--from-config", f"/dev/fd/{reading}"])
 
 
 def ui_command(uri: str, artifact_root: Path, port: int) -> tuple[list[str], dict[str, str]]:
@@ -58,15 +63,6 @@ def ui_command(uri: str, artifact_root: Path, port: int) -> tuple[list[str], dic
     command += ["--artifacts-destination", str(artifact_root)]
     # Jobs evaluate language models; their processes are most of what a server takes of a machine.
     return command, {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-
-
-def _inherited(text: str) -> str:
-    """A path at which the program that this one becomes reads the text, and nobody else can."""
-    reading, writing = os.pipe()
-    os.write(writing, text.encode())
-    os.close(writing)
-    os.set_inheritable(reading, True)
-    return f"/dev/fd/{reading}"
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = {"ui": ui, "dashboard": dashboard}

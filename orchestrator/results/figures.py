@@ -81,21 +81,18 @@ def _panels(summary: Summary) -> dict[str, list[Aggregate]]:
     panels: dict[str, list[Aggregate]] = {}
     for setting in summary.settings:
         if not setting.is_control and setting.paired is not None:
-            panels.setdefault(_panel_title(setting, summary.axes), []).append(setting)
+            words = [str(setting.params.get("unlearn.method", "no unlearning")).upper()]
+            for axis in summary.axes:
+                value = setting.params.get(axis)
+                is_of_method = axis.startswith("unlearn") and not axis.endswith(".method")
+                if is_of_method and value is not None:
+                    words.append(f"{axis.rpartition('.')[2]} {number(value)}")
+            if "concept" in summary.axes:
+                words.append(f"· {setting.params['concept']}")
+            panels.setdefault(" ".join(words), []).append(setting)
     if not panels:
         raise ResurgeError("there is nothing to draw yet: no trial has all its scores")
     return dict(sorted(panels.items()))
-
-
-def _panel_title(setting: Aggregate, axes: Iterable[str]) -> str:
-    words = [str(setting.params.get("unlearn.method", "no unlearning")).upper()]
-    for axis in axes:
-        value = setting.params.get(axis)
-        if axis.startswith("unlearn") and not axis.endswith(".method") and value is not None:
-            words.append(f"{axis.rpartition('.')[2]} {number(value)}")
-    if "concept" in axes:
-        words.append(f"· {setting.params['concept']}")
-    return " ".join(words)
 
 
 def _draw_curves(
@@ -238,7 +235,11 @@ def _strip(reader: TrialReader, summary: Summary) -> Strip | None:
             each = max(1, STRIP_COLUMNS // len(prompts))
             labels.append(label)
             rows.append(tuple(shown for prompt in prompts for shown in prompt[:each]))
-    return Strip(_strip_title(best, summary.axes), tuple(labels), tuple(rows))
+    method = str(best.params.get("unlearn.method", "")).upper()
+    tuned = [a for a in summary.axes if a.startswith("finetune") and not a.endswith(".steps")]
+    words = ", ".join(axis_value(axis, best.params.get(axis), " ") for axis in tuned)
+    title = f"“{best.params['concept']}” unlearned with {method}, then fine-tuned ({words})"
+    return Strip(title, tuple(labels), tuple(rows))
 
 
 def _members(plan: Plan, best: Aggregate) -> list[PlannedTrial]:
@@ -256,16 +257,14 @@ def _members(plan: Plan, best: Aggregate) -> list[PlannedTrial]:
     return sorted(members, key=lambda trial: trial.steps)
 
 
-def _strip_title(best: Aggregate, axes: Iterable[str]) -> str:
-    method = str(best.params.get("unlearn.method", "")).upper()
-    tuned = [a for a in axes if a.startswith("finetune") and not a.endswith(".steps")]
-    words = ", ".join(axis_value(axis, best.params.get(axis), " ") for axis in tuned)
-    return f"“{best.params['concept']}” unlearned with {method}, then fine-tuned ({words})"
-
-
 def _draw_strip(sheet: Any, strip: Strip) -> None:
+    cells = [[cell(shown.image, STRIP_CELL_PX) for shown in row] for row in strip.rows]
+    size = max(max(image.size) for row in cells for image in row) + 6
+    image = Image.new("RGB", (size * len(cells[0]), size * len(cells)), "white")
+    for y, row in enumerate(cells):
+        for x, pasted in enumerate(row):
+            image.paste(pasted, (x * size + 3, y * size + 3))
     axis = sheet.subplots()
-    image = _strip_image(strip)
     axis.imshow(image, interpolation="none")
     high, wide = image.height / len(strip.rows), image.width / len(strip.rows[0])
     axis.set_yticks([(i + 0.5) * high for i in range(len(strip.rows))], strip.labels)
@@ -275,13 +274,3 @@ def _draw_strip(sheet: Any, strip: Strip) -> None:
     axis.tick_params(axis="x", labelsize=7)
     axis.spines[:].set_visible(False)
     axis.set_title(strip.title, fontsize=9, loc="left", color=_INK)
-
-
-def _strip_image(strip: Strip) -> Image.Image:
-    cells = [[cell(shown.image, STRIP_CELL_PX) for shown in row] for row in strip.rows]
-    size = max(max(image.size) for row in cells for image in row) + 6
-    sheet = Image.new("RGB", (size * len(cells[0]), size * len(cells)), "white")
-    for y, row in enumerate(cells):
-        for x, image in enumerate(row):
-            sheet.paste(image, (x * size + 3, y * size + 3))
-    return sheet

@@ -132,7 +132,11 @@ class TrialReader:
     def losses(self, record: Record) -> list[LossRow]:
         """A fine-tune's loss at each optimiser step; empty if it kept none."""
         if record.key not in self._losses:
-            self._losses[record.key] = _read_losses(self.store, record)
+            found: list[LossRow] = []
+            if LOSSES.name in record.objects:
+                with self.store.object(record, LOSSES.name) as path:
+                    found = LOSSES.read(path)
+            self._losses[record.key] = found
         return self._losses[record.key]
 
     def _measure(self, planned: PlannedTrial) -> Measured:
@@ -143,25 +147,28 @@ class TrialReader:
         failed = False if planned.is_control else None
         if failed is None and base.erased is not None and unlearned.erased is not None:
             failed = unlearning_failed(base.erased, unlearned.erased)
-        records = [r for stage in planned.stages() if (r := self.record(stage)) is not None]
+        keys = {stage.key for stage in planned.stages()}
+        is_failed = not keys.isdisjoint(self._failed)
+        status: Status = "done" if keys <= self._keys else "failed" if is_failed else "incomplete"
+        metrics: dict[str, float] = {}
+        for label, stage in labelled_scores(planned.final):
+            record = self.record(stage)
+            shown = get_args(Role) if stage is primary(planned.final) else ()
+            for name, value in (record.metrics if record else {}).items():
+                if name not in shown:
+                    metrics[f"{label}.{name}"] = value
         return Measured(
             planned=planned,
-            status=self._status(planned),
+            status=status,
             base=base,
             unlearned=unlearned,
             final=final,
             control=self.scores(control.final).erased if control else None,
             paired=self._paired(planned),
             unlearning_failed=failed,
-            metrics=self._metrics(planned.final),
-            seconds=sum(record.seconds for record in records),
+            metrics=metrics,
+            seconds=sum(record.seconds for record in self.records(planned.stages())),
         )
-
-    def _status(self, planned: PlannedTrial) -> Status:
-        keys = {stage.key for stage in planned.stages()}
-        if keys <= self._keys:
-            return "done"
-        return "incomplete" if keys.isdisjoint(self._failed) else "failed"
 
     def _paired(self, planned: PlannedTrial) -> Paired | None:
         points = (planned.base, planned.unlearned, planned.final)
@@ -185,18 +192,19 @@ class TrialReader:
         if stage is None or record is None:
             return None
         if stage.key not in self._values:
-            self._values[stage.key] = _read_values(self.store, record)
+            with self.store.object(record, VALUES.name) as path:
+                rows = [row for row in VALUES.read(path) if row.role == "erased"]
+            rows.sort(key=lambda row: (row.prompt_index, row.image_index))
+            prompts = len({row.prompt_index for row in rows})
+            if prompts == 0 or len(rows) % prompts:
+                raise StoreError(
+                    f"score {record.key} must have as many images for every prompt of the erased "
+                    f"concept but has {len(rows)} images of {prompts} prompts"
+                )
+            pairs = np.array([(row.prompt_index, row.image_index) for row in rows])
+            values = np.array([row.value for row in rows]).reshape(prompts, -1)
+            self._values[stage.key] = _Values(pairs, values)
         return self._values[stage.key]
-
-    def _metrics(self, point: Waypoint) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for label, stage in labelled_scores(point):
-            record = self.record(stage)
-            shown = get_args(Role) if stage is primary(point) else ()
-            for name, value in (record.metrics if record else {}).items():
-                if name not in shown:
-                    found[f"{label}.{name}"] = value
-        return found
 
 
 def is_unchanged(planned: PlannedTrial) -> bool:
@@ -221,25 +229,3 @@ def labelled_scores(point: Waypoint) -> Iterator[tuple[str, Stage]]:
         seen[stage.plugin] += 1
         count = seen[stage.plugin]
         yield (stage.plugin if count == 1 else f"{stage.plugin}_{count}"), stage
-
-
-def _read_values(store: Store, record: Record) -> _Values:
-    with store.object(record, VALUES.name) as path:
-        rows = [row for row in VALUES.read(path) if row.role == "erased"]
-    rows.sort(key=lambda row: (row.prompt_index, row.image_index))
-    prompts = len({row.prompt_index for row in rows})
-    if prompts == 0 or len(rows) % prompts:
-        raise StoreError(
-            f"score {record.key} must have as many images for every prompt of the erased concept "
-            f"but has {len(rows)} images of {prompts} prompts"
-        )
-    pairs = np.array([(row.prompt_index, row.image_index) for row in rows])
-    values = np.array([row.value for row in rows]).reshape(prompts, -1)
-    return _Values(pairs, values)
-
-
-def _read_losses(store: Store, record: Record) -> list[LossRow]:
-    if LOSSES.name not in record.objects:
-        return []
-    with store.object(record, LOSSES.name) as path:
-        return LOSSES.read(path)

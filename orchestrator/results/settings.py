@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.hints import suggest
@@ -136,23 +137,23 @@ def _settings(reader: TrialReader, trials: Iterable[Measured], key: Key) -> tupl
     ranked = {i: s.paired.p for i, s in enumerate(settings) if s.is_ranked and s.paired}
     for i, p in zip(ranked, holm(list(ranked.values())), strict=True):
         settings[i] = replace(settings[i], p_holm=p)
-    return tuple(sorted(settings, key=_rank))
 
+    def rank(setting: Aggregate) -> tuple[bool, bool, bool, float]:
+        value = setting.resurgence
+        return (setting.is_control, value is None, setting.unlearning_failed > 0, -(value or 0.0))
 
-def _rank(setting: Aggregate) -> tuple[bool, bool, bool, float]:
-    value = setting.resurgence
-    return (setting.is_control, value is None, setting.unlearning_failed > 0, -(value or 0.0))
+    return tuple(sorted(settings, key=rank))
 
 
 def _aggregate(reader: TrialReader, trials: Sequence[Measured]) -> Aggregate:
     scored = [m for m in trials if m.paired is not None]
     replicates = _replicates(scored)
     kept = [m for replicate in replicates for m in replicate] or trials
-    stacks = _stacks(reader, replicates)
     paired = final = None
-    if stacks is not None:
-        final = mean_interval(stacks.final, stacks.shares)
-        paired = paired_interval(stacks.base, stacks.unlearned, stacks.final, stacks.shares)
+    if replicates:
+        (base, unlearned, last), shares = _stacked(reader, replicates)
+        final = mean_interval(last, shares)
+        paired = paired_interval(base, unlearned, last, shares)
         if all(is_unchanged(m.planned) for m in scored):
             paired = unchanged(paired)
     return Aggregate(
@@ -207,43 +208,26 @@ def _replicates(trials: Iterable[Measured]) -> list[list[Measured]]:
     return [group for group, own in zip(unique.values(), concepts, strict=True) if own == most]
 
 
-@dataclass(frozen=True)
-class _Stacks:
-    """Values of the three models: shape (seeds, prompts, images).
+def _stacked(
+    reader: TrialReader, replicates: Iterable[Iterable[Measured]]
+) -> tuple[npt.NDArray[np.float64], bool]:
+    """Values of the three models: shape (3, seeds, prompts, images); and whether they are shares.
 
-    `shares` says whether they are 0 or 1, or means of such.
+    Those are 0 or 1, or means of such. A seed's values are averaged over its settings, the
+    concepts' prompts side by side.
     """
-
-    base: Array
-    unlearned: Array
-    final: Array
-    shares: bool
-
-
-def _stacks(reader: TrialReader, replicates: Sequence[Sequence[Measured]]) -> _Stacks | None:
-    if not replicates:
-        return None
-    seeds = [[_values(reader, m) for m in replicate] for replicate in replicates]
-    shares = all(are_shares(values) for seed in seeds for values in seed)
-    rows = [_averaged(r, values) for r, values in zip(replicates, seeds, strict=True)]
-    base, unlearned, final = np.stack(rows, axis=1)
-    return _Stacks(base, unlearned, final, shares)
-
-
-def _values(reader: TrialReader, measured: Measured) -> Array:
-    """Values of a trial's three models: shape (3, prompts, images)."""
-    planned = measured.planned
-    points = (planned.base, planned.unlearned, planned.final)
-    return np.stack([v for point in points if (v := reader.values(point)) is not None])
-
-
-def _averaged(trials: Sequence[Measured], values: Sequence[Array]) -> Array:
-    """One seed's values averaged over its settings, the concepts' prompts side by side."""
-    by_concept: dict[str, list[Array]] = {}
-    for measured, found in zip(trials, values, strict=True):
-        by_concept.setdefault(measured.planned.trial.concept, []).append(found)
-    means = [np.mean(found, axis=0) for _, found in sorted(by_concept.items())]
-    return np.concatenate(means, axis=1)
+    seeds, are_all_shares = [], True
+    for replicate in replicates:
+        by_concept: dict[str, list[Array]] = {}
+        for measured in replicate:
+            planned = measured.planned
+            points = (planned.base, planned.unlearned, planned.final)
+            values = np.stack([v for point in points if (v := reader.values(point)) is not None])
+            are_all_shares = are_all_shares and are_shares(values)
+            by_concept.setdefault(planned.trial.concept, []).append(values)
+        means = [np.mean(found, axis=0) for _, found in sorted(by_concept.items())]
+        seeds.append(np.concatenate(means, axis=1))
+    return np.stack(seeds, axis=1), are_all_shares
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

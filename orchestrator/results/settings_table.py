@@ -15,8 +15,9 @@ import pyarrow as pa
 from pyarrow import csv
 
 from orchestrator.plan.plan import Plan
-from orchestrator.results.settings import Aggregate, Summary, aggregate, aggregate_by
+from orchestrator.results.settings import Summary, aggregate, aggregate_by
 from orchestrator.results.times import Times, times_to_resurgence
+from orchestrator.results.trials_table import of_one_type
 from orchestrator.stats.paired import Estimate
 from orchestrator.store.store import Store
 
@@ -49,33 +50,29 @@ def settings_rows(summary: Summary) -> list[TableRow]:
     """One row a setting; every row has every column."""
     names = dict.fromkeys(name for setting in summary.settings for name in setting.params)
     return [
-        {name: setting.params.get(name) for name in names} | _numbers(setting)
+        {name: setting.params.get(name) for name in names}
+        | {
+            "is_control": setting.is_control,
+            "trials_planned": setting.planned,
+            "trials_scored": setting.scored,
+            "trials_failed": setting.failed,
+            "replicates": len(setting.resurgence_by_seed),
+            "unlearning_failed": setting.unlearning_failed,
+            "base_score": setting.base,
+            "unlearned_score": setting.unlearned,
+            "final_score": setting.final,
+            "final_low": setting.final_low,
+            "final_high": setting.final_high,
+            "control_score": setting.control,
+            **_interval("resurgence", setting.paired.resurgence if setting.paired else None),
+            "p": setting.paired.p if setting.paired else None,
+            "p_holm": setting.p_holm,
+            **_interval("recovery", setting.paired.recovery if setting.paired else None),
+            "retained_final": setting.retained,
+            "never_known_final": setting.never_known,
+        }
         for setting in summary.settings
     ]
-
-
-def _numbers(setting: Aggregate) -> TableRow:
-    paired = setting.paired
-    return {
-        "is_control": setting.is_control,
-        "trials_planned": setting.planned,
-        "trials_scored": setting.scored,
-        "trials_failed": setting.failed,
-        "replicates": len(setting.resurgence_by_seed),
-        "unlearning_failed": setting.unlearning_failed,
-        "base_score": setting.base,
-        "unlearned_score": setting.unlearned,
-        "final_score": setting.final,
-        "final_low": setting.final_low,
-        "final_high": setting.final_high,
-        "control_score": setting.control,
-        **_interval("resurgence", paired.resurgence if paired else None),
-        "p": paired.p if paired else None,
-        "p_holm": setting.p_holm,
-        **_interval("recovery", paired.recovery if paired else None),
-        "retained_final": setting.retained,
-        "never_known_final": setting.never_known,
-    }
 
 
 def _interval(name: str, estimate: Estimate | None) -> TableRow:
@@ -101,16 +98,6 @@ def times_rows(times: Times) -> Iterator[TableRow]:
 
 
 def _table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """A column of more than one type becomes text."""
     rows = list(rows)
-    columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
-    return pa.table({name: _column(values) for name, values in columns.items()})
-
-
-def _column(values: list[Any]) -> pa.Array:
-    kinds = {type(value) for value in values if value is not None}
-    if len(kinds) > 1 and not kinds <= {int, float}:
-        values = [None if value is None else str(value) for value in values]
-    return pa.array(
-        [float(v) if v is not None else v for v in values] if kinds == {int, float} else values
-    )
+    names = rows[0] if rows else {}
+    return pa.table({name: pa.array(of_one_type([row[name] for row in rows])) for name in names})

@@ -70,7 +70,14 @@ def times_to_resurgence(plan: Plan, store: Store, threshold: float | None = None
     groups: dict[tuple[object, ...], list[Measured]] = {}
     for measured in trials:
         groups.setdefault(tuple(_params(measured).items()), []).append(measured)
-    settings = sorted((_setting(group, threshold) for group in groups.values()), key=_rank)
+    settings = [_setting(group, threshold) for group in groups.values()]
+    settings.sort(
+        key=lambda setting: (
+            not setting.times,
+            setting.median or math.inf,
+            setting.curve[-1].share if setting.times else 1.0,
+        )
+    )
     free = {"seed", *(m.planned.steps_param for m in trials)}
     axes = tuple(axis for axis in plan.varying if axis not in free)
     return Times(tuple(settings), axes, threshold)
@@ -86,20 +93,20 @@ def _setting(trials: Sequence[Measured], threshold: float | None) -> SettingTime
     seeds: dict[int, list[Measured]] = {}
     for measured in trials:
         seeds.setdefault(measured.planned.trial.seed, []).append(measured)
-    gone = [group for group in seeds.values() if not any(_is_back(m, threshold) for m in group)]
+
+    def was_there(measured: Measured) -> bool:
+        """Whether the concept was there before any fine-tuning."""
+        unlearned, level = measured.unlearned.erased, _level(measured, threshold)
+        above = unlearned is not None and level is not None and unlearned >= level
+        return above or bool(measured.unlearning_failed)
+
+    gone = [group for group in seeds.values() if not any(was_there(m) for m in group)]
     times = [time_of(group, threshold) for group in gone]
     return SettingTimes(
         params=_params(trials[0]),
         times=tuple(time for time in times if time is not None),
         never_gone=len(seeds) - len(gone),
     )
-
-
-def _is_back(measured: Measured, threshold: float | None) -> bool:
-    """Whether the concept was there before any fine-tuning."""
-    unlearned, level = measured.unlearned.erased, _level(measured, threshold)
-    above = unlearned is not None and level is not None and unlearned >= level
-    return above or bool(measured.unlearning_failed)
 
 
 def time_of(trials: Iterable[Measured], threshold: float | None) -> Time | None:
@@ -124,8 +131,3 @@ def _level(measured: Measured, threshold: float | None) -> float | None:
     if threshold is not None:
         return threshold
     return None if base is None or unlearned is None else (base + unlearned) / 2
-
-
-def _rank(setting: SettingTimes) -> tuple[bool, float, float]:
-    last = setting.curve[-1].share if setting.times else 1.0
-    return not setting.times, setting.median or math.inf, last

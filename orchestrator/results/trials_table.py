@@ -152,10 +152,7 @@ def table(plan: Plan, store: Store, reader: TrialReader | None = None) -> pa.Tab
     fields += _open(trials, lambda m: m.metrics, "number of the final model")
     fields += [_fixed(column, trials) for column in ORIGINS]
     schema = pa.schema([field for field, _ in fields], metadata={"resurge.sweep": plan.name})
-    return pa.table(
-        [pa.array(values, field.type) for field, values in fields],
-        schema=schema,
-    )
+    return pa.table([pa.array(values, field.type) for field, values in fields], schema=schema)
 
 
 def write(results: pa.Table, path: Path) -> None:
@@ -180,20 +177,21 @@ def _open(
     """One column for each name that any trial has a value of; null where a trial has none."""
     found = [values(measured) for measured in trials]
     names = dict.fromkeys(name for row in found for name in row)
-    return [_typed(name, [row.get(name) for row in found], description) for name in names]
+    columns = []
+    for name in names:
+        column = of_one_type([row.get(name) for row in found])
+        kind = pa.infer_type(column)
+        columns.append((_field(name, _TEXT if kind == pa.null() else kind, description), column))
+    return columns
 
 
-def _typed(name: str, values: list[Any], description: str) -> tuple[pa.Field, list[Any]]:
-    """The narrowest of bool, int64, double and string that holds all values."""
+def of_one_type(values: Sequence[Any]) -> list[Any]:
+    """A column's values: whole numbers beside others become floats, any other mixture text."""
     types = {type(value) for value in values if value is not None}
-    if types in ({bool}, {int}):
-        kind = _FLAG if types == {bool} else pa.int64()
-    elif types and types <= {int, float}:
-        kind = _NUMBER
-    else:
-        kind = _TEXT
-        values = [None if value is None else str(value) for value in values]
-    return _field(name, kind, description), values
+    if len(types) < 2:
+        return list(values)
+    kind = float if types == {int, float} else str
+    return [None if value is None else kind(value) for value in values]
 
 
 def _field(name: str, kind: pa.DataType, description: str) -> pa.Field:

@@ -47,20 +47,16 @@ def search_job(job: Job, console: Console) -> list[WorstCase]:
     """The same for a job that is open."""
     if job.sweep.search is None:
         raise ResurgeError(f"sweep {job.sweep.name!r} has no `search` block; `resurge run` runs it")
+    points, storage = job.points, job.studies_uri
     begun = job.studies  # another search's are refused before the store knows of this one
     job.remember()
-    if not is_complete(job.points, begun, job.store):
-        _search(job, console)
-    elif not is_synced(job):
-        try:
-            console.print(sync_job(job))
-        except ResurgeError as error:  # no reason not to show what was found
-            say_behind(job, str(error), console)
-    return job.now().worst_cases()
-
-
-def _search(job: Job, console: Console) -> None:
-    points, storage = job.points, job.studies_uri
+    if is_complete(points, begun, job.store):
+        if not is_synced(job):
+            try:
+                console.print(sync_job(job))
+            except ResurgeError as error:  # no reason not to show what was found
+                say_behind(job, str(error), console)
+        return job.now().worst_cases()
     settings = points.search.settings
     open_studies(points, storage)  # another search's are refused before any worker starts
     names = [name for name, _, _ in job.studies]
@@ -77,6 +73,7 @@ def _search(job: Job, console: Console) -> None:
         scheduler = new_scheduler(job, job.store.keys(), executor, watcher, leases)
         parallel = executor.workers().most if settings.parallel == "auto" else settings.parallel
         Searcher(points, storage, scheduler, parallel, watcher, check).run()
+    return job.now().worst_cases()
 
 
 class _Told:

@@ -198,16 +198,13 @@ class Searcher:
                 if run.verdict.done():
                     self._go_on(run)
                     return True
-            elif run.plan is not None and self._is_over(run.plan):
-                self._measured(run, run.plan)
-                return True
+            elif run.plan is not None:
+                keys = {stage.key for stage in run.plan.stages}
+                is_lost = self._lost(run.plan) and keys.isdisjoint(self.scheduler.under_way)
+                if keys <= self.scheduler.done or is_lost:
+                    self._measured(run, run.plan)
+                    return True
         return False
-
-    def _is_over(self, plan: Plan) -> bool:
-        keys = {stage.key for stage in plan.stages}
-        if keys <= self.scheduler.done:
-            return True
-        return bool(self._lost(plan)) and keys.isdisjoint(self.scheduler.under_way)
 
     def _measured(self, run: _SearchRun, plan: Plan) -> None:
         lane, tried = run.lane, run.tried
@@ -217,7 +214,12 @@ class Searcher:
                 # No budget is spent on what cannot be measured; the next attempt adopts the trials.
                 lane.running, lane.asked, lane.is_over = [], None, True
             else:
-                self._end(run, study.tell_failed, number, self._reason(lost))
+                failed = self.scheduler.outcome.failed
+                first = next((failed[key] for key in sorted(lost) if key in failed), None)
+                reason = "a stage that it needs failed in an earlier trial"
+                if first is not None:
+                    reason = f"{first.message} (log: {first.log_path})"
+                self._end(run, study.tell_failed, number, reason)
             return
         numbers = self.points.numbers(plan, self.store, tried.point)
         if numbers.missing is not None:
@@ -248,12 +250,6 @@ class Searcher:
         plans = (self.points.plan(self.points.trials(p)) for p in lane.study.space.corners())
         shared = set.intersection(*({stage.key for stage in plan.stages} for plan in plans))
         return not shared.isdisjoint(lost & self.scheduler.outcome.failed.keys())
-
-    def _reason(self, lost: set[str]) -> str:
-        failed = self.scheduler.outcome.failed
-        failures = [failed[key] for key in sorted(lost) if key in failed]
-        known = [f"{failure.message} (log: {failure.log_path})" for failure in failures]
-        return known[0] if known else "a stage that it needs failed in an earlier trial"
 
     def _end(self, run: _SearchRun, tell: Callable[..., None], *values: Any) -> None:
         run.lane.running.remove(run)

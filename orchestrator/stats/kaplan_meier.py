@@ -53,15 +53,12 @@ def kaplan_meier(times: Sequence[Time]) -> tuple[Survival, ...]:
         events = sum(time.steps == steps and time.happened for time in times)
         share *= 1 - events / at_risk
         greenwood += events / (at_risk * (at_risk - events)) if events < at_risk else math.inf
-        low, high = _interval(share, greenwood, at_risk, len(times))
+        if share == 1:
+            low, high = wilson(at_risk, at_risk)
+        elif share == 0:
+            low, high = wilson(0, len(times))
+        else:
+            width = NORMAL_QUANTILE * math.sqrt(greenwood) / abs(math.log(share))
+            low, high = share ** math.exp(width), share ** math.exp(-width)
         points.append(Survival(steps, at_risk, events, share, low, high))
     return tuple(points)
-
-
-def _interval(share: float, greenwood: float, at_risk: int, seeds: int) -> tuple[float, float]:
-    if share == 1:
-        return wilson(at_risk, at_risk)
-    if share == 0:
-        return wilson(0, seeds)
-    width = NORMAL_QUANTILE * math.sqrt(greenwood) / abs(math.log(share))
-    return share ** math.exp(width), share ** math.exp(-width)

@@ -99,11 +99,19 @@ def paired_interval(
     stacked = np.stack(np.broadcast_arrays(base, unlearned, final))
     shares = are_shares(stacked) if shares is None else shares
     was, low, now = (without_gaps(values) for values in stacked)
-    back = _mean_of(now - low, shares)
+    gap, back = was - low, now - low
+    taken, regained = _mean_of(gap, shares), _mean_of(back, shares)
+    recovered = None
+    # None too where the interval of what was taken away reaches next to nothing.
+    if taken.value - taken.half_width > MIN_GAP:
+        share = float(back.mean()) / taken.value
+        linear = share + (back - share * gap) / taken.value
+        least = least_variance(back) / taken.value**2 if shares else 0.0
+        recovered = _estimate(two_way_mean(linear, least), None)
     return Paired(
-        resurgence=_estimate(back, (-1.0, 1.0) if shares else None),
-        recovery=_recovery(was - low, now - low, shares),
-        p=back.p_value,
+        resurgence=_estimate(regained, (-1.0, 1.0) if shares else None),
+        recovery=recovered,
+        p=regained.p_value,
     )
 
 
@@ -142,17 +150,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def _mean_of(differences: Array, shares: bool) -> Mean:
     return two_way_mean(differences, least_variance(differences) if shares else 0.0)
-
-
-def _recovery(gap: Array, back: Array, shares: bool) -> Estimate | None:
-    """None too where the interval of what was taken away reaches next to nothing."""
-    taken = _mean_of(gap, shares)
-    if taken.value - taken.half_width <= MIN_GAP:
-        return None
-    share = float(back.mean()) / taken.value
-    linear = share + (back - share * gap) / taken.value
-    least = least_variance(back) / taken.value**2 if shares else 0.0
-    return _estimate(two_way_mean(linear, least), None)
 
 
 def _estimate(mean: Mean, bounds: tuple[float, float] | None) -> Estimate:

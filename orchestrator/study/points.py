@@ -153,7 +153,21 @@ def numbers_of(trials: Sequence[Measured], point: Point, search: Search) -> Numb
 
 def _means(trials: Sequence[Measured]) -> dict[str, float]:
     """Means over the trials of every number that each of them has."""
-    rows = [_row(measured) for measured in trials]
+    rows: list[dict[str, float | None]] = []
+    for measured in trials:
+        paired, score = measured.paired, primary(measured.planned.final)
+        roles = asdict(measured.final).items() if score else ()
+        rows.append(
+            {
+                "resurgence": paired.resurgence.value if paired else None,
+                "recovery": paired.recovery.value if paired and paired.recovery else None,
+                "erased_accuracy": measured.final.erased,
+                "retained_accuracy": measured.final.retained,
+                "unlearned_accuracy": measured.unlearned.erased,
+                **{f"{score.plugin}.{role}": value for role, value in roles if score},
+                **measured.metrics,
+            }
+        )
     names = [name for name in rows[0] if all(row.get(name) is not None for row in rows)]
     means = {name: sum(row[name] or 0.0 for row in rows) / len(rows) for name in names}
     short = {}
@@ -162,23 +176,6 @@ def _means(trials: Sequence[Measured]) -> dict[str, float]:
         if dot and (metric not in short or last == "erased"):
             short[metric] = value
     return {**short, **means}
-
-
-def _row(measured: Measured) -> dict[str, float | None]:
-    paired = measured.paired
-    score = primary(measured.planned.final)
-    own = (
-        {f"{score.plugin}.{role}": v for role, v in asdict(measured.final).items()} if score else {}
-    )
-    return {
-        "resurgence": paired.resurgence.value if paired else None,
-        "recovery": paired.recovery.value if paired and paired.recovery else None,
-        "erased_accuracy": measured.final.erased,
-        "retained_accuracy": measured.final.retained,
-        "unlearned_accuracy": measured.unlearned.erased,
-        **own,
-        **measured.metrics,
-    }
 
 
 def _missing(name: str, found: Mapping[str, float]) -> str:

@@ -77,7 +77,19 @@ def confirm_text(search: Search) -> str:
 
 def sentences(case: WorstCase, search: Search) -> Iterator[str]:
     """What was found, what was tried, and what was asked."""
-    yield _found(case)
+    worst = case.worst
+    if worst is None or worst.goal is None:
+        yield "No worst case is confirmed."
+    else:
+        mean = worst.goal
+        sure = f", 95% interval {mean.low:.2f} to {mean.high:.2f}"
+        yield (
+            f"Worst case: {point_text(worst.tried.point, case.space)}. On "
+            f"{worst.setting.planned} fresh seed{'' if worst.setting.planned == 1 else 's'} "
+            f"{case.goals[0].name} is {mean.value:.2f}"
+            f"{sure if math.isfinite(mean.high - mean.low) else ''}; the search's own figure, "
+            f"{worst.searched:.2f}, is too large on average."
+        )
     counts = [f"{case.count(state)} {word}" for state, word in _STATE_WORDS.items()]
     yield f"{len(in_order(case.trials))} of {case.budget} trials: {', '.join(counts)}."
     bounds = f", subject to {_bounds_text(search)}" if search.subject_to else ""
@@ -85,20 +97,6 @@ def sentences(case: WorstCase, search: Search) -> Iterator[str]:
     yield (
         f"{goals[0].upper()}{goals[1:]}{bounds}. Sampler {search.settings.sampler}, pruner "
         f"{search.settings.pruner}."
-    )
-
-
-def _found(case: WorstCase) -> str:
-    worst = case.worst
-    if worst is None or worst.goal is None:
-        return "No worst case is confirmed."
-    mean, seeds = worst.goal, worst.setting.planned
-    sure = f", 95% interval {mean.low:.2f} to {mean.high:.2f}"
-    return (
-        f"Worst case: {point_text(worst.tried.point, case.space)}. On {seeds} fresh "
-        f"seed{'' if seeds == 1 else 's'} {case.goals[0].name} is {mean.value:.2f}"
-        f"{sure if math.isfinite(mean.high - mean.low) else ''}; the search's own figure, "
-        f"{worst.searched:.2f}, is too large on average."
     )
 
 

@@ -74,7 +74,7 @@ class Inventory:
 
     def __init__(self, store: Store, home: Home) -> None:
         self.store, self.home = store, home
-        self.objects: dict[str, list[Entry]] = by_part(store.files.walk(OBJECTS), 1)
+        self.objects: dict[str, list[Entry]] = by_folder(store.files.walk(OBJECTS))
         self.records: dict[str, Record] = {}
         self.unreadable: dict[str, str] = {}
         self.record_bytes: dict[str, int] = {}
@@ -184,13 +184,11 @@ def own_keys(known: KnownSweep, everyone: Iterable[KnownSweep]) -> frozenset[str
     return known.keys.difference(*others)
 
 
-def by_part(entries: Iterable[Entry], depth: int) -> dict[str, list[Entry]]:
-    """Files by the part of their path at that depth."""
+def by_folder(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+    """Files by the second part of their path: under objects/, say, by their stage's folder."""
     found: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
-        parts = entry.path.split("/")
-        if len(parts) > depth:
-            found[parts[depth]].append(entry)
+        found[entry.path.split("/")[1]].append(entry)
     return dict(found)
 
 

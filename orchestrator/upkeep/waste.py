@@ -29,7 +29,7 @@ from orchestrator.store.paths import (
     name_in,
 )
 from orchestrator.store.store import Store
-from orchestrator.upkeep.inventory import Inventory, KnownSweep, by_part, own_keys, read_records
+from orchestrator.upkeep.inventory import Inventory, by_folder, own_keys, read_records
 
 DAY_S = 86400.0
 ALIVE_S = 600.0
@@ -102,15 +102,15 @@ class _Finder:
             yield from self.sweep(self.limits.sweep, dropped)
         if self.limits.weights:
             yield from self.weights(dropped)
-        yield from self.groups("unreferenced objects", by_part(self.found.unreferenced(), 1))
-        yield from self.groups("scratch", by_part(self.files.walk(SCRATCH), 1))
+        yield from self.groups("unreferenced objects", by_folder(self.found.unreferenced()))
+        yield from self.groups("scratch", by_folder(self.files.walk(SCRATCH)))
         yield from self.checkpoints()
         yield from self.claims()
         for folder in (RECORDS, SWEEPS, FAILURES, HEADS):
             hidden = [e for e in self.files.walk(folder) if "/." in e.path]
             yield Waste("half-written files", self.old(hidden))
         if self.limits.quarantine:
-            yield from self.groups("quarantine", by_part(self.files.walk(QUARANTINE), 1))
+            yield from self.groups("quarantine", by_folder(self.files.walk(QUARANTINE)))
 
     def old(self, entries: Iterable[Entry]) -> tuple[Entry, ...]:
         return tuple(entry for entry in entries if entry.changed_s < self.before_s)
@@ -126,24 +126,22 @@ class _Finder:
 
     def checkpoints(self) -> Iterator[Waste]:
         """Training states of what is finished, or of what no sweep asks for any more."""
-        states = by_part(self.files.walk(CHECKPOINTS), 1)
+        states = by_folder(self.files.walk(CHECKPOINTS))
         if any(known.plan is None for known in self.found.sweeps):
             # What a sweep that cannot be planned goes on from is not known.
             states = {key: state for key, state in states.items() if key in self.found.records}
-        wanted = set().union(*(self._wanted(known) for known in self.found.sweeps))
+        wanted: set[str] = set()
+        for known in self.found.sweeps:
+            if known.plan is not None and known.sweep is not None:
+                keeps = "checkpoints" in known.sweep.keep
+                wanted |= {
+                    (stage.trajectory or stage.digest)[:16]
+                    for stage in known.plan.stages
+                    if stage.key not in self.found.records or (keeps and stage.trajectory)
+                }
         yield from self.groups(
             "checkpoints", {key: state for key, state in states.items() if key not in wanted}
         )
-
-    def _wanted(self, known: KnownSweep) -> set[str]:
-        if known.plan is None or known.sweep is None:
-            return set()
-        keeps = "checkpoints" in known.sweep.keep
-        return {
-            (stage.trajectory or stage.digest)[:16]
-            for stage in known.plan.stages
-            if stage.key not in self.found.records or (keeps and stage.trajectory)
-        }
 
     def claims(self) -> Iterator[Waste]:
         """Heads that have not said goodbye, and claims of heads that are not there."""
@@ -158,7 +156,12 @@ class _Finder:
         if name not in sweeps:
             names = ", ".join(sweeps) or "none"
             raise StoreError(f"no sweep of this store is called {name!r}; there are: {names}")
-        self._refuse_running(name)
+        young_s = self.before_s + self.limits.older_than_s - ALIVE_S
+        for entry in self.files.walk(HEADS):
+            is_young = entry.changed_s > young_s and "/." not in entry.path
+            head = self.found.store.read_json(entry.path) if is_young else None
+            if head is not None and head.get("sweep") == name:
+                raise StoreError(f"sweep {name!r} is running: stop it first (resurge cancel)")
         for known in sweeps.values():
             if known.plan is None:
                 raise StoreError(
@@ -166,14 +169,6 @@ class _Finder:
                     f"planned here: {known.why}"
                 )
         return own_keys(sweeps[name], sweeps.values()) & self.found.records.keys()
-
-    def _refuse_running(self, name: str) -> None:
-        young_s = self.before_s + self.limits.older_than_s - ALIVE_S
-        for entry in self.files.walk(HEADS):
-            is_young = entry.changed_s > young_s and "/." not in entry.path
-            head = self.found.store.read_json(entry.path) if is_young else None
-            if head is not None and head.get("sweep") == name:
-                raise StoreError(f"sweep {name!r} is running: stop it first (resurge cancel)")
 
     def sweep(self, name: str, keys: frozenset[str]) -> Iterator[Waste]:
         """Each record before its objects: without it nobody looks for them."""

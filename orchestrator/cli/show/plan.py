@@ -98,7 +98,13 @@ def _tree(job: Job, done: set[str], limit: int | None) -> Tree:
         groups = list(children[digest].values())
         groups.sort(key=lambda group: (group[0].kind != "unlearn", stage_label(group[0])))
         for group in islice(groups, limit):
-            twig = branch.add(_group_label(group, done))
+            label = stage_label(group[0], with_steps=False)
+            if group[0].kind == "finetune":
+                steps = sorted(stage.steps for stage in group)
+                label += f" · {', '.join(map(str, steps))} steps"
+            if all(stage.key in done for stage in group):
+                label += " [dim](cached)[/dim]"
+            twig = branch.add(label)
             for stage in group:
                 grow(twig, stage.digest)
         if limit is not None and len(groups) > limit:
@@ -106,12 +112,3 @@ def _tree(job: Job, done: set[str], limit: int | None) -> Tree:
 
     grow(tree, job.plan.root.digest)
     return tree
-
-
-def _group_label(group: list[Stage], done: set[str]) -> str:
-    label = stage_label(group[0], with_steps=False)
-    if group[0].kind == "finetune":
-        label += " · " + ", ".join(str(s.steps) for s in sorted(group, key=lambda s: s.steps))
-        label += " steps"
-    cached = sum(stage.key in done for stage in group)
-    return label + (" [dim](cached)[/dim]" if cached == len(group) else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from rich.console import Console
 
@@ -25,8 +25,12 @@ def show_plugins(kind: str | None, console: Console) -> None:
     """Plug-ins by kind, with the first line of what they say of themselves."""
     if kind is not None and kind not in KINDS:
         raise ResurgeError(f"unknown kind {kind!r}{suggest(kind, [*KINDS, 'sweeps'])}")
-    if kind is not None and kind in _IN_FULL:
-        _IN_FULL[kind](console)
+    # These two have more to say of themselves than a line.
+    if kind == "metrics":
+        _show_metrics(console)
+        return
+    if kind == "unlearners":
+        _show_unlearners(console)
         return
     for title in KINDS if kind is None else [kind]:
         table = new_table(title, "")
@@ -63,10 +67,3 @@ def _show_unlearners(console: Console) -> None:
         "(for the bundled shapes model); the materials a method works from are shared and not "
         "counted. A preset: `unlearn: [{esd: {preset: sd-object}}]`."
     )
-
-
-_IN_FULL: Mapping[str, Callable[[Console], None]] = {
-    "metrics": _show_metrics,
-    "unlearners": _show_unlearners,
-}
-"""Kinds that have more to say of themselves than a line."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +11,7 @@ from rich.console import Console
 from orchestrator.cli.show.tables import new_table
 from orchestrator.core.errors import ResurgeError
 from orchestrator.home import Home
-from orchestrator.run.job import Job, open_job
+from orchestrator.run.job import open_job
 from orchestrator.schedule.leases import live_heads
 from orchestrator.store.paths import FAILURES, RECORDS, SWEEPS, json_path, name_in
 from orchestrator.store.store import Store
@@ -68,37 +67,27 @@ def list_sweeps(home: Home) -> list[Listed]:
     for name in store.sweeps():
         begun = store.files.info(json_path(SWEEPS, name))
         begun_s = begun.changed_s if begun else None
+        state: SweepState
         try:
             job = open_job(name, (), home, store)
             _ = job.plan, job.store  # what cannot be planned here shows now
         except ResurgeError as error:
-            state: SweepState = "running" if name in running else "unknown"
+            state = "running" if name in running else "unknown"
             why = " ".join(str(error).split())
             found.append(Listed(name, state, changed_s=begun_s, why=why))
             continue
-        found.append(_listed(job, name in running, changed, failures, begun_s))
+        keys = {stage.key for stage in job.plan.stages}
+        done = job.store.keys() & keys
+        is_over = done == keys
+        if job.sweep.search is not None:
+            from orchestrator.study.studies import is_complete
+
+            is_over = is_over and is_complete(job.points, job.studies, job.store)
+        failed = len((failures & keys) - done)
+        ended: SweepState = "finished" if is_over else "failed" if failed else "stopped"
+        state = "running" if name in running else ended
+        trials = sum(all(s.key in done for s in trial.stages()) for trial in job.plan.trials)
+        times = [changed[key] for key in keys & changed.keys()]
+        last_s = max([*times, *([begun_s] if begun_s is not None else [])], default=None)
+        found.append(Listed(name, state, trials, len(job.plan.trials), failed, last_s))
     return found
-
-
-def _listed(
-    job: Job,
-    is_running: bool,
-    changed: Mapping[str, float],
-    failures: set[str],
-    begun_s: float | None,
-) -> Listed:
-    keys = {stage.key for stage in job.plan.stages}
-    done = job.store.keys() & keys
-    trials = sum(all(s.key in done for s in trial.stages()) for trial in job.plan.trials)
-    failed = len((failures & keys) - done)
-    times = [changed[key] for key in keys & changed.keys()]
-    is_over = done == keys
-    if job.sweep.search is not None:
-        from orchestrator.study.studies import is_complete
-
-        is_over = is_over and is_complete(job.points, job.studies, job.store)
-    state: SweepState = (
-        "running" if is_running else "finished" if is_over else "failed" if failed else "stopped"
-    )
-    last_s = max([*times, *([begun_s] if begun_s is not None else [])], default=None)
-    return Listed(job.sweep.name, state, trials, len(job.plan.trials), failed, last_s)

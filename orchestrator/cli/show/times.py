@@ -19,7 +19,15 @@ def render(times: Times, console: Console) -> None:
     for setting in times.settings:
         sheet.add_row(*axis_cells(setting.params, times.axes), *_cells(setting))
     print_whole(sheet, console)
-    console.print(_caption(times), style="dim", soft_wrap=True, highlight=False)
+    level = "halfway from the unlearned score to the base's"
+    if times.threshold is not None:
+        level = number(times.threshold)
+    note = (
+        f"back: final score at or above {level} · 50–100: between these steps, as only the sweep's "
+        "step counts are looked at · >100: not by 100 (censored) · Kaplan-Meier over seeds, "
+        "95% intervals: Greenwood, log-log"
+    )
+    console.print(note, style="dim", soft_wrap=True, highlight=False)
 
 
 def _cells(setting: SettingTimes) -> tuple[str, str, str, str]:
@@ -37,15 +45,4 @@ def _cells(setting: SettingTimes) -> tuple[str, str, str, str]:
             f"{point.steps}: {point.share:.2f} \\[{point.low:.2f}, {point.high:.2f}]"
             for point in setting.curve
         ),
-    )
-
-
-def _caption(times: Times) -> str:
-    level = "halfway from the unlearned score to the base's"
-    if times.threshold is not None:
-        level = number(times.threshold)
-    return (
-        f"back: final score at or above {level} · 50–100: between these steps, as only the sweep's "
-        "step counts are looked at · >100: not by 100 (censored) · Kaplan-Meier over seeds, "
-        "95% intervals: Greenwood, log-log"
     )

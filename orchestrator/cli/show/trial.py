@@ -16,7 +16,6 @@ from orchestrator.audit.compare import (
 from orchestrator.audit.find_trial import Found
 from orchestrator.audit.reproduce import Reproduction
 from orchestrator.cli.show.tables import new_table
-from orchestrator.core.stage import Stage
 from orchestrator.core.text import brief
 from orchestrator.plan.labels import stage_label
 
@@ -30,17 +29,26 @@ def show_origin(found: Found, console: Console) -> None:
         record = found.reader.record(stage)
         made_with = record.provenance if record else made_with
         took = f"{record.seconds:.1f}" if record else "–"
-        table.add_row(stage_label(stage), stage.key, _settings(stage), took)
+        # All that it was told, but for its prompts: those are counted.
+        told = {**stage.settings, **stage.settings.get("settings", {})}
+        told.pop("settings", None)
+        settings = ", ".join(
+            f"{name} {_short(value)}" for name, value in told.items() if value != ""
+        )
+        table.add_row(stage_label(stage), stage.key, settings, took)
     console.print(table)
-    for name, value in _machine(made_with).items():
-        console.print(f"{name}: {value}", soft_wrap=True, highlight=False)
-
-
-def _settings(stage: Stage) -> str:
-    """All that a stage was told, but for its prompts: those are counted."""
-    told = {**stage.settings, **stage.settings.get("settings", {})}
-    told.pop("settings", None)
-    return ", ".join(f"{name} {_short(value)}" for name, value in told.items() if value != "")
+    if made_with is None:
+        console.print(
+            "not run: no stage of this trial has a record yet", soft_wrap=True, highlight=False
+        )
+        return
+    # Machine, versions and code of the last stage that was done.
+    values = dict(made_with)
+    versions = values.pop("versions", {})
+    values["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    values["base"] = ", ".join(f"{k} {v}" for k, v in values.get("base", {}).items()) or "bundled"
+    for name, value in values.items():
+        console.print(f"{name.replace('_', ' ')}: {value}", soft_wrap=True, highlight=False)
 
 
 def _short(value: Any) -> str:
@@ -48,17 +56,6 @@ def _short(value: Any) -> str:
         inner = {k: v for k, v in value.items() if v not in ("", {})}
         return "{" + ", ".join(f"{k} {_short(v)}" for k, v in inner.items()) + "}"
     return brief(value, 12)
-
-
-def _machine(made_with: Mapping[str, Any] | None) -> dict[str, str]:
-    """Machine, versions and code of the last stage that was done: name -> value."""
-    if made_with is None:
-        return {"not run": "no stage of this trial has a record yet"}
-    values = dict(made_with)
-    versions = values.pop("versions", {})
-    values["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
-    values["base"] = ", ".join(f"{k} {v}" for k, v in values.get("base", {}).items()) or "bundled"
-    return {name.replace("_", " "): str(value) for name, value in values.items()}
 
 
 def show_reproduction(result: Reproduction, console: Console) -> None:

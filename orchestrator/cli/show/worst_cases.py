@@ -10,7 +10,7 @@ from orchestrator.cli.show.tables import new_table, print_whole, score
 from orchestrator.stats.paired import Estimate
 from orchestrator.study.tried import Tried
 from orchestrator.study.words import counted_seeds, goals_text, point_text, values_text, when_text
-from orchestrator.study.worst_case import COVERAGE_RADIUS, Confirmed, Missed, WorstCase, missed
+from orchestrator.study.worst_case import COVERAGE_RADIUS, Confirmed, WorstCase, missed
 from orchestrator.sweep.search import Search
 from orchestrator.sweep.sweep import Sweep
 
@@ -121,18 +121,16 @@ def _why_unconfirmed(case: WorstCase) -> Iterator[str]:
 
 
 def _misses(case: WorstCase, settings: Sequence[Tried | Confirmed]) -> Iterator[str]:
+    """'  retained_accuracy >= 0.7: missed by 8 of 9; the nearest was 0.41, 0.29 too low'."""
+    total = len(settings)
     for one in missed(case.bounds, settings):
-        yield f"  {_miss(one, len(settings))}"
-
-
-def _miss(one: Missed, total: int) -> str:
-    """'retained_accuracy >= 0.7: missed by 8 of 9; the nearest was 0.41, 0.29 too low'."""
-    many = f"all {total}" if one.count == total else f"{one.count} of {total}"
-    if one.bound is None or one.nearest is None:
-        return f"unlearning took too little away for anything to come back: {many}"
-    bound, gap = one.bound, one.bound.violation(one.nearest)
-    side = "low" if bound.at_least else "high"
-    return (
-        f"{bound.name} {bound}: missed by {many}; the nearest was {one.nearest:.3g}, "
-        f"{gap:.2g} too {side}"
-    )
+        many = f"all {total}" if one.count == total else f"{one.count} of {total}"
+        if one.bound is None or one.nearest is None:
+            yield f"  unlearning took too little away for anything to come back: {many}"
+            continue
+        bound, gap = one.bound, one.bound.violation(one.nearest)
+        side = "low" if bound.at_least else "high"
+        yield (
+            f"  {bound.name} {bound}: missed by {many}; the nearest was {one.nearest:.3g}, "
+            f"{gap:.2g} too {side}"
+        )
