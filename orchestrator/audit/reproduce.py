@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 
 from orchestrator.audit.find_trial import Found
-from orchestrator.core.artifacts import IMAGES, WEIGHTS, Machine, Provenance
+from orchestrator.core.artifacts import IMAGES, WEIGHTS, Machine
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.stage import Stage
 from orchestrator.messages import Event, StageProgress, StageStarted
@@ -130,11 +130,20 @@ def _compare(
         old, new = (dict(record.metrics) if record else {} for record in (then, now))
         for name in sorted(old.keys() | new.keys()):
             differences.append(Difference(f"{label}.{name}", old.get(name), new.get(name)))
+    # What of machine and versions is not what it was.
+    versions = [record.provenance.get("versions", {}) for record in (before, after)]
+    was: dict[str, Any] = {**before.provenance, **versions[0]}
+    is_now: dict[str, Any] = {**after.provenance, **versions[1]}
+    moved = [
+        f"{name} {was.get(name)} -> {is_now.get(name)}"
+        for name in (*Machine.__annotations__, *sorted(versions[0]))
+        if was.get(name) != is_now.get(name)
+    ]
     return Reproduction(
         differences=tuple(differences),
         same_pictures=sum(one == other for one, other in pairs),
         pictures=len(pairs),
-        moved=tuple(_moved(before.provenance, after.provenance)),
+        moved=tuple(moved),
         again=tuple(map(stage_label, again)),
         copied=tuple(map(stage_label, copied)),
     )
@@ -143,12 +152,3 @@ def _compare(
 def _pictures(store: Store, record: Record) -> list[bytes]:
     with store.object(record, IMAGES.name) as path:
         return [row.png for row in IMAGES.read(path)]
-
-
-def _moved(then: Provenance, now: Provenance) -> Iterator[str]:
-    """What of machine and versions is not what it was."""
-    flat: list[dict[str, Any]] = [{**p, **p.get("versions", {})} for p in (then, now)]
-    for name in (*Machine.__annotations__, *sorted(then.get("versions", {}))):
-        old, new = (values.get(name) for values in flat)
-        if old != new:
-            yield f"{name} {old} -> {new}"

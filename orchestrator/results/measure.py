@@ -105,10 +105,38 @@ class TrialReader:
         return (record for stage in stages if (record := self.record(stage)) is not None)
 
     def measure(self, planned: PlannedTrial) -> Measured:
-        """The trial's numbers."""
+        """The trial's numbers; kept once nothing more is to come."""
         if planned.key in self._measured:
             return self._measured[planned.key]
-        measured = self._measure(planned)
+        base, unlearned, final = (
+            self.scores(point) for point in (planned.base, planned.unlearned, planned.final)
+        )
+        control = self._controls.get((planned.control, planned.trial.concept))
+        failed = False if planned.is_control else None
+        if failed is None and base.erased is not None and unlearned.erased is not None:
+            failed = unlearning_failed(base.erased, unlearned.erased)
+        keys = {stage.key for stage in planned.stages()}
+        is_failed = not keys.isdisjoint(self._failed)
+        status: Status = "done" if keys <= self._keys else "failed" if is_failed else "incomplete"
+        metrics: dict[str, float] = {}
+        for label, stage in labelled_scores(planned.final):
+            record = self.record(stage)
+            shown = get_args(Role) if stage is primary(planned.final) else ()
+            for name, value in (record.metrics if record else {}).items():
+                if name not in shown:
+                    metrics[f"{label}.{name}"] = value
+        measured = Measured(
+            planned=planned,
+            status=status,
+            base=base,
+            unlearned=unlearned,
+            final=final,
+            control=self.scores(control.final).erased if control else None,
+            paired=self._paired(planned),
+            unlearning_failed=failed,
+            metrics=metrics,
+            seconds=sum(record.seconds for record in self.records(planned.stages())),
+        )
         if measured.is_final:
             self._measured[planned.key] = measured
         return measured
@@ -138,37 +166,6 @@ class TrialReader:
                     found = LOSSES.read(path)
             self._losses[record.key] = found
         return self._losses[record.key]
-
-    def _measure(self, planned: PlannedTrial) -> Measured:
-        base, unlearned, final = (
-            self.scores(point) for point in (planned.base, planned.unlearned, planned.final)
-        )
-        control = self._controls.get((planned.control, planned.trial.concept))
-        failed = False if planned.is_control else None
-        if failed is None and base.erased is not None and unlearned.erased is not None:
-            failed = unlearning_failed(base.erased, unlearned.erased)
-        keys = {stage.key for stage in planned.stages()}
-        is_failed = not keys.isdisjoint(self._failed)
-        status: Status = "done" if keys <= self._keys else "failed" if is_failed else "incomplete"
-        metrics: dict[str, float] = {}
-        for label, stage in labelled_scores(planned.final):
-            record = self.record(stage)
-            shown = get_args(Role) if stage is primary(planned.final) else ()
-            for name, value in (record.metrics if record else {}).items():
-                if name not in shown:
-                    metrics[f"{label}.{name}"] = value
-        return Measured(
-            planned=planned,
-            status=status,
-            base=base,
-            unlearned=unlearned,
-            final=final,
-            control=self.scores(control.final).erased if control else None,
-            paired=self._paired(planned),
-            unlearning_failed=failed,
-            metrics=metrics,
-            seconds=sum(record.seconds for record in self.records(planned.stages())),
-        )
 
     def _paired(self, planned: PlannedTrial) -> Paired | None:
         points = (planned.base, planned.unlearned, planned.final)

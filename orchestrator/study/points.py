@@ -147,8 +147,15 @@ def numbers_of(trials: Sequence[Measured], point: Point, search: Search) -> Numb
         if bound.name in found:
             violations[f"{bound.name} {bound}"] = bound.violation(found[bound.name])
     wanted = [*(bound.name for bound in search.subject_to), *(goal.name for goal in search.goals)]
-    missing = next((_missing(name, every) for name in wanted if name not in found), None)
-    return Numbers(found, violations, missing)
+    lacking = next((name for name in wanted if name not in found), None)
+    if lacking is None:
+        return Numbers(found, violations)
+    if lacking in every:
+        return Numbers(found, violations, f"{lacking} is {every[lacking]}")
+    if lacking == "recovery":
+        missing = "recovery is undefined: unlearning took next to nothing away"
+        return Numbers(found, violations, missing)
+    raise ResurgeError(f"no number of a trial is called {lacking!r}{suggest(lacking, list(every))}")
 
 
 def _means(trials: Sequence[Measured]) -> dict[str, float]:
@@ -176,12 +183,3 @@ def _means(trials: Sequence[Measured]) -> dict[str, float]:
         if dot and (metric not in short or last == "erased"):
             short[metric] = value
     return {**short, **means}
-
-
-def _missing(name: str, found: Mapping[str, float]) -> str:
-    """Why a point has no such number; raises where no point can have it."""
-    if name in found:
-        return f"{name} is {found[name]}"
-    if name == "recovery":
-        return "recovery is undefined: unlearning took next to nothing away"
-    raise ResurgeError(f"no number of a trial is called {name!r}{suggest(name, list(found))}")

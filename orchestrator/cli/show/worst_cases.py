@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 
 from orchestrator.cli.show.tables import new_table, print_whole, score
-from orchestrator.stats.paired import Estimate
 from orchestrator.study.tried import Tried
 from orchestrator.study.words import counted_seeds, goals_text, point_text, values_text, when_text
 from orchestrator.study.worst_case import COVERAGE_RADIUS, Confirmed, WorstCase, missed
@@ -67,23 +66,17 @@ def _cells(case: WorstCase) -> list[str]:
     ends = [tried, f"{case.coverage:.0%}"]
     if (worst := case.worst) is None:
         return [case.name, *["–"] * 6, *ends]
+    goal = worst.goal
     return [
         case.name,
         point_text(worst.tried.point, case.space),
         f"{worst.searched:.2f}",
-        estimate_text(worst.goal),
+        f"{goal.value:.2f} \\[{goal.low:.2f}, {goal.high:.2f}]" if goal else "–",
         score(worst.setting.unlearned),
         score(worst.setting.control),
         score(worst.setting.retained),
         *ends,
     ]
-
-
-def estimate_text(estimate: Estimate | None) -> str:
-    """'0.63 [0.51, 0.75]'."""
-    if estimate is None:
-        return "–"
-    return f"{estimate.value:.2f} \\[{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
 def _warnings(found: Sequence[WorstCase]) -> Iterator[str]:
