@@ -24,7 +24,7 @@ from orchestrator.results.figures import COLOURS
 from orchestrator.run.job import open_job
 from orchestrator.store.store import Store
 from orchestrator.study.points import PointPlanner
-from orchestrator.study.tried import Tried, counted
+from orchestrator.study.tried import Tried, best_so_far, counted
 from orchestrator.study.words import goals_text, point_text, values_text
 from orchestrator.study.worst_case import COVERAGE_RADIUS, Confirmed, WorstCase
 
@@ -219,7 +219,8 @@ def draw(cases: Sequence[WorstCase], path: Path) -> None:
     for axis, case in zip(panels, cases, strict=True):
         trials = [t for t in case.trials if t.repeat_of is None]
         _dots(axis, trials)
-        curve = [(i, value) for i, value in enumerate(case.curve, 1) if value is not None]
+        best = best_so_far(case.trials, case.goals)
+        curve = [(i, value) for i, value in enumerate(best, 1) if value is not None]
         axis.step(*zip(*curve, strict=True), where="post", color=COLOURS[0], label="best so far")
         if (worst := case.worst) is not None and worst.goal is not None:
             at = len(trials) + 2

@@ -52,17 +52,6 @@ class Paired:
     p: float
 
 
-def resurgence(unlearned: float, final: float) -> float:
-    """How much of the concept's score fine-tuning brought back."""
-    return final - unlearned
-
-
-def recovery(base: float, unlearned: float, final: float) -> float | None:
-    """Resurgence as a share of what unlearning took away; None if that was next to nothing."""
-    gap = base - unlearned
-    return (final - unlearned) / gap if gap > MIN_GAP else None
-
-
 def unlearning_failed(base: float, unlearned: float) -> bool:
     """Whether there is nothing that could resurge.
 

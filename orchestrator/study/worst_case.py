@@ -20,7 +20,7 @@ from orchestrator.results.settings import Aggregate, aggregate
 from orchestrator.stats.paired import Estimate
 from orchestrator.store.store import Store
 from orchestrator.study.points import PointPlanner, numbers_of
-from orchestrator.study.tried import Tried, best, best_so_far, candidates, counted
+from orchestrator.study.tried import Tried, best, candidates, counted
 from orchestrator.sweep.search import Bound, Goal
 from orchestrator.sweep.space import Point, Space
 from orchestrator.sweep.trial import Trial
@@ -97,11 +97,6 @@ class WorstCase:
         """Share of the space's volume near a tried point."""
         tried = [t.point for t in counted(self.trials) if t.state in ("done", "pruned")]
         return self.space.coverage(tried, COVERAGE_RADIUS)
-
-    @property
-    def curve(self) -> list[float | None]:
-        """The best value after each trial."""
-        return best_so_far(self.trials, self.goals)
 
     def count(self, state: str) -> int:
         """How many trials of the budget are in a state: done, pruned, failed or running."""

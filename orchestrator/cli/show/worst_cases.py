@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 
 from orchestrator.cli.show.tables import new_table, print_whole, score
-from orchestrator.study.tried import Tried
+from orchestrator.study.tried import Tried, in_order
 from orchestrator.study.words import counted_seeds, goals_text, point_text, values_text, when_text
 from orchestrator.study.worst_case import COVERAGE_RADIUS, Confirmed, WorstCase, missed
 from orchestrator.sweep.search import Search
@@ -62,8 +62,7 @@ def show_worst_cases(found: Sequence[WorstCase], console: Console) -> None:
 
 
 def _cells(case: WorstCase) -> list[str]:
-    tried = f"{sum(case.count(s) for s in ('done', 'pruned', 'failed'))}"
-    ends = [tried, f"{case.coverage:.0%}"]
+    ends = [str(len(in_order(case.trials))), f"{case.coverage:.0%}"]
     if (worst := case.worst) is None:
         return [case.name, *["–"] * 6, *ends]
     goal = worst.goal
@@ -84,9 +83,9 @@ def _warnings(found: Sequence[WorstCase]) -> Iterator[str]:
         yield from _why_unconfirmed(case)
         size = case.space.size
         budget = case.budget if size is None else min(case.budget, size)
-        over = sum(case.count(state) for state in ("done", "pruned", "failed"))
-        if over < budget:
-            yield f"{case.name}: {budget - over} of {budget} trials to come"
+        to_come = budget - len(in_order(case.trials))
+        if to_come > 0:
+            yield f"{case.name}: {to_come} of {budget} trials to come"
 
 
 def _why_unconfirmed(case: WorstCase) -> Iterator[str]:

@@ -5,8 +5,6 @@ from orchestrator.stats.paired import (
     holm,
     mean_interval,
     paired_interval,
-    recovery,
-    resurgence,
     unchanged,
     unlearning_failed,
     wilson,
@@ -23,12 +21,15 @@ def draw(rng, shape, spread=0.15, effect=0.3):
 
 
 def test_known_values():
-    assert resurgence(0.1, 0.5) == pytest.approx(0.4)
-    assert recovery(0.9, 0.1, 0.5) == pytest.approx(0.5)
+    paired = paired_interval(*(np.full((1, 4, 4), score) for score in (0.9, 0.1, 0.5)))
+    assert paired.resurgence.value == pytest.approx(0.4)
+    assert paired.recovery is not None
+    assert paired.recovery.value == pytest.approx(0.5)
 
 
 def test_recovery_of_almost_nothing_is_not_a_number():
-    assert recovery(0.9, 0.88, 0.9) is None
+    scores = (np.full((1, 4, 4), score) for score in (0.9, 0.88, 0.9))
+    assert paired_interval(*scores).recovery is None
     values = np.ones((1, 4, 4))
     assert paired_interval(values, values * 0.98, values).recovery is None
 
