@@ -197,31 +197,28 @@ def is_address(text: str) -> bool:
 def _entry(at: At) -> ClusterEntry | None:
     before = len(at.problems)
     if isinstance(at.value, dict):
-        for key in at.value:
-            _refuse_secrets(at, key)
+        # What looks like a secret is reported, and not repeated.
+        for key, node in at.value.items():
+            if key not in ClusterEntry.model_fields and _SECRET_KEY.search(key):
+                at.say_key(
+                    key,
+                    "secrets do not belong into this file: write the token into a file of its "
+                    "own, mode 600, and name that in `token_file`; other credentials live on the "
+                    "cluster's machines",
+                )
+            elif isinstance(node.value, str) and has_credentials(node.value):
+                at.say_key(
+                    key,
+                    "carries a password in its URL: leave it out; it belongs into the "
+                    "environment of the cluster's machines (MLFLOW_TRACKING_USERNAME and "
+                    "_PASSWORD, PGPASSFILE)",
+                )
+            elif key == "token_file" and isinstance(node.value, str) and "/" not in node.value:
+                at.say_key(key, "must be a file's whole path, not the token itself: ~/.config/…")
     given = known(at, ClusterEntry.model_fields) if len(at.problems) == before else {}
     if len(at.problems) > before:
         return None
     return fill(ClusterEntry, given, at)
-
-
-def _refuse_secrets(at: At, key: str) -> None:
-    """Report what looks like a secret, without repeating it."""
-    value = at.value[key].value
-    if key not in ClusterEntry.model_fields and _SECRET_KEY.search(key):
-        at.say_key(
-            key,
-            "secrets do not belong into this file: write the token into a file of its own, mode "
-            "600, and name that in `token_file`; other credentials live on the cluster's machines",
-        )
-    elif isinstance(value, str) and has_credentials(value):
-        at.say_key(
-            key,
-            "carries a password in its URL: leave it out; it belongs into the environment of the "
-            "cluster's machines (MLFLOW_TRACKING_USERNAME and _PASSWORD, PGPASSFILE)",
-        )
-    elif key == "token_file" and isinstance(value, str) and "/" not in value:
-        at.say_key(key, "must be a file's whole path, not the token itself: ~/.config/…")
 
 
 def _read_token(path: str, what: str, warn: Callable[[str], None]) -> Token:

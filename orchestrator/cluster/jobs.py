@@ -174,9 +174,10 @@ class Jobs:
         except (OSError, ClientError) as error:
             raise self._away(str(error)) from error
         except RuntimeError as error:
-            raise ResurgeError(
-                f"cluster {self.cluster} answers: {self._clean(_short(error))}"
-            ) from error
+            # The first and the last line: between them stands the server's traceback.
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            short = " … ".join(dict.fromkeys((lines[0], lines[-1])))
+            raise ResurgeError(f"cluster {self.cluster} answers: {self._clean(short)}") from error
 
     def _refused(self) -> ResurgeError:
         if self._token is None:
@@ -228,9 +229,3 @@ def _sweep_job(job: Any) -> SweepJob:
         message=redact(job.message or ""),
         exit_code=job.driver_exit_code,
     )
-
-
-def _short(error: Exception) -> str:
-    """The first and the last line: between them the server's traceback."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return " … ".join(dict.fromkeys((lines[0], lines[-1])))

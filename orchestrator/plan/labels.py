@@ -55,13 +55,12 @@ def _dataset(stage: Stage) -> list[str]:
 def _brief(value: object) -> str:
     """'related(size=64)' for a data set inside another; long text is cut."""
     if isinstance(value, dict):
-        return ", ".join(f"{name}{_bracketed(inner)}" for name, inner in value.items())
+        words = []
+        for name, settings in value.items():
+            inner = ", ".join(f"{key}={_brief(set_to)}" for key, set_to in settings.items())
+            words.append(f"{name}({inner})" if inner else name)
+        return ", ".join(words)
     return shortened(number(value), LONGEST_VALUE)
-
-
-def _bracketed(settings: dict[str, object]) -> str:
-    inner = ", ".join(f"{name}={_brief(value)}" for name, value in settings.items())
-    return f"({inner})" if inner else ""
 
 
 def _settings(stage: Stage, leave_out: set[str]) -> list[str]:

@@ -151,7 +151,11 @@ class Planner:
         self.base: BasePlugin = sweep.base
         mark = {"fingerprint": sweep.base.fingerprint()}
         self.root = _stage("base", sweep.base, mark, mark, None, None)
-        self.sample = _resolved(sweep.evaluate.sample, sweep.base)
+        # The base's own guidance and steps where the sweep named none.
+        sample = sweep.evaluate.sample
+        given = sample.settings.model_dump(exclude_unset=True, exclude_none=True)
+        own = {"guidance": sweep.base.guidance, "sampler_steps": sweep.base.sampler_steps}
+        self.sample = type(sample)(sample.Settings.model_validate(own | given))
         recipe = find("recipe", "dataset")
         self.prepare = recipe(recipe.Settings())
         merge = find("recipe", "merge")
@@ -247,17 +251,14 @@ class Planner:
         """Made once a model and concept: many trials share the base and the unlearned model."""
         key = (model.digest, concept)
         if key not in self.points:
-            self.points[key] = self.new_point(model, concept)
+            sample = self.unique(self.sample_stage(model, concept))
+            scores = tuple(
+                self.unique(self.score_stage(metric, model, sample, concept))
+                for metric in self.sweep.evaluate.metrics
+                if model.kind in metric.of
+            )
+            self.points[key] = Waypoint(model, sample, scores)
         return self.points[key]
-
-    def new_point(self, model: Stage, concept: str) -> Waypoint:
-        sample = self.unique(self.sample_stage(model, concept))
-        scores = tuple(
-            self.unique(self.score_stage(metric, model, sample, concept))
-            for metric in self.sweep.evaluate.metrics
-            if model.kind in metric.of
-        )
-        return Waypoint(model, sample, scores)
 
     def sample_stage(self, model: Stage, concept: str) -> Stage:
         asked = {"probes": self.sweep.evaluate.probes(self.base, concept)}
@@ -299,14 +300,6 @@ class Planner:
 
     def unique(self, stage: Stage) -> Stage:
         return self.known.setdefault(stage.digest, stage)
-
-
-def _resolved(sample: Plugin, base: BasePlugin) -> Plugin:
-    """The sampling recipe with the base's own guidance and steps where the sweep named none."""
-    values = sample.settings.model_dump(exclude_unset=True)
-    own = {"guidance": base.guidance, "sampler_steps": base.sampler_steps}
-    chosen = own | {name: value for name, value in values.items() if value is not None}
-    return type(sample)(sample.Settings.model_validate(chosen))
 
 
 def _stage(

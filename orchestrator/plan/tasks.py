@@ -156,16 +156,16 @@ def _merge_only_children(groups: list[_Group]) -> list[_Group]:
         if group.id in merged:
             continue
         while (last := group.last_model()) and len(only := children[last.digest]) == 1:
-            if any(map(_hangs_on_an_edit, _inputs(only[0].stages))):
-                break  # it must be free to wait while this group runs on
+            # Where an input is there only when some edit is, the child must be free to wait for it
+            # while this group runs on; data sets are there from the start.
+            if any(
+                i.is_model or (i.kind == "prepare" and i.model.kind != "base")
+                for i in _inputs(only[0].stages)
+            ):
+                break
             group.stages.extend(only[0].stages)
             merged.add(only[0].id)
     return [group for group in groups if group.id not in merged]
-
-
-def _hangs_on_an_edit(stage: Stage) -> bool:
-    """Whether an input is there only when some edit is; data sets are there from the start."""
-    return stage.is_model or (stage.kind == "prepare" and stage.model.kind != "base")
 
 
 def _path_costs(groups: list[_Group], pending: dict[str, list[Stage]]) -> dict[str, float]:
@@ -209,17 +209,13 @@ def _own_cost(stages: Iterable[Stage]) -> float:
         if stage.trajectory:
             longest[stage.trajectory] = max(longest.get(stage.trajectory, 0), stage.steps)
         elif stage.kind == "unlearn":
-            total += _unlearning_cost(stage)
+            plugin = find("unlearner", stage.plugin)
+            assert issubclass(plugin, UnlearnerPlugin)
+            settings = plugin.Settings.model_validate(stage.settings["settings"])
+            # A training step is a batch of 16, each three passes over a latent.
+            total += max(10.0, plugin(settings).passes() / (3 * 16))
         elif stage.kind == "sample":
             total += len(stage.settings["probes"])
         elif stage.kind == "prepare":
             total += len(stage.settings.get("prompts", ()))
     return total + sum(longest.values())
-
-
-def _unlearning_cost(stage: Stage) -> float:
-    """In training steps of a batch of 16, each three passes over a latent."""
-    plugin = find("unlearner", stage.plugin)
-    assert issubclass(plugin, UnlearnerPlugin)
-    settings = plugin.Settings.model_validate(stage.settings["settings"])
-    return max(10.0, plugin(settings).passes() / (3 * 16))

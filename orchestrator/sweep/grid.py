@@ -102,18 +102,16 @@ class Grid:
     @cached_property
     def axes(self) -> tuple[Axis, ...]:
         """Every axis, in the order in which the grid runs through them."""
-        return tuple(self._axes())
-
-    def _axes(self) -> Iterator[Axis]:
-        yield Axis("concept", self.concepts)
+        found = [Axis("concept", self.concepts)]
         for edit in self.edits:
-            yield Axis(edit.head, tuple(choice.label for choice in edit.choices))
+            found.append(Axis(edit.head, tuple(choice.label for choice in edit.choices)))
             for index, choice in enumerate(edit.choices):
-                for name, values in choice.settings.items():
-                    yield Axis(f"{edit.key}.{choice.label}.{name}", values, (edit.head, index))
-            for name, values in edit.settings.items():
-                yield Axis(f"{edit.key}.{name}", values)
-        yield Axis("seed", self.seeds)
+                found += [
+                    Axis(f"{edit.key}.{choice.label}.{name}", values, (edit.head, index))
+                    for name, values in choice.settings.items()
+                ]
+            found += [Axis(f"{edit.key}.{name}", vals) for name, vals in edit.settings.items()]
+        return (*found, Axis("seed", self.seeds))
 
     @cached_property
     def axes_called(self) -> dict[str, list[Axis]]:

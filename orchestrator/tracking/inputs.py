@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from orchestrator.core.artifacts import DATASET, EXAMPLES
 from orchestrator.core.stage import Stage
 from orchestrator.results.measure import TrialReader
-from orchestrator.store.store import Record, Store
 
 
 @dataclass(frozen=True)
@@ -29,25 +28,28 @@ def data_inputs(reader: TrialReader, model: Stage) -> tuple[DataInput, ...]:
     stages = [stage for stage in edits if stage.kind == "finetune"]
     datasets = [stage.inputs["dataset"] for stage in stages if "dataset" in stage.inputs]
     records = {dataset: reader.record(dataset) for dataset in datasets}
-    found = [_data_input(stage, r, reader.store) for stage, r in records.items() if r is not None]
-    return tuple(dict.fromkeys(found))
-
-
-def _data_input(stage: Stage, record: Record, store: Store) -> DataInput:
-    choice = stage.settings["dataset"]
     columns = [
         {"type": column.type, "name": column.name, "required": column.is_required}
         for column in DATASET.columns
     ]
-    numbers = {name: value for name, value in record.metrics.items() if name != EXAMPLES}
-    profile = {"num_rows": int(record.metrics[EXAMPLES]), **numbers}
+    store = reader.store
     scheme, is_uri, _ = store.location.partition("://")
     root = store.location.rstrip("/") if is_uri else store.root
-    return DataInput(
-        name=choice["name"],
-        digest=record.key,
-        source_type=scheme if is_uri else "local",
-        source=json.dumps({"uri": f"{root}/{record.objects[DATASET.name].path}"}),
-        schema=json.dumps({"mlflow_colspec": columns}),
-        profile=json.dumps({**profile, "settings": choice["settings"]}),
-    )
+    found = []
+    for stage, record in records.items():
+        if record is None:
+            continue
+        choice = stage.settings["dataset"]
+        numbers = {name: value for name, value in record.metrics.items() if name != EXAMPLES}
+        profile = {"num_rows": int(record.metrics[EXAMPLES]), **numbers}
+        found.append(
+            DataInput(
+                name=choice["name"],
+                digest=record.key,
+                source_type=scheme if is_uri else "local",
+                source=json.dumps({"uri": f"{root}/{record.objects[DATASET.name].path}"}),
+                schema=json.dumps({"mlflow_colspec": columns}),
+                profile=json.dumps({**profile, "settings": choice["settings"]}),
+            )
+        )
+    return tuple(dict.fromkeys(found))

@@ -23,7 +23,7 @@ from orchestrator.core.redact import redact
 from orchestrator.results.pictures import grid, read_images
 from orchestrator.store.store import Store
 from orchestrator.tracking.inputs import DataInput
-from orchestrator.tracking.run import CONFIRMED, WORST_CASE, File, MetricPoint, Run, View
+from orchestrator.tracking.run import CONFIRMED, WORST_CASE, MetricPoint, Run, View
 
 IMAGE_KEY = "erased"
 SYNCED = "resurge.synced"
@@ -113,8 +113,13 @@ class Tracker:
             self._write(known[run.key], due, view.store)
             counts.created += earlier is None
             counts.updated += earlier is not None
-        for key in known.keys() - shown:
-            self._retire(known[key])
+        # A run that is not shown any more stays, but no longer as the worst case.
+        for one in (known[key] for key in known.keys() - shown):
+            if WORST_CASE in one.marks:
+                for tag in (WORST_CASE, SYNCED):
+                    self._client.delete_tag(one.run_id, tag)
+                one.marks.remove(WORST_CASE)
+                one.digest = None
         return counts
 
     def forget(self) -> None:
@@ -137,16 +142,16 @@ class Tracker:
                     f"MLflow's experiment {name!r} is deleted; restore it "
                     f"(mlflow experiments restore -x {found.experiment_id}) or rename the sweep"
                 )
-            self._experiments[name] = found.experiment_id if found else self._new_experiment(name)
+            if found is not None:
+                self._experiments[name] = found.experiment_id
+                return self._experiments[name]
+            location = None
+            if self.artifact_root is not None and not self.uri.startswith(("http://", "https://")):
+                location = (self.artifact_root.absolute() / name).as_uri()
+            # Without its kind the UI opens it on pages for language models, not on its runs.
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            self._experiments[name] = str(self._client.create_experiment(name, location, tags))
         return self._experiments[name]
-
-    def _new_experiment(self, name: str) -> str:
-        location = None
-        if self.artifact_root is not None and not self.uri.startswith(("http://", "https://")):
-            location = (self.artifact_root.absolute() / name).as_uri()
-        # Without its kind the UI opens an experiment on pages for language models, not on its runs.
-        tags = {"mlflow.experimentKind": "custom_model_development"}
-        return str(self._client.create_experiment(name, location, tags))
 
     def _runs_of(self, sweep: str) -> dict[str, _Known]:
         """The sweep's runs by key, asked for once; the oldest of a key counts."""
@@ -194,7 +199,11 @@ class Tracker:
                 known.written[name] = text
         for name, file in run.files.items():
             if known.written.get(name) != file.digest:
-                self._write_file(known, name, file)
+                with tempfile.TemporaryDirectory() as folder:
+                    path = Path(folder, name)
+                    path.write_bytes(file.make())
+                    self._client.log_artifact(known.run_id, str(path))
+                known.written[name] = file.digest
         if new := [data for data in run.data if data not in known.data]:
             entities = _mlflow().entities
             used = [entities.InputTag("mlflow.data.context", "training")]
@@ -213,34 +222,17 @@ class Tracker:
         known.status = run.status
         known.digest = run.digest
 
-    def _write_file(self, known: _Known, name: str, file: File) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, name)
-            path.write_bytes(file.make())
-            self._client.log_artifact(known.run_id, str(path))
-        known.written[name] = file.digest
-
-    def _retire(self, known: _Known) -> None:
-        """A run that is not shown any more stays, but no longer as the worst case."""
-        if WORST_CASE in known.marks:
-            for tag in (WORST_CASE, SYNCED):
-                self._client.delete_tag(known.run_id, tag)
-            known.marks.remove(WORST_CASE)
-            known.digest = None
-
     def _write_images(self, known: _Known, run: Run, store: Store) -> None:
         if run.images and known.images is None:
-            known.images = self._image_steps(known.run_id)
+            # MLflow writes the picture first, then its preview, whose name has the step in it.
+            found = self._client.list_artifacts(known.run_id, "images")
+            names = [Path(item.path).stem for item in found]
+            known.images = {int(n.split("+")[2]) for n in names if n.endswith("+compressed")}
         for step, record in run.images.items():
             if known.images is not None and step not in known.images:
                 image = grid(read_images(store, record))
                 self._client.log_image(known.run_id, image, key=IMAGE_KEY, step=step)
                 known.images.add(step)
-
-    def _image_steps(self, run_id: str) -> set[int]:
-        """Steps whose grid is there; MLflow writes the picture first, then its preview."""
-        names = [Path(item.path).stem for item in self._client.list_artifacts(run_id, "images")]
-        return {int(name.split("+")[2]) for name in names if name.endswith("+compressed")}
 
     def _write_batch(self, known: _Known, run: Run) -> None:
         entities = _mlflow().entities

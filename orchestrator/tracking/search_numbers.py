@@ -42,8 +42,17 @@ def study_points(
     }
     yield from points_of(_shown(now), 0, over[-1].ended_ms)
     if case.worst is not None:
-        found = _shown(_worst_numbers(case.worst, case.goals[0].name))
-        yield from points_of({f"worst_case.{k}": v for k, v in found.items()}, 0, end_ms)
+        goal, mean, setting = case.goals[0].name, case.worst.goal, case.worst.setting
+        found = {
+            "searched": case.worst.searched,
+            goal: mean.value if mean else None,
+            f"{goal}_low": mean.low if mean else None,
+            f"{goal}_high": mean.high if mean else None,
+            "control": setting.control,
+            "unlearned": setting.unlearned,
+            "retained": setting.retained,
+        }
+        yield from points_of(_shown({f"worst_case.{k}": v for k, v in found.items()}), 0, end_ms)
 
 
 def trial_points(trial: Tried, steps: int, search: Search) -> Iterator[MetricPoint]:
@@ -75,19 +84,6 @@ def confirmed_points(one: Confirmed, search: Search, end_ms: int) -> Iterator[Me
     beside = {"base": setting.base, "unlearned": setting.unlearned, "control": setting.control}
     numbers |= {**beside, "searched": one.searched}
     yield from points_of(_shown(numbers), 0, end_ms)
-
-
-def _worst_numbers(worst: Confirmed, goal: str) -> dict[str, float | None]:
-    mean, setting = worst.goal, worst.setting
-    return {
-        "searched": worst.searched,
-        goal: mean.value if mean else None,
-        f"{goal}_low": mean.low if mean else None,
-        f"{goal}_high": mean.high if mean else None,
-        "control": setting.control,
-        "unlearned": setting.unlearned,
-        "retained": setting.retained,
-    }
 
 
 def _told(numbers: Mapping[str, float], point: Point, search: Search) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
@@ -57,32 +57,33 @@ def page(title: str, lines: Iterable[str], figures: Mapping[str, Any]) -> str:
         lines: paragraphs below it.
         figures: plotly figures by their names in HEADINGS.
     """
+    from plotly.offline import get_plotlyjs
+
     parts = [
         "<!DOCTYPE html>",
         f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
         f"<style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>",
         *(f"<p>{escape(line)}</p>" for line in lines),
-        *_sections(figures),
-        "</body></html>",
+        f"<script>{get_plotlyjs()}</script>",
     ]
-    return "\n".join(parts)
-
-
-def _sections(figures: Mapping[str, Any]) -> Iterator[str]:
-    from plotly.offline import get_plotlyjs
-
-    yield f"<script>{get_plotlyjs()}</script>"
     for name, (heading, note) in HEADINGS.items():
         if name in figures:
-            yield f'<h2>{escape(heading)}</h2><p class="note">{escape(note)}</p>'
-            yield _plot(name, figures[name])
+            parts.append(f'<h2>{escape(heading)}</h2><p class="note">{escape(note)}</p>')
+            parts.append(_plot(name, figures[name]))
+    return "\n".join([*parts, "</body></html>"])
 
 
 def _plot(name: str, figure: Any) -> str:
     """The plot below its own heading, in our words and colours, every label in sight."""
     margins = {"t": 30, "l": 80, "r": 30, "b": 60}
     figure.update_layout(title=None, template="plotly_white", colorway=COLOURS, margin=margins)
-    figure.update_layout(**_size(name, figure))
+    # The page's width unless there are many panels; a row each for a contour's settings.
+    panels = sum(1 for _ in figure.select_xaxes())
+    rows, columns = (round(panels**0.5),) * 2 if name == "contour" else (1, panels)
+    figure.update_layout(
+        width=PANEL_WIDTH_PX * columns if columns > PANELS_IN_SIGHT else None,
+        height=max(HEIGHT_PX, PAIR_HEIGHT_PX * rows),
+    )
     for axes in (figure.select_xaxes(), figure.select_yaxes()):
         for axis in axes:
             axis.update(title={"text": _ours(axis.title.text), "standoff": 8}, automargin=True)
@@ -110,15 +111,3 @@ def _unquoted(values: Any) -> Any:
     if values is None:
         return None
     return [value.strip("'") if isinstance(value, str) else value for value in values]
-
-
-def _size(name: str, figure: Any) -> dict[str, Any]:
-    """The page's width unless there are many panels; a row each for a contour's settings."""
-    panels = sum(1 for _ in figure.select_xaxes())
-    if name == "contour":
-        rows = round(panels**0.5)
-        wide = rows > PANELS_IN_SIGHT
-        width = PANEL_WIDTH_PX * rows if wide else None
-        return {"width": width, "height": max(HEIGHT_PX, PAIR_HEIGHT_PX * rows)}
-    width = PANEL_WIDTH_PX * panels if panels > PANELS_IN_SIGHT else None
-    return {"width": width, "height": HEIGHT_PX}

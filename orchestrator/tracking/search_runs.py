@@ -83,20 +83,18 @@ class StudyView:
             self._reader.refresh()
         for study in read_studies(self._points, self._storage):
             (case,) = worst_cases(self._points, [study], self.store)
-            if any(_is_shown(trial) for trial in counted(case.trials)):
+            # A trial that has begun and measured nothing may still turn out to be a repeat.
+            trials = [t for t in counted(case.trials) if t.state != "running" or t.curve]
+            if trials:
                 is_over = is_complete(self._points, [study], self.store)
-                yield from self._of(case, is_over, self._reader)
-
-    def _of(self, case: WorstCase, is_over: bool, reader: TrialReader) -> Iterator[Run]:
-        plans = {t.number: self._plan(case, t) for t in counted(case.trials) if _is_shown(t)}
-        shown = _Study(case, is_over, self._points, reader, plans, self._coverage(case))
-        yield shown.run()
-        for trial in counted(case.trials):
-            if _is_shown(trial):
-                yield shown.trial(trial)
-        for one in case.confirmed:
-            if one.setting.scored or one.setting.failed:
-                yield shown.confirmed(one)
+                plans = {trial.number: self._plan(case, trial) for trial in trials}
+                coverage = self._coverage(case)
+                shown = _Study(case, is_over, self._points, self._reader, plans, coverage)
+                yield shown.run()
+                yield from map(shown.trial, trials)
+                for one in case.confirmed:
+                    if one.setting.scored or one.setting.failed:
+                        yield shown.confirmed(one)
 
     def _plan(self, case: WorstCase, trial: Tried) -> Plan | None:
         """The stages of a trial's last numbers; None if its settings do not go together."""
@@ -124,11 +122,6 @@ class StudyView:
         return covered.curve
 
 
-def _is_shown(trial: Tried) -> bool:
-    """A trial that has begun and measured nothing may still turn out to be a repeat."""
-    return trial.state != "running" or bool(trial.curve)
-
-
 @dataclass(frozen=True)
 class _Study:
     """A study at one moment, as runs."""
@@ -148,7 +141,13 @@ class _Study:
         """The study's own run."""
         case, search = self.case, self.points.search
         over = in_order(case.trials)
-        records = list(self._records())
+        stages = [stage for plan in self.plans.values() if plan for stage in plan.stages]
+        confirming = [
+            record
+            for one in case.confirmed
+            for record in self._own_records(self.points.confirming(one.tried.point).trials)
+        ]
+        records = [*self.reader.records(dict.fromkeys(stages)), *confirming]
         texts = {
             "space.json": json.dumps(case.space.described(), indent=1, ensure_ascii=False),
             "environment.json": environment_text(records),
@@ -156,7 +155,7 @@ class _Study:
         if self.points.sweep.source is not None:
             texts["sweep.yaml"] = self.points.sweep.source
         shares = importance(in_memory(case.trials, case.space, case.goals))
-        ends = [*(trial.ended_ms for trial in over), *map(end_of, self._confirming_records())]
+        ends = [*(trial.ended_ms for trial in over), *map(end_of, confirming)]
         end_ms = max(ends, default=0)
         return Run(
             kind="study",
@@ -263,17 +262,6 @@ class _Study:
         held = {k: v for k, v in params.items() if k not in searched and k != "seed"}
         return {**held, **self.case.fixed}
 
-    def _records(self) -> Iterator[Record]:
-        """Of everything that the study asked for."""
-        stages = [stage for plan in self.plans.values() if plan for stage in plan.stages]
-        yield from self.reader.records(dict.fromkeys(stages))
-        yield from self._confirming_records()
-
-    def _confirming_records(self) -> Iterator[Record]:
-        for one in self.case.confirmed:
-            plan = self.points.confirming(one.tried.point)
-            yield from self._own_records(plan.trials)
-
     def _own_records(self, trials: Iterable[PlannedTrial]) -> Iterator[Record]:
         """Of the final models and their evaluation, which no other setting has."""
         finals = [planned.final for planned in trials]
@@ -310,12 +298,12 @@ def _files(case: WorstCase, search: Search, shares: Mapping[str, float]) -> dict
     digest = sha256([case.name, repr(case.goals), case.space.described(), shown, confirmed])
     makers: dict[str, Callable[[], bytes]] = dict(drawings(case, shares))
     if case.count("done") > 1:
-        makers["study.html"] = lambda: _page(case, search)
+
+        def study_page() -> bytes:
+            from orchestrator.tracking.search_page import page
+
+            figures = plots(in_memory(case.trials, case.space, case.goals), case.goals)
+            return page(case.name, sentences(case, search), figures).encode()
+
+        makers["study.html"] = study_page
     return {name: File(digest, make) for name, make in makers.items()}
-
-
-def _page(case: WorstCase, search: Search) -> bytes:
-    from orchestrator.tracking.search_page import page
-
-    figures = plots(in_memory(case.trials, case.space, case.goals), case.goals)
-    return page(case.name, sentences(case, search), figures).encode()

@@ -57,8 +57,14 @@ class SweepView:
             self._reader.refresh()
         trials = self._reader.all()
         yield _sweep(self._reader, trials, self._source)
-        for members in _trajectories(trials):
-            if (run := _trajectory(self._reader, members)) is not None:
+        # A trajectory: trials that differ in nothing but the steps of their last fine-tune.
+        groups: dict[str, list[Measured]] = {}
+        for measured in trials:
+            if measured.planned.steps_param is not None:
+                groups.setdefault(_trajectory_key(measured.planned), []).append(measured)
+        for members in groups.values():
+            members.sort(key=lambda measured: measured.planned.steps)
+            if members[-1].planned.steps and (run := _trajectory(self._reader, members)):
                 yield run
         for measured in trials:
             if (run := _trial(self._reader, measured)) is not None:
@@ -106,16 +112,6 @@ def _trial(reader: TrialReader, measured: Measured) -> Run | None:
         points=tuple(points_of(_trial_numbers(measured), step=0, time_ms=end_ms)),
         data=data_inputs(reader, model),
     )
-
-
-def _trajectories(trials: Iterable[Measured]) -> list[list[Measured]]:
-    """Trials that differ in nothing but the steps of their last fine-tune, fewest steps first."""
-    groups: dict[str, list[Measured]] = {}
-    for measured in trials:
-        if measured.planned.steps_param is not None:
-            groups.setdefault(_trajectory_key(measured.planned), []).append(measured)
-    sorted_groups = [sorted(g, key=lambda m: m.planned.steps) for g in groups.values()]
-    return [group for group in sorted_groups if group[-1].planned.steps > 0]
 
 
 def _trajectory_key(planned: PlannedTrial) -> str:
@@ -198,17 +194,13 @@ def _loss_points(reader: TrialReader, members: Sequence[Measured]) -> Iterator[M
         if LOSS in record.metrics:
             yield MetricPoint(LOSS, record.metrics[LOSS], model.steps, end_of(record))
         losses = [pair for pair in reader.losses(record) if pair[0] > before]
-        for step, value in _thinned(losses):
-            yield MetricPoint("train_loss", value, step, end_of(record))
+        # At most LOSS_POINTS means over equal stretches, each at its last step.
+        width = -(-len(losses) // LOSS_POINTS) or 1
+        for begin in range(0, len(losses), width):
+            stretch = losses[begin : begin + width]
+            value = sum(loss for _, loss in stretch) / len(stretch)
+            yield MetricPoint("train_loss", value, stretch[-1][0], end_of(record))
         before = model.steps
-
-
-def _thinned(losses: Sequence[tuple[int, float]]) -> Iterator[tuple[int, float]]:
-    """At most LOSS_POINTS means over equal stretches, each at its last step."""
-    width = -(-len(losses) // LOSS_POINTS) or 1
-    for begin in range(0, len(losses), width):
-        stretch = losses[begin : begin + width]
-        yield stretch[-1][0], sum(value for _, value in stretch) / len(stretch)
 
 
 def _images(reader: TrialReader, members: Sequence[Measured]) -> dict[int, Record]:
