@@ -28,8 +28,19 @@ def read_evaluate(at: At, grid: Grid | None) -> Evaluate | None:
     start = len(at.problems)
     given = known(at, (*own, *recipe.Settings.model_fields), required=("metrics",))
     sample = fill(recipe.Settings, {k: v for k, v in given.items() if k not in own}, at)
-    retain = _retain(given["retain"], grid) if is_given(given, "retain") else None
-    prompts = _prompts(given["prompts"]) if is_given(given, "prompts") else None
+    retain = prompts = None
+    if is_given(given, "retain"):
+        kept, erased = given["retain"], grid.all_concepts() if grid else ()
+        allowed = grid.base.concepts() if grid else None
+        retain = concepts(kept, allowed) if kept.value != [] else ()
+        for item in kept.items():
+            if item.value in erased:
+                item.say(f"{item.value!r} is erased by this sweep and cannot be retained too")
+    if is_given(given, "prompts"):
+        prompts = texts(given["prompts"])
+        for item in given["prompts"].items():
+            if isinstance(item.value, str) and "{concept}" not in item.value:
+                item.say(f"must contain {{concept}} but got {show(item.value)}")
     controls = flag(given["controls"]) if "controls" in given else True
     found = Evaluate((), recipe(sample), retain, prompts, controls) if sample else None
     is_sound = len(at.problems) == start
@@ -56,23 +67,3 @@ def _metrics(at: At, grid: Grid | None, asked: Sequence[Asked]) -> tuple[MetricP
                 item.say(what)
         found.append(metric)
     return tuple(found)
-
-
-def _retain(at: At, grid: Grid | None) -> tuple[str, ...]:
-    if at.value == []:
-        return ()
-    found = concepts(at, grid.base.concepts() if grid else None)
-    erased = grid.all_concepts() if grid else ()
-    for item in at.items():
-        if item.value in erased:
-            item.say(f"{item.value!r} is erased by this sweep and cannot be retained too")
-    return found
-
-
-def _prompts(at: At) -> tuple[str, ...]:
-    """Templates in which {concept} stands for the concept."""
-    found = texts(at)
-    for item in at.items():
-        if isinstance(item.value, str) and "{concept}" not in item.value:
-            item.say(f"must contain {{concept}} but got {show(item.value)}")
-    return found

@@ -59,7 +59,11 @@ def locate(root: Node, path: str, keys: Collection[str]) -> list[str | int]:
     first, *rest = path.split(".")
     edits = _edits(root)
     if first in edits:
-        return [*edits[first], *_in_edit(first, rest)]
+        if first.startswith("unlearn") and rest[:1] == ["method"]:
+            rest = rest[1:]
+        elif first.startswith("finetune") and len(rest) > 1 and rest[0] != "dataset":
+            rest = ["dataset", *rest]
+        return [*edits[first], *rest]
     if first == "search" and rest[:1] in (["space"], ["subject_to"]) and rest[1:]:
         return [first, rest[0], *_in_flat(root, rest[0], ".".join(rest[1:]))]
     if first in keys:
@@ -80,12 +84,6 @@ def _edits(root: Node) -> dict[str, list[str | int]]:
             key = kind if counts[kind] == 1 else f"{kind}_{counts[kind]}"
             found[key] = ["edits", index, kind]
     return found
-
-
-def _in_edit(key: str, rest: list[str]) -> list[str]:
-    if key.startswith("unlearn"):
-        return rest[1:] if rest[:1] == ["method"] else rest
-    return ["dataset", *rest] if len(rest) > 1 and rest[0] != "dataset" else rest
 
 
 def _in_flat(root: Node, key: str, rest: str) -> list[str]:

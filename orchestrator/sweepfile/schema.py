@@ -41,6 +41,12 @@ def _top(definitions: Schema) -> Schema:
     points = _list_of({"type": "object", "minProperties": 1})
     seed: Schema = {"type": "integer", "minimum": 0}
     seeds: Schema = {"anyOf": [{"type": "integer", "minimum": 1}, _list_of(seed, unique=True)]}
+    resources = _settings("resources", "", Resources, definitions, are_axes=False)
+    del resources["properties"]["executor_settings"]
+    resources["properties"]["executor"] = {
+        "description": "what starts the work",
+        **_choice("executor", definitions, are_axes=False),
+    }
     described: dict[str, tuple[str, Schema]] = {
         "name": (
             "names the sweep in the store and in MLflow",
@@ -59,7 +65,7 @@ def _top(definitions: Schema) -> Schema:
         "exclude": ("points to leave out; flat axis names and values", points),
         "zip": ("axes that move together", _list_of(_list_of(_TEXT, 2))),
         "search": ("seek the worst case in a space that replaces the axes", _search()),
-        "resources": ("what the sweep runs on", _resources(definitions)),
+        "resources": ("what the sweep runs on", resources),
         "store": ("where results live: a folder or a URI", _or_null(_TEXT)),
         "mlflow": ("the MLflow tracking URI", _or_null(_TEXT)),
     }
@@ -100,14 +106,6 @@ def _evaluate(definitions: Schema) -> Schema:
     }
     own = {name: {"description": abouts[name], **schema} for name, schema in own.items()}
     return _mapping({**own, **sample["properties"]}, ["metrics"])
-
-
-def _resources(definitions: Schema) -> Schema:
-    found = _settings("resources", "", Resources, definitions, are_axes=False)
-    del found["properties"]["executor_settings"]
-    executor = _choice("executor", definitions, are_axes=False)
-    found["properties"]["executor"] = {"description": "what starts the work", **executor}
-    return found
 
 
 def _search() -> Schema:
@@ -156,25 +154,17 @@ def _settings(
     properties = schema.get("properties", {})
     for field, one in properties.items():
         if of := chosen_kind(cls, field):
-            one |= _nested(of, definitions)
-    if are_axes:
-        properties = {field: _axis(one) for field, one in properties.items()}
+            # A definition, because the plug-in may hold one in turn.
+            choice = f"{of}.choice"
+            if choice not in definitions:
+                definitions[choice] = {}
+                definitions[choice] = _choice(of, definitions, are_axes=False)
+            one["$ref"] = f"#/$defs/{choice}"
+        if are_axes:
+            outer = {key: one[key] for key in _OUTER if key in one}
+            inner = {key: value for key, value in one.items() if key not in _OUTER}
+            properties[field] = {**outer, "anyOf": [inner, _list_of(inner, unique=True)]}
     return _mapping(properties, schema.get("required", ()))
-
-
-def _nested(kind: PluginKind, definitions: Schema) -> Schema:
-    """A plug-in as another one's setting: a definition, because it may hold one in turn."""
-    name = f"{kind}.choice"
-    if name not in definitions:
-        definitions[name] = {}
-        definitions[name] = _choice(kind, definitions, are_axes=False)
-    return {"$ref": f"#/$defs/{name}"}
-
-
-def _axis(schema: Schema) -> Schema:
-    outer = {key: schema[key] for key in _OUTER if key in schema}
-    schema = {key: value for key, value in schema.items() if key not in outer}
-    return {**outer, "anyOf": [schema, _list_of(schema, unique=True)]}
 
 
 def _mapping(properties: Schema, required: Iterable[str] = ()) -> Schema:

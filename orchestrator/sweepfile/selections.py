@@ -51,29 +51,28 @@ def zips(at: At, grid: Grid) -> tuple[tuple[str, ...], ...]:
     if not isinstance(at.value, list):
         at.say(f"must be a list of lists of axis names but got {show(at.node.plain())}")
         return ()
-    return tuple(_zip(item, lengths, taken) for item in at.items())
-
-
-def _zip(at: At, lengths: dict[str, set[int]], taken: set[str]) -> tuple[str, ...]:
-    if not isinstance(at.value, list) or len(at.value) < 2:
-        at.say(f"must be a list of two axis names or more but got {show(at.node.plain())}")
-        return ()
-    names = texts(at)
-    good = []
-    for item in at.items():
-        if not isinstance(item.value, str):
+    groups: list[tuple[str, ...]] = []
+    for group in at.items():
+        if not isinstance(group.value, list) or len(group.value) < 2:
+            got = show(group.node.plain())
+            group.say(f"must be a list of two axis names or more but got {got}")
             continue
-        if item.value not in lengths:
-            item.say(f"unknown axis {item.value!r}{suggest(item.value, lengths)}")
-        elif item.value in taken:
-            item.say(f"{item.value!r} is zipped already")
-        else:
-            good.append(item.value)
-    taken.update(good)
-    if len({length for name in good for length in lengths[name]}) > 1:
-        counts = [f"{name} has {' and '.join(map(str, sorted(lengths[name])))}" for name in good]
-        at.say(f"zipped axes must have equally many values but {', '.join(counts)}")
-    return names
+        groups.append(texts(group))
+        good = []
+        for item in group.items():
+            if not isinstance(item.value, str):
+                continue
+            if item.value not in lengths:
+                item.say(f"unknown axis {item.value!r}{suggest(item.value, lengths)}")
+            elif item.value in taken:
+                item.say(f"{item.value!r} is zipped already")
+            else:
+                good.append(item.value)
+        taken.update(good)
+        if len({length for name in good for length in lengths[name]}) > 1:
+            counts = [f"{n} has {' and '.join(map(str, sorted(lengths[n])))}" for n in good]
+            group.say(f"zipped axes must have equally many values but {', '.join(counts)}")
+    return tuple(groups)
 
 
 def _selections(at: At, read: ValueReader) -> tuple[Selection, ...]:
@@ -99,19 +98,18 @@ def exclude(at: At, grid: Grid) -> tuple[Selection, ...]:
         if flat not in values:
             entry.say(f"unknown axis {flat!r}{suggest(flat, values)}")
             return ()
-        return tuple(_excluded(item, setting(grid, flat), values[flat]) for item in entry.items())
+        meant, found = setting(grid, flat), []
+        for item in entry.items():
+            before = len(item.problems)
+            value = value_of(meant.cls, meant.name, item) if meant else item.node.plain()
+            if value not in values[flat] and len(item.problems) == before:
+                names = dict.fromkeys(v if isinstance(v, str) else show(v) for v in values[flat])
+                asked = value if isinstance(value, str) else ""
+                item.say(f"the axis has no value {show(value)}{suggest(asked, names)}")
+            found.append(value)
+        return tuple(found)
 
     return _selections(at, read)
-
-
-def _excluded(at: At, meant: NamedSetting | None, values: list[Any]) -> Any:
-    before = len(at.problems)
-    value = value_of(meant.cls, meant.name, at) if meant else at.node.plain()
-    if value not in values and len(at.problems) == before:
-        names = dict.fromkeys(v if isinstance(v, str) else show(v) for v in values)
-        asked = value if isinstance(value, str) else ""
-        at.say(f"the axis has no value {show(value)}{suggest(asked, names)}")
-    return value
 
 
 def include(
