@@ -79,7 +79,14 @@ class Jobs:
     def of(self, sweep: str) -> list[SweepJob]:
         """Every attempt at a sweep that the cluster remembers, the first one first."""
         with self._asking():
-            jobs = [_sweep_job(job) for job in self._client.list_jobs() if _is_ours(job)]
+            jobs = [
+                _sweep_job(job)
+                for job in self._client.list_jobs()
+                # Others' jobs have no such words, and what a driver started itself has no id.
+                if job.submission_id
+                and SWEEP in (job.metadata or {})
+                and job.metadata.get(ATTEMPT, "").isdigit()
+            ]
         return sorted((job for job in jobs if job.sweep == sweep), key=lambda job: job.attempt)
 
     def latest(self, sweep: str) -> SweepJob | None:
@@ -211,11 +218,6 @@ def _client(address: str, headers: dict[str, str]) -> Any:
         return JobSubmissionClient(address, headers=headers)
     finally:
         os.environ.update(kept)
-
-
-def _is_ours(job: Any) -> bool:
-    metadata = job.metadata or {}
-    return bool(job.submission_id) and SWEEP in metadata and metadata.get(ATTEMPT, "").isdigit()
 
 
 def _sweep_job(job: Any) -> SweepJob:

@@ -175,7 +175,17 @@ class RayExecutor(Executor):
         if ready:
             ready, _ = self.ray.wait(awaited, num_returns=len(awaited), timeout=0)
         for reference in starting.keys() & set(ready):
-            self._is_up(starting[reference])
+            seat = starting[reference]
+            try:
+                seat.node = self.ray.get(reference)
+            except self.ray.exceptions.RayError as error:
+                self._false_starts += 1
+                if self._is_local or self._false_starts >= MAX_FALSE_STARTS:
+                    raise ResurgeError(f"{seat.name} cannot start: {_reason(error)}") from error
+                self._renew(seat)
+            else:
+                self._false_starts = 0
+                seat.starting, seat.idle_since_s = None, self._clock_s()
         return [e for stream in streams if stream in ready for e in self._drain(streams[stream])]
 
     def abandon(self, task_id: str, reason: str) -> None:
@@ -247,18 +257,6 @@ class RayExecutor(Executor):
         }
         actor = self.ray.remote(RayWorker).options(**options).remote(pool.threads, pool.gpus)
         return actor, actor.where.remote()
-
-    def _is_up(self, seat: _Seat) -> None:
-        try:
-            seat.node = self.ray.get(seat.starting)
-        except self.ray.exceptions.RayError as error:
-            self._false_starts += 1
-            if self._is_local or self._false_starts >= MAX_FALSE_STARTS:
-                raise ResurgeError(f"{seat.name} cannot start: {_reason(error)}") from error
-            self._renew(seat)
-            return
-        self._false_starts = 0
-        seat.starting, seat.idle_since_s = None, self._clock_s()
 
     def _local_options(self) -> dict[str, Any]:
         """More workers than cores are the user's choice; a dashboard would outlive its use."""

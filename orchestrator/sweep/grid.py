@@ -13,7 +13,7 @@ plug-in is chosen. A setting with one value is an axis of length one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -247,17 +247,18 @@ class _TrialBuilder:
     def _excluded(self, point: Mapping[str, int]) -> bool:
         matched = False
         for number, selection in enumerate(self.grid.exclude):
-            if all(self._has(point, name, values) for name, values in selection.values.items()):
+            if all(
+                name in point
+                and any(
+                    axis.values[point[name]] in values
+                    for axis in self.grid.axes_called[name]
+                    if not axis.when or point[axis.when[0]] == axis.when[1]
+                )
+                for name, values in selection.values.items()
+            ):
                 self.unmatched.discard(number)
                 matched = True
         return matched
-
-    def _has(self, point: Mapping[str, int], name: str, values: Sequence[Any]) -> bool:
-        return name in point and any(
-            axis.values[point[name]] in values
-            for axis in self.grid.axes_called[name]
-            if not axis.when or point[axis.when[0]] == axis.when[1]
-        )
 
     def _trial(self, point: Mapping[str, int]) -> Trial | None:
         base, concept = self.grid.base, self.grid.concepts[point["concept"]]

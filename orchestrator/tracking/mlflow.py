@@ -157,29 +157,24 @@ class Tracker:
         """The sweep's runs by key, asked for once; the oldest of a key counts."""
         if sweep not in self._known:
             found: dict[str, _Known] = {}
-            for run in self._search(sweep):
-                tags = run.data.tags
-                if tags.get("resurge.sweep") == sweep and "resurge.key" in tags:
-                    known = _Known(run.info.run_id, tags.get(SYNCED), run.info.status)
-                    known.params.update(run.data.params)
-                    known.marks.update(MARKS & tags.keys())
-                    found.setdefault(tags["resurge.key"], known)
+            token, is_last = None, False
+            while not is_last:
+                page = self._client.search_runs(
+                    [self._experiment(sweep)],
+                    max_results=1_000,
+                    order_by=["attributes.start_time ASC"],
+                    page_token=token,
+                )
+                for run in page:
+                    tags = run.data.tags
+                    if tags.get("resurge.sweep") == sweep and "resurge.key" in tags:
+                        known = _Known(run.info.run_id, tags.get(SYNCED), run.info.status)
+                        known.params.update(run.data.params)
+                        known.marks.update(MARKS & tags.keys())
+                        found.setdefault(tags["resurge.key"], known)
+                token, is_last = page.token, not page.token
             self._known[sweep] = found
         return self._known[sweep]
-
-    def _search(self, sweep: str) -> Iterator[Any]:
-        token = None
-        while True:
-            page = self._client.search_runs(
-                [self._experiment(sweep)],
-                max_results=1_000,
-                order_by=["attributes.start_time ASC"],
-                page_token=token,
-            )
-            yield from page
-            token = page.token
-            if not token:
-                return
 
     def _create(self, sweep: str, run: Run, known: dict[str, _Known]) -> _Known:
         tags = {"resurge.sweep": sweep, "resurge.key": run.key, "resurge.kind": run.kind}
