@@ -1,4 +1,4 @@
-"""What stays in memory from one piece of work to the next: judges, and nothing else."""
+"""Memory between pieces of work: judges stay, what else was used is given back."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -161,21 +159,3 @@ def test_longer_chains(small: str) -> None:
     kinds = [s.kind for s in planned.final.model.ancestry()]
     assert kinds == ["finetune", "unlearn", "finetune", "base"]
     assert planned.unlearned.model.kind == "unlearn"
-
-
-HEAVY = ("torch", "diffusers", "transformers", "ray", "mlflow", "optuna")
-
-
-def test_planning_loads_nothing_heavy_and_is_quick() -> None:
-    """In a fresh process, on the file that people try first."""
-    code = (
-        "import sys, time\n"
-        "sys.argv = ['resurge', 'plan', 'sweeps/quickstart.yaml', '--home', '/nonexistent/home']\n"
-        "from orchestrator.cli.main import app\n"
-        "app(standalone_mode=False)\n"
-        f"print('LOADED', [m for m in {HEAVY!r} if m in sys.modules])\n"
-        "print('CPU', time.process_time())\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "LOADED []" in done.stdout
-    assert "unique" in done.stdout
