@@ -194,9 +194,9 @@ class Provenance(Machine, total=False):
     split: int
 
 
-Cause = Literal["bug", "nan", "oom", "hang", "storage", "lost"]
-"""Why a stage failed: its own error, a loss that is not finite, memory, silence, a store that could
-not be reached, workers that died."""
+Cause = Literal["bug", "input", "nan", "oom", "hang", "storage", "lost"]
+"""Why a stage failed: its own error, what the user gave it (a data set, a model), a number that is
+not finite, memory, silence, a store that could not be reached, workers that died."""
 
 
 @dataclass(frozen=True)

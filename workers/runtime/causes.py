@@ -37,7 +37,7 @@ def cause_of(error: BaseException) -> Cause:
             return found
         seen.add(id(at))
         at = at.__cause__ or (None if at.__suppress_context__ else at.__context__)
-    return "bug"
+    return "input" if isinstance(error, ResurgeError) else "bug"
 
 
 def message_of(error: BaseException) -> str:

@@ -48,8 +48,8 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
         (while_handling(KeyError("x"), FULL), "storage"),
         (while_handling(KeyError("x"), FULL, is_hidden=True), "bug"),
         (OSError(errno.ENOENT, "No such file"), "bug"),
-        (StoreError("a default has moved"), "bug"),
-        (ResurgeError("out of memory of the past"), "bug"),
+        (StoreError("a default has moved"), "input"),
+        (ResurgeError("out of memory of the past"), "input"),
         (ZeroDivisionError(), "bug"),
     ],
 )
