@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import torch
+
 from orchestrator.core.artifacts import DATASET, MATERIAL, WEIGHTS
 from orchestrator.core.plugin import Plugin
 from orchestrator.core.registry import find
@@ -14,8 +16,10 @@ from orchestrator.core.stage import Stage
 from orchestrator.store.store import Store, record_of
 from workers.data.prepared import read_examples
 from workers.diffusion.denoise import latent_shape
+from workers.diffusion.rng import normal
+from workers.diffusion.text import embed
 from workers.editing.edit_file import load_edits
-from workers.editing.edits import Weights
+from workers.editing.edits import Weights, live_parameters
 from workers.editing.pipeline import WarmPipeline
 from workers.interfaces.base import Base
 from workers.interfaces.dataset import Dataset, Examples
@@ -24,6 +28,7 @@ from workers.interfaces.material import Made, Material, Work
 from workers.interfaces.metric import Metric, Picture, Score, Subject, Which
 from workers.interfaces.unlearner import Erasure, Unlearner
 from workers.recipes import FinetuneSettings, SampleSettings
+from workers.runtime.finite import check_tensors
 from workers.runtime.kept import give_back
 from workers.runtime.pace import Pace
 from workers.runtime.progress import TellProgress
@@ -196,6 +201,7 @@ class Model:
         )
         # Whatever the method left behind is gone: the model is what its edits say, no more.
         self.warm.put((*before, *made.edits))
+        self._refuse_ruined(target, "lower the method's strength or its learning rate")
         give_back()
         self.numbers = dict(made.numbers)
 
@@ -211,6 +217,7 @@ class Model:
         self._settle()
         edits, now = self.warm.now(), self.warm.state()
         self.warm.put((*edits, Weights({name: now[name] + d for name, d in change.items()})))
+        self._refuse_ruined(target, "the fine-tuned weights do not fit this model")
 
     def _material(self, stage: Stage) -> Any:
         """What a prepared stage left in the store, read."""
@@ -248,6 +255,26 @@ class Model:
             self.pace.leave_if_asked()
 
         self.trainer.train_to(target.steps, self.progress, self.pace.is_due, save)
+        self._refuse_ruined(target, "lower finetune.learning_rate")
+
+    @torch.no_grad()
+    def _refuse_ruined(self, target: Stage, advice: str) -> None:
+        """See that the model is made of numbers and predicts some: no loss after the last update
+        has said so, and what a closed form gives nobody has looked at.
+
+        Raises:
+            NotFinite: a weight, or a prediction of pure noise, is not finite.
+        """
+        where = f"after {target.kind} {target.plugin!r}"
+        with self.evaluation() as pipe:
+            beside = [edit for edit in self.warm.edits if not isinstance(edit, Weights)]
+            made = {name: v for edit in beside for name, v in edit.tensors().items()}
+            check_tensors({**live_parameters(pipe), **made}, where, advice)
+            noise = normal((1, *latent_shape(pipe)), 0, 0, "last look", pipe.device)
+            last = pipe.scheduler.config.num_train_timesteps - 1
+            text = embed(pipe, [target.settings.get("concept", "")])
+            found = pipe.unet(noise.to(pipe.unet.dtype), last, encoder_hidden_states=text).sample
+            check_tensors({"the text's embedding": text, "the prediction": found}, where, advice)
 
     def _examples(self, target: Stage) -> Examples:
         """The prepared data that a fine-tune trains on."""

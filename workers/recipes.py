@@ -27,11 +27,18 @@ class FinetuneSettings(Settings):
     beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's beta 2")
     clip_norm: float | None = Field(1.0, gt=0, description="global gradient norm; null: no clip")
     ema_decay: float | None = Field(
-        None, gt=0, lt=1, description="evaluate an exponential moving average; null: off"
+        None,
+        gt=0,
+        lt=1,
+        description="evaluate an exponential moving average of the weights, which follows them "
+        "faster at first: the decay of step k is the lesser of this and k / (9 + k), 0 at the "
+        "first; null: off",
     )
     caption_dropout: float = Field(0.0, ge=0, le=1, description="share of captions replaced by ''")
     lora_rank: int = Field(4, ge=1, description="LoRA's rank")
-    lora_alpha: float = Field(4.0, gt=0, description="LoRA's alpha; the scale is alpha / rank")
+    lora_alpha: float | None = Field(
+        None, gt=0, description="LoRA's alpha; the scale is alpha / rank; null: the rank, scale 1"
+    )
     lora_targets: Literal["attention", "cross_attention"] = Field(
         "attention", description="which attention projections get LoRA"
     )
@@ -54,13 +61,24 @@ class FinetuneSettings(Settings):
             )
         return self
 
+    @property
+    def alpha(self) -> float:
+        """LoRA's alpha, which goes with the rank unless it is said."""
+        return float(self.lora_rank) if self.lora_alpha is None else self.lora_alpha
+
     def identity(self) -> dict[str, Any]:
         """Non-default settings; LoRA's only where LoRA is used, and not what only saves memory."""
         values = super().identity()
         values.pop("gradient_checkpointing", None)
+        if self.alpha == self.lora_rank:
+            values.pop("lora_alpha", None)
         if self.adapter != "lora":
             values = {k: v for k, v in values.items() if not k.startswith("lora_")}
         return values
+
+    def full(self) -> dict[str, Any]:
+        """Every setting, LoRA's alpha as a number."""
+        return {**super().full(), "lora_alpha": self.alpha}
 
 
 class Prepare(RecipePlugin):
@@ -74,7 +92,7 @@ class Finetune(RecipePlugin):
     """Fine-tune the UNet on captioned images with the ordinary denoising loss."""
 
     name = "finetune"
-    version = 1
+    version = 2
     Settings = FinetuneSettings
 
 
@@ -104,5 +122,5 @@ class Sample(RecipePlugin):
     """Images of every prompt from fixed initial noise."""
 
     name = "sample"
-    version = 1
+    version = 2
     Settings = SampleSettings

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from orchestrator.core.artifacts import (
+    CONSTANT_PICTURES,
     DATASET,
     IMAGES,
     LOSS,
@@ -40,15 +41,16 @@ from orchestrator.messages import (
     WorkOrder,
 )
 from orchestrator.store.store import Record, Store, record_of
-from workers.data.pictures import read_pictures, write_pictures, write_values
+from workers.data.pictures import is_constant, read_pictures, write_pictures, write_values
 from workers.data.prepared import numbers_of, write_examples
 from workers.diffusion.sampling import sample
 from workers.editing.edit_file import save_edits
 from workers.interfaces.base import Base
-from workers.interfaces.metric import Metric, Picture, Probe
+from workers.interfaces.metric import Metric, Picture, Probe, Score
 from workers.model import Model, plugin_of
 from workers.recipes import SampleSettings
 from workers.runtime.causes import cause_of, message_of
+from workers.runtime.finite import check_numbers, check_tensors
 from workers.runtime.kept import give_back, let_go
 from workers.runtime.pace import Leaving, Pace
 from workers.runtime.parts import in_parts
@@ -221,6 +223,7 @@ class _TaskRun:
             write_examples(path, examples)
             return _Result(numbers_of(examples), [path])
         made = model.prepare(stage)
+        check_tensors(made.tensors, f"material {stage.plugin!r}", "look at the model it is made of")
         path = folder / MATERIAL
         save_tensors(path, made.tensors)
         return _Result(made.numbers, [path])
@@ -254,24 +257,25 @@ class _TaskRun:
             pictures = sample(pipe, probes, settings)
         path = folder / IMAGES.name
         write_pictures(path, pictures)
-        return _Result({"images": float(len(pictures))}, [path])
+        constant = sum(is_constant(picture.image) for picture in pictures)
+        return _Result({"images": float(len(pictures)), CONSTANT_PICTURES: float(constant)}, [path])
 
     def score(self, stage: Stage, folder: Path) -> _Result:
         metric = plugin_of(Metric, stage.plugin, stage.settings)
         assert stage.parent is not None  # a score hangs on images or on a model
         if metric.needs == "weights":
-            return _Result(self.model(stage).compare(stage.parent, metric).metrics)
+            return _scored(metric, self.model(stage).compare(stage.parent, metric))
         reference = [p for made in stage.inputs.values() for p in self.pictures(made)]
         if metric.needs == "pipeline":
             subject = self.model(stage).subject(stage.parent, stage.settings, reference)
-            return _Result(metric.score_pipeline(subject).metrics)
+            return _scored(metric, metric.score_pipeline(subject))
         pictures = self.pictures(stage.parent)
         score = metric.score_images(pictures, reference)
         if not metric.per_picture:
-            return _Result(score.metrics)
+            return _scored(metric, score)
         path = folder / VALUES.name
         write_values(path, pictures, score.values)
-        return _Result(score.metrics, [path])
+        return _scored(metric, score, [path])
 
     def pictures(self, stage: Stage) -> list[Picture]:
         with self.store.object(record_of(self.store, stage), IMAGES.name) as path:
@@ -342,6 +346,15 @@ class _TaskRun:
                 stream.write(f"{now:%Y-%m-%d %H:%M:%S} {text}\n")
         except OSError as error:
             log.warning("%s cannot be written (%s): %s", path, error, text)
+
+
+def _scored(metric: Metric, score: Score, files: Sequence[Path] = ()) -> _Result:
+    """What a metric found. A picture's value may be NaN, which says nothing of the picture."""
+    where = f"metric {metric.name!r}"
+    check_numbers(score.metrics, where, "look at the model that is scored and the metric's own")
+    values = {f"picture {i}": v for i, v in enumerate(score.values) if not math.isnan(v)}
+    check_numbers(values, where, "a value must be a finite number, or NaN where there is none")
+    return _Result(score.metrics, files)
 
 
 def leave_on_sigterm(runner: Runner) -> None:

@@ -167,6 +167,9 @@ WEIGHTS = "weights.safetensors"
 
 LOSS = "loss"
 """The number of a finetune's record that says how well it fitted at its end."""
+CONSTANT_PICTURES = "constant_pictures"
+"""How many of them are of one colour, black ones among them: what a safety checker leaves, or a
+broken autoencoder."""
 EXAMPLES = "examples"
 """The number of a prepared data set's record that says how many there are."""
 

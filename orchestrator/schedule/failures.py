@@ -7,7 +7,7 @@
 | memory | a whole GPU; then batches in 2, then 4 parts; then failed with advice |
 | the store is away, or its disk is full | again after a pause; then failed with advice |
 | silence | its worker is killed; once more elsewhere; then failed with advice |
-| a loss that is not finite | failed; the curve so far is kept |
+| a number that is not finite, in a loss, weights or pictures | failed; a curve is kept |
 | data or a model that are wrong | failed at once, with what to mend |
 | a plug-in's error | failed at once, with the log's path |
 """
@@ -31,7 +31,8 @@ SPLITS = (2, 4)
 ADVICE: dict[Cause, str] = {
     "bug": "read the log; a repaired plug-in runs again with the same command",
     "input": "mend what the message names; the same command goes on from there",
-    "nan": "lower the learning rate, warm up, or train in fp32; the curve so far is kept",
+    "nan": "lower the learning rate or the method's strength, warm up, or use fp32; the curve of a "
+    "training is kept",
     "oom": "lower `batch_size` (raise `accumulation` by as much), switch `gradient_checkpointing` "
     "on, or use workers with more memory",
     "hang": "read the log; raise `resources.stage_timeout_min` if the stage is only slow",

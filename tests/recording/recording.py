@@ -165,6 +165,53 @@ class Dim(Nudge):
         return Unlearned([Weights({"unet.conv_out.bias": bias - torch.tensor([0.0, 0, 10, 0])})])
 
 
+class SpoilSettings(Settings):
+    part: Literal["weights", "autoencoder", "colour"] = Field("weights", description="what of")
+
+
+class Spoil(Unlearner):
+    """Leave a number in the model that is none, or an autoencoder that knows one colour only."""
+
+    name = "spoil"
+    seeded = False
+    Settings = SpoilSettings
+
+    def unlearn(self, erasure: Erasure) -> Unlearned:
+        import torch
+
+        from workers.editing.edits import Weights
+
+        note(f"spoil {self.settings.part}")
+        pipe = erasure.pipe
+        if self.settings.part == "weights":
+            bias = torch.full_like(pipe.unet.conv_out.bias, float("nan"))
+            return Unlearned([Weights({"unet.conv_out.bias": bias})])
+        last = pipe.vae.decoder.conv_out
+        with torch.no_grad():
+            last.weight.zero_()
+            last.bias.fill_(float("nan") if self.settings.part == "autoencoder" else -1.0)
+        return Unlearned([])
+
+
+class WildSettings(Settings):
+    what: Literal["nan", "inf"] = Field("nan", description="the number")
+    of: Literal["mean", "picture"] = Field("mean", description="what has it")
+
+
+class Wild(Metric):
+    """A metric that computes what is no number."""
+
+    name = "wild"
+    Settings = WildSettings
+
+    def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture]) -> Score:
+        note("wild")
+        number, values = float(self.settings.what), [0.5] * len(pictures)
+        if self.settings.of == "mean":
+            return Score({"erased": number}, values)
+        return Score({"erased": 0.5}, [number, *values[1:]])
+
+
 class DotsSettings(Settings):
     level: int = Field(128, ge=0, le=255, description="grey level")
 

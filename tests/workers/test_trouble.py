@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.core.artifacts import Failure
+from orchestrator.core.artifacts import CONSTANT_PICTURES, Failure
 from orchestrator.core.stage import Stage
 from orchestrator.messages import (
     Event,
@@ -163,8 +163,63 @@ def test_after_a_failure_nothing_holds_the_model(workshop: Callable[..., Worksho
     assert there.runner.holds is None
 
 
+LATE = "esd: {iterations: 1, batch_size: 2, sampler_steps: 2, learning_rate: 1e30}"
+
+
+@pytest.mark.parametrize(
+    ("override", "stage", "message"),
+    [
+        # What the last update did no loss has seen, and a closed form has none.
+        (f"unlearn=[{{{LATE}}}]", "unlearn", "after unlearn 'esd': the prediction is not finite"),
+        ("unlearn=[{nudge: {amount: 1e38}}]", "unlearn", "after unlearn 'nudge': the prediction"),
+        (
+            "unlearn=[{uce: {erase_scale: 1e308}}]", "unlearn",
+            "the closed form: the system is not finite",
+        ),
+        ("unlearn=[spoil]", "unlearn", "after unlearn 'spoil': unet.conv_out.bias is not finite"),
+        ("finetune.learning_rate=1e30", "finetune", "lower finetune.learning_rate"),
+        (
+            "unlearn=[{spoil: {part: autoencoder}}]", "sample",
+            " pictures are not finite (NaN or infinite), the first of prompt 'a star'",
+        ),
+        (
+            "evaluate.metrics=[brightness, {wild: {what: nan}}]", "score",
+            "metric 'wild': erased = nan, not finite",
+        ),
+        (
+            "evaluate.metrics=[brightness, {wild: {what: inf, of: picture}}]", "score",
+            "metric 'wild': picture 0 = inf, not finite",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_not_finite_fails_its_stage_and_is_no_result(
+    workshop: Callable[..., Workshop], override: str, stage: str, message: str
+) -> None:
+    there = workshop("finetune.steps=[1]", override)
+    assert there.work()
+    failed = [event for event in there.events if isinstance(event, StageFailed)]
+    assert {event.failure.cause for event in failed} == {"nan"}
+    assert any(message in event.failure.message for event in failed), failed
+    keys = {event.key for event in failed}
+    broken = [s for s in there.plan.stages if s.key in keys]
+    assert broken[0].kind == stage
+    assert all(there.store.get(s) is None for s in broken)
+
+
+def test_pictures_of_one_colour_are_counted(workshop: Callable[..., Workshop]) -> None:
+    there = workshop("unlearn=[{spoil: {part: colour}}]", "finetune.steps=[0]")
+    base, black = (s for s in there.plan.stages if s.kind == "sample")
+    there.work()
+    records = [there.store.get(stage) for stage in (base, black)]
+    assert [r and r.metrics[CONSTANT_PICTURES] for r in records] == [
+        0,
+        records[1].metrics["images"],
+    ]
+
+
 def test_a_fine_tune_that_diverges_keeps_its_curve(workshop: Callable[..., Workshop]) -> None:
-    there = workshop("finetune.learning_rate=1e30", "finetune.steps=[1, 9]")
+    how = ("finetune.learning_rate=5", "finetune.warmup_steps=9")  # too much, but not at once
+    there = workshop(*how, "finetune.steps=[1, 9]")
     assert there.work()
     failed = there.failed()
     assert failed.cause == "nan"

@@ -39,6 +39,11 @@ def write_values(path: Path, pictures: Sequence[Picture], values: Sequence[float
     VALUES.write(path, (ValueRow(*_asked(p), float(value)) for p, value in pairs))
 
 
+def is_constant(image: np.ndarray) -> bool:
+    """Whether uint8 (height, width, 3) is of one colour, up to a step of rounding either way."""
+    return bool((np.ptp(image, axis=(0, 1)) <= 2).all())
+
+
 def _asked(picture: Picture) -> tuple[Role, str, str, int, int]:
     probe = picture.probe
     return probe.role, probe.concept, probe.prompt, picture.prompt_index, picture.image_index

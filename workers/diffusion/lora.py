@@ -46,7 +46,7 @@ class Lora:
         self._unet = unet
         config = LoraConfig(
             r=settings.lora_rank,
-            lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # any number will do
+            lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number will do
             target_modules=TARGETS[settings.lora_targets],
         )
         # peft initialises from the global generator: its numbers are replaced, its state kept.

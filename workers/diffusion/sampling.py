@@ -14,6 +14,7 @@ from workers.diffusion.rng import normal
 from workers.diffusion.text import embed
 from workers.interfaces.metric import Picture, Probe
 from workers.recipes import SampleSettings
+from workers.runtime.finite import NotFinite
 from workers.runtime.parts import in_parts, part_size
 from workers.runtime.progress import tell
 
@@ -52,7 +53,11 @@ def sample_floats(
     settings: SampleSettings,
     text: Tensor | None = None,
 ) -> Tensor:
-    """Pictures (prompts · images_per_prompt, 3, height, width) in [0, 1], fp32 on the CPU."""
+    """Pictures (prompts · images_per_prompt, 3, height, width) in [0, 1], fp32 on the CPU.
+
+    Raises:
+        NotFinite: a picture has numbers that are none; it would be stored as a black one.
+    """
     if settings.guidance is None or settings.sampler_steps is None:
         raise ValueError("guidance and sampler_steps must be resolved to numbers before sampling")
     text, empty = embed(pipe, prompts) if text is None else text, embed(pipe, [""])
@@ -64,7 +69,9 @@ def sample_floats(
             noise = [initial_noise(pipe, prompts[p], i, settings.noise_seed) for p, i in batch]
             rows = torch.tensor([p for p, _ in batch], device=text.device)
             latents = torch.stack(noise).to(pipe.device, pipe.unet.dtype)
-            pictures.append(_draw(pipe, latents, text[rows], empty, settings, (start, len(jobs))))
+            drawn = _draw(pipe, latents, text[rows], empty, settings, (start, len(jobs)))
+            _refuse_not_finite(drawn, [(prompts[p], i) for p, i in batch], pipe)
+            pictures.append(drawn.clamp(0, 1))
     return torch.cat(pictures)
 
 
@@ -84,7 +91,8 @@ def _draw(
 ) -> Tensor:
     """Latents (n, c, h, w) and text (n, tokens, width) -> pictures (n, 3, height, width).
 
-    `at` is how many pictures are drawn already, of how many.
+    They are about 0 to 1 and not clamped, which would hide infinite numbers. `at` is how many
+    pictures are drawn already, of how many.
     """
     assert settings.guidance is not None and settings.sampler_steps is not None
     scheduler = ddim(pipe, settings.sampler_steps)
@@ -93,7 +101,21 @@ def _draw(
     start = latents * scheduler.init_noise_sigma
     clean = denoise(predict, scheduler, start, settings.sampler_steps)
     images = pipe.vae.decode(clean / pipe.vae.config.scaling_factor).sample
-    return (images / 2 + 0.5).clamp(0, 1).float().cpu()
+    return (images / 2 + 0.5).float().cpu()
+
+
+def _refuse_not_finite(pictures: Tensor, asked: Sequence[tuple[str, int]], pipe: Pipeline) -> None:
+    """`asked` are each picture's prompt and image_index."""
+    is_finite = pictures.isfinite().flatten(1).all(1).tolist()
+    if all(is_finite):
+        return
+    prompt, index = asked[is_finite.index(False)]
+    is_half = pipe.unet.dtype != torch.float32
+    advice = "set the base's torch_dtype to float32" if is_half else "the weights are worthless"
+    raise NotFinite(
+        f"{is_finite.count(False)} of {len(asked)} pictures are not finite (NaN or infinite), the "
+        f"first of prompt {prompt!r}, image {index}; {advice}"
+    )
 
 
 def _told(predict: Predict, count: int, steps: int, at: tuple[int, int]) -> Predict:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from orchestrator.core.errors import ResurgeError
 from workers.editing.edits import Weights
+from workers.runtime.finite import check_tensors
 
 if TYPE_CHECKING:
     from workers.interfaces.pipeline import Pipeline
@@ -85,11 +86,13 @@ def checked_condition(symmetric: Tensor, advice: str) -> float:
     """Largest over smallest eigenvalue of a symmetric positive matrix.
 
     Raises:
+        NotFinite: the matrix is not made of numbers.
         ResurgeError: it is beyond `WORST_CONDITION`.
     """
+    check_tensors({"the system": symmetric}, "the closed form", advice)
     values = torch.linalg.eigvalsh(symmetric)
     condition = float(values[-1] / values[0].clamp_min(torch.finfo(torch.float64).tiny))
-    if condition > WORST_CONDITION:
+    if not condition <= WORST_CONDITION:  # so that NaN is refused
         raise ResurgeError(
             f"the closed form's condition number is {condition:.1e}, above "
             f"{WORST_CONDITION:.0e}; {advice}"

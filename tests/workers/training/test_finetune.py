@@ -1,11 +1,13 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from diffusers.training_utils import EMAModel
 
+from workers.diffusion.lora import Lora
 from workers.interfaces.dataset import Examples
 from workers.recipes import FinetuneSettings
 from workers.training.checkpoints import load_tensors, save_tensors
-from workers.training.finetune import Trainer, learning_rate_at
+from workers.training.finetune import Trainer, ema_decay_at, learning_rate_at
 
 RECIPES = {
     "full": {},
@@ -149,6 +151,42 @@ def test_a_v_prediction_model_trains_towards_v(warm, examples):
     warm.pipe.scheduler = DDIMScheduler.from_config(config, prediction_type="v_prediction")
     as_v = straight(warm, examples, recipe(), 1)
     assert not all(torch.equal(as_noise[name], as_v[name]) for name in as_noise)
+
+
+def test_the_moving_average_warms_up_as_diffusers_does(warm, examples):
+    """Step by step EMAModel's own numbers; 20 steps at 0.9999 are mostly what was trained."""
+    settings, average = recipe(ema_decay=0.9999, learning_rate=1e-3), None
+    warm.reset()
+    trainer = Trainer(warm.pipe, settings, examples, 0)
+    weight = warm.pipe.unet.conv_in.weight
+    before = weight.detach().clone()
+    average = EMAModel([weight], decay=0.9999)
+    for step in range(20):
+        trainer.train_to(step + 1)
+        average.step([weight])
+        assert ema_decay_at(step, 0.9999) == average.cur_decay_value
+    raw = weight.detach().clone()
+    with trainer.evaluation():
+        torch.testing.assert_close(weight.detach(), average.shadow_params[0], rtol=0, atol=1e-6)
+        moved = (weight.detach() - before).norm() / (raw - before).norm()
+    assert 0.5 < moved < 1.1
+
+
+@pytest.mark.parametrize("rank", [1, 4, 16])
+def test_loras_alpha_is_the_rank_unless_it_is_said(warm, rank):
+    settings = recipe(adapter="lora", lora_rank=rank)
+    written = recipe(adapter="lora", lora_rank=rank, lora_alpha=rank)
+    assert settings.identity() == written.identity()
+    assert settings.full() == written.full()
+    assert settings.full()["lora_alpha"] == rank
+    other = recipe(adapter="lora", lora_rank=rank, lora_alpha=rank + 1)
+    assert other.identity() != settings.identity()
+    for chosen, scale in ((settings, 1), (other, (rank + 1) / rank)):
+        warm.reset()
+        lora = Lora(warm.pipe.unet, chosen, 0)
+        layers = [m for m in warm.pipe.unet.modules() if hasattr(m, "scaling")]
+        assert {value for m in layers for value in m.scaling.values()} == {scale}
+        lora.finish()
 
 
 def test_a_loss_that_is_not_finite_names_its_step(warm, examples):
