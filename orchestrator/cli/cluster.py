@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from orchestrator.cli.common import (
     EXIT_DONE,
@@ -76,8 +77,8 @@ def submit(
         out.print(f"To send: {', '.join(map(str, shipment.freight))}", soft_wrap=True)
         if dry_run:
             settings = " ".join(f"{name}={value}" for name, value in shipment.environment.items())
-            out.print(f"On the head: {shipment.entrypoint}", soft_wrap=True, markup=False)
-            out.print(f"With {settings}", soft_wrap=True, markup=False)
+            out.print(f"On the head: {shipment.entrypoint}", soft_wrap=True)
+            out.print(f"With {settings}", soft_wrap=True)
             out.print("Nothing was sent: --dry-run.")
             return
         jobs, job_id = _start(chosen, shipment)
@@ -191,7 +192,7 @@ def _start(cluster: Cluster, shipment: Shipment) -> tuple[Jobs, str]:
     attempt = last.attempt + 1 if last is not None else 1
     job_id = jobs.submit(shipment, attempt)
     resumed = " It goes on from what is finished." if last is not None else ""
-    out.print(f"Submitted [bold]{job_id}[/bold] to {cluster}.{resumed}")
+    out.print(Text.assemble("Submitted ", (job_id, "bold"), f" to {cluster}.{resumed}"))
     return jobs, job_id
 
 
@@ -231,11 +232,10 @@ def _find_job(sweep: str, cluster: Cluster) -> tuple[Jobs, SweepJob]:
 
 def _name(sweep: str) -> str:
     """A sweep's name, also of its file."""
+    from orchestrator.run.job import is_file
     from orchestrator.sweepfile.load import load
 
-    path = Path(sweep)
-    is_file = path.suffix in (".yaml", ".yml") or path.is_file()
-    return load(path).name if is_file else sweep
+    return load(Path(sweep)).name if is_file(sweep) else sweep
 
 
 def _show_job(job: SweepJob) -> None:
@@ -259,7 +259,7 @@ def _show_next(sweep: str, cluster: Cluster) -> None:
     )
     width = max(len(command) for command, _ in rows)
     for command, what in rows:
-        out.print(f"  {command:<{width}}  {what}", soft_wrap=True, markup=False)
+        out.print(f"  {command:<{width}}  {what}", soft_wrap=True)
 
 
 def _flag(cluster: Cluster) -> str:
@@ -278,7 +278,7 @@ def _write(text: str) -> None:
 
 
 def _say(text: str) -> None:
-    err.print(redact(text), markup=False, soft_wrap=True)
+    err.print(redact(text), soft_wrap=True)
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = {

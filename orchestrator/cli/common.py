@@ -13,13 +13,13 @@ from types import FrameType
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from orchestrator.cli.show.screen import Screen
 from orchestrator.core.errors import ResurgeError
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_STOPPED = 0, 1, 2, 130
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-err = Console(highlight=False, stderr=True)
+out = Screen(width=None if sys.stdout.isatty() else 160)
+err = Screen(stderr=True)
 SweepFile = Annotated[
     str, typer.Argument(metavar="SWEEP", help="A sweep file, or the name of a sweep run before.")
 ]
@@ -76,4 +76,4 @@ def stoppable() -> Iterator[None]:
 
 def warn(text: str) -> None:
     """Something that deserves attention and stops nothing."""
-    err.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+    err.print(f"warning: {text}", style="yellow", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -26,7 +27,10 @@ from orchestrator.cli.common import (
 from orchestrator.cli.store import store_app
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.redact import redact
+from orchestrator.core.text import one_line
 from orchestrator.home import Home
+
+_LONG_WORD = re.compile(r"\S{1000,}")
 
 app = typer.Typer(
     name="resurge",
@@ -201,11 +205,12 @@ def main() -> None:
     try:
         app()
     except ResurgeError as error:
-        text = redact(f"error: {error}")
-        err.print(text, style="red", markup=False, soft_wrap=True)
+        # A word that goes on for a screen would hide the others.
+        text = _LONG_WORD.sub(lambda word: one_line(word[0], 160), f"error: {error}")
+        err.print(redact(text), style="red", soft_wrap=True)
         sys.exit(EXIT_BAD_INPUT)
     except Exception:
-        err.print(redact(traceback.format_exc()), markup=False, soft_wrap=True)
+        err.print(redact(traceback.format_exc()), soft_wrap=True)
         sys.exit(EXIT_FAILED)
 
 

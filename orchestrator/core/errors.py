@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestrator.core.text import one_line, visible
+
+LONGEST_PLACE, LONGEST_MESSAGE = 160, 2_000
+"""Characters: longer ones are shown in part."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -36,8 +41,10 @@ class Problem:
     line: int | None = None
 
     def __str__(self) -> str:
-        place = f"{self.file}:{self.line}" if self.file and self.line else self.file
-        return ": ".join(part for part in (place, self.where, self.what) if part)
+        file = visible(self.file, keep="") if self.file else ""
+        place = f"{file}:{self.line}" if file and self.line else file
+        parts = (place, one_line(self.where, LONGEST_PLACE), one_line(self.what, LONGEST_MESSAGE))
+        return ": ".join(part for part in parts if part)
 
 
 class SweepError(ResurgeError):

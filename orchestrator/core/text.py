@@ -1,6 +1,40 @@
-"""Numbers, durations and sizes as people read them."""
+"""Numbers, durations, sizes and texts as people read them."""
 
 from __future__ import annotations
+
+import unicodedata
+
+from orchestrator.core.digest import sha256
+
+LONGEST_TEXT = 80
+"""Characters of a user's text that a line or a cell of ours shows."""
+_UNSEEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+_JOINERS = "\u200c\u200d"
+"""Scripts and emoji are written with these two."""
+
+
+def visible(text: str, keep: str = "\n\t") -> str:
+    """The text with its control characters written out: an ESC is \\x1b.
+
+    They would move a terminal's cursor, turn what follows around or hide it, or split a line.
+    """
+    if text.isprintable():
+        return text
+    is_unseen = {c for c in text if unicodedata.category(c) in _UNSEEN}.difference(keep, _JOINERS)
+    escapes = {ord(c): c.encode("unicode_escape").decode() for c in is_unseen}
+    return text.translate(escapes)
+
+
+def one_line(text: str, longest: int = LONGEST_TEXT) -> str:
+    """A text of a user's as part of a line: nothing hidden, no new line, and not too much of it.
+
+    Of a longer one the beginning, and four digits that tell it from others that begin so.
+    """
+    whole = visible(text, keep="")
+    if len(whole) <= longest:
+        return whole
+    mark = f"…{sha256(text)[:4]}"
+    return whole[: longest - len(mark)] + mark
 
 
 def duration(seconds: float) -> str:
@@ -24,7 +58,7 @@ def size_text(size_bytes: float) -> str:
 def number(value: object) -> str:
     """A setting's value as people write it: 0.001 is 1e-3, 0.5 is 0.5."""
     if not isinstance(value, float):
-        return str(value)
+        return one_line(str(value))
     if value and not 0.01 <= abs(value) < 10_000:
         mantissa, exponent = f"{value:e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
@@ -44,7 +78,7 @@ def axis_value(axis: str, value: object, between: str) -> str:
     """'related', 'lr=1e-3': a value, with its axis unless it speaks for itself."""
     last = axis.rpartition(".")[2]
     if last in _SPEAK_FOR_THEMSELVES:
-        return str(value)
+        return number(value)
     return f"{short_name(last)}{between}{number(value)}"
 
 

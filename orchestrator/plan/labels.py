@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.core.stage import Stage
-from orchestrator.core.text import axis_value, number, shortened
+from orchestrator.core.text import axis_value, number, one_line, shortened
 from orchestrator.plan.plan import Plan, PlannedTrial
 
 LONGEST_VALUE = 32
@@ -17,7 +17,7 @@ def stage_label(stage: Stage, with_steps: bool = True) -> str:
         words += [*_dataset(stage), *_settings(stage, {"steps"})]
         words += [f"{stage.steps} steps"] if with_steps else []
     elif stage.kind == "unlearn":
-        words += [stage.plugin, stage.settings["concept"], *_settings(stage, set())]
+        words += [stage.plugin, one_line(stage.settings["concept"]), *_settings(stage, set())]
     elif stage.kind == "merge":
         words += [stage_label(stage.inputs["donor"], with_steps)]
     elif stage.kind == "sample":

@@ -53,6 +53,13 @@ class Strip:
 
 def figure(plan: Plan, store: Store, path: Path) -> None:
     """Write the curves and, below them, images of the setting that brought the most back."""
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False}):  # what users write may hold a $
+        _draw(plan, store, path)
+
+
+def _draw(plan: Plan, store: Store, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -88,7 +95,7 @@ def _panels(summary: Summary) -> dict[str, list[Aggregate]]:
                 if is_of_method and value is not None:
                     words.append(f"{axis.rpartition('.')[2]} {number(value)}")
             if "concept" in summary.axes:
-                words.append(f"· {setting.params['concept']}")
+                words.append(f"· {number(setting.params['concept'])}")
             panels.setdefault(" ".join(words), []).append(setting)
     if not panels:
         raise ResurgeError("there is nothing to draw yet: no trial has all its scores")
@@ -117,7 +124,7 @@ def _draw_curves(
         _dress(place, {0, *(s.steps for s in settings)})
         place.set_title(title, fontsize=10, fontweight="bold", loc="left", color=_INK)
     concepts = sorted({planned.trial.concept for planned in plan.trials})
-    of = f"“{concepts[0]}”" if len(concepts) == 1 else "the concept"
+    of = f"“{number(concepts[0])}”" if len(concepts) == 1 else "the concept"
     places[0].set_ylabel(f"accuracy of {of}", fontsize=9)
     sheet.legend(
         *places[0].get_legend_handles_labels(),

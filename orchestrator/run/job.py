@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING
 
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.hints import suggest
+from orchestrator.core.text import LONGEST_TEXT, shortened
 from orchestrator.home import Home
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.store.store import Store
 from orchestrator.sweep.space import Point
 from orchestrator.sweep.sweep import Sweep
-from orchestrator.sweepfile.load import load, parse
+from orchestrator.sweepfile.load import NAME, load, parse
 
 if TYPE_CHECKING:
     from orchestrator.study.points import PointPlanner
@@ -118,19 +120,27 @@ class Job:
         return worst_cases(self.points, self.studies, self.store)
 
 
+def is_file(sweep: str) -> bool:
+    """Whether a file is meant, and not the name of a sweep; a folder may be called like one."""
+    is_there = os.path.exists(sweep) and not os.path.isdir(sweep)
+    return is_there or Path(sweep).suffix in (".yaml", ".yml")
+
+
 def open_job(sweep: str, overrides: Iterable[str], home: Home, opened: Store | None = None) -> Job:
     """The job of a sweep file, or of a sweep's name as it was last run.
 
     Raises:
         ResurgeError: the file is wrong, or the home's store knows no sweep of that name.
     """
-    if Path(sweep).suffix in (".yaml", ".yml") or Path(sweep).exists():
+    if is_file(sweep):
         return Job(load(Path(sweep), tuple(overrides)), home, opened)
     store = opened or Store(home.store_location())
-    known = store.sweep(sweep)
+    known = store.sweep(sweep) if NAME.fullmatch(sweep) else None
     if known is None:
         names = store.sweeps()
         hint = suggest(sweep, names) if names else "; none has been run yet"
-        raise ResurgeError(f"no sweep file and no known sweep is called {sweep!r}{hint}")
+        folder = " (a folder is)" if os.path.isdir(sweep) else ""
+        what = "no sweep file and no known sweep is called"
+        raise ResurgeError(f"{what} {shortened(sweep, LONGEST_TEXT)!r}{folder}{hint}")
     found = parse(json.dumps(known["sweep"]), None, tuple(overrides))
     return Job(dataclasses.replace(found, source=known["source"]), home, store)

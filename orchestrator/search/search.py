@@ -40,7 +40,7 @@ def run_search(
     Raises:
         ResurgeError: the sweep has no `search` block, or its study is another search's.
     """
-    return search_job(Job(sweep, home or Home.find(None)), console or Console())
+    return search_job(Job(sweep, home or Home.find(None)), console or Console(markup=False))
 
 
 def search_job(job: Job, console: Console) -> list[WorstCase]:

@@ -34,7 +34,7 @@ def values_text(dimension: Dimension) -> str:
 
 def when_text(dimension: Dimension) -> str:
     return " and ".join(
-        f"{name} is {' or '.join(map(str, values))}" for name, values in dimension.when
+        f"{name} is {' or '.join(map(number, values))}" for name, values in dimension.when
     )
 
 

@@ -12,6 +12,7 @@ from orchestrator.config.yaml_tree import At, read_yaml, show
 from orchestrator.core.errors import Problem, SweepError
 from orchestrator.core.hints import nearest, suggest
 from orchestrator.core.redact import redact
+from orchestrator.core.text import size_text
 from orchestrator.sweep.resources import Resources
 from orchestrator.sweep.sweep import Keep, Sweep, given_settings
 from orchestrator.sweepfile import overrides as command_line
@@ -37,7 +38,10 @@ KEYS = (
     "mlflow",
 )
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
+"""What a sweep can be called."""
+MAX_BYTES = 10_000_000
+"""No sweep is larger; a device has no end."""
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -48,7 +52,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """
     file = str(path)
     try:
-        return parse(path.read_bytes().decode("utf-8-sig"), file, overrides)
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+        if len(data) <= MAX_BYTES:
+            return parse(data.decode("utf-8-sig"), file, overrides)
+        what = f"is larger than {size_text(MAX_BYTES)}: no sweep file"
     except FileNotFoundError:
         hint = f" (nor the folder {path.parent})"
         if path.parent.is_dir():
@@ -108,7 +116,7 @@ def _sweep(root: At, source: str) -> Sweep | None:
 
 def _name(at: At) -> str | None:
     name = text(at)
-    if name is not None and not _NAME.fullmatch(name):
+    if name is not None and not NAME.fullmatch(name):
         at.say(
             "becomes a folder's name and must be 1 to 80 letters, digits, '.', '_' or '-', "
             f"not beginning with '.' or '-', but got {show(name)}"

@@ -305,7 +305,8 @@ class _Scale:
         dimension = self.dimension
         if isinstance(dimension, Categorical):
             which.set_ticks(
-                range(dimension.size), [shortened(number(v), 14) for v in dimension.labels]
+                range(dimension.size),
+                [shortened(number(v), 14).replace("$", r"\$") for v in dimension.labels],
             )
             getattr(axis, f"set_{side}lim")(-0.5, dimension.size - 0.5)
             return
@@ -352,7 +353,9 @@ def _sheet(width: float, height: float, title: str) -> Any:
 
     sheet = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(sheet)
-    sheet.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left", color=_INK)
+    sheet.suptitle(
+        title.replace("$", r"\$"), fontsize=10, fontweight="bold", x=0.01, ha="left", color=_INK
+    )
     return sheet
 
 

@@ -99,6 +99,18 @@ class Tiny(Base):
         return pipe.to(device)
 
 
+class Anything(Tiny):
+    """Tiny that knows whatever it is asked for."""
+
+    name = "anything"
+
+    def concepts(self) -> None:  # type: ignore[override]
+        return None
+
+    def retained(self, concept: str) -> tuple[str, ...]:
+        return ("heart",)
+
+
 class NudgeSettings(Settings):
     amount: float = Field(0.01, description="added to every cross-attention value weight")
     fail: bool = Field(False, description="raise instead")

@@ -7,8 +7,10 @@ from collections.abc import Collection
 from itertools import islice
 
 from rich.console import Console
+from rich.text import Text
 from rich.tree import Tree
 
+from orchestrator.cli.show.screen import bold
 from orchestrator.cli.show.tables import new_table
 from orchestrator.core.stage import Stage, StageKind
 from orchestrator.plan.labels import stage_label
@@ -80,10 +82,9 @@ def show_plan_line(job: Job, console: Console) -> None:
     """One line: the sweep, its trials, its stages."""
     plan = job.plan
     controls = sum(trial.is_control for trial in plan.trials)
-    console.print(
-        f"[bold]{plan.name}[/bold]: {len(plan.trials) - controls} trials and {controls} controls "
-        f"on base {plan.root.plugin}, {len(plan.stages)} unique stages"
-    )
+    counts = f": {len(plan.trials) - controls} trials and {controls} controls on base "
+    stages = f"{plan.root.plugin}, {len(plan.stages)} unique stages"
+    console.print(bold(plan.name, counts + stages))
 
 
 def _tree(job: Job, done: set[str], limit: int | None) -> Tree:
@@ -102,9 +103,8 @@ def _tree(job: Job, done: set[str], limit: int | None) -> Tree:
             if group[0].kind == "finetune":
                 steps = sorted(stage.steps for stage in group)
                 label += f" · {', '.join(map(str, steps))} steps"
-            if all(stage.key in done for stage in group):
-                label += " [dim](cached)[/dim]"
-            twig = branch.add(label)
+            is_done = all(stage.key in done for stage in group)
+            twig = branch.add(Text.assemble(label, (" (cached)" if is_done else "", "dim")))
             for stage in group:
                 grow(twig, stage.digest)
         if limit is not None and len(groups) > limit:

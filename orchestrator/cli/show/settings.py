@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.text import Text
 
 from orchestrator.cli.show.tables import axis_cells, header, new_table, print_whole, score
 from orchestrator.results.settings import Aggregate, Summary
@@ -37,17 +38,21 @@ def render(summary: Summary, console: Console) -> None:
         console.print(warning, style="yellow", soft_wrap=True, highlight=False)
 
 
-def _number_cells(setting: Aggregate) -> list[str]:
+def _number_cells(setting: Aggregate) -> list[str | Text]:
     paired = setting.paired
     back = paired.resurgence if paired else None
     share = paired.recovery if paired else None
     p = setting.p_holm
-    style = "bold" if setting.is_clear else "default"
+    back_cell: str | Text = "–"
+    if back:
+        style = "bold" if setting.is_clear else ""
+        interval = f" [{back.low:.2f}, {back.high:.2f}]"
+        back_cell = Text.assemble((f"{back.value:+.2f}", style), interval)
     return [
         score(setting.base),
         score(setting.unlearned),
         score(setting.final),
-        f"[{style}]{back.value:+.2f}[/] \\[{back.low:.2f}, {back.high:.2f}]" if back else "–",
+        back_cell,
         "–" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}",
         f"{share.value:.0%}" if share else "–",
         score(setting.control),

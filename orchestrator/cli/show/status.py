@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from rich.console import Console
 
+from orchestrator.cli.show.screen import bold
 from orchestrator.core.artifacts import Failure
 from orchestrator.core.stage import Stage
 from orchestrator.plan.labels import stage_label
@@ -23,8 +24,11 @@ def show_status(job: Job, console: Console) -> None:
     trials = sum(all(s.key in done for s in trial.stages()) for trial in job.plan.trials)
     failed = [key for key in failures if key in stages and key not in done]
     console.print(
-        f"[bold]{job.plan.name}[/bold]: trials {trials}/{len(job.plan.trials)} done · "
-        f"stages {len(done)}/{len(stages)} · {len(failed)} failed"
+        bold(
+            job.plan.name,
+            f": trials {trials}/{len(job.plan.trials)} done · stages {len(done)}/{len(stages)} · "
+            f"{len(failed)} failed",
+        )
     )
     show_heads(job, console)
     if failed:
@@ -35,12 +39,12 @@ def show_heads(job: Job, console: Console) -> None:
     """Who runs the sweep now, and what is under way; nothing if nobody does."""
     stages = {stage.key: stage for stage in job.plan.stages}
     for head in live_heads(job.store, job.sweep.name):
-        console.print(f"still run by {head.process}", markup=False)
+        console.print(f"still run by {head.process}")
         for under_way in head.running:
             if (stage := stages.get(under_way["key"])) is not None:
                 total = under_way["total"]
                 progress = f" {under_way['done']}/{total}" if total else ""
-                console.print(f"  {stage_label(stage)}{progress}", markup=False, soft_wrap=True)
+                console.print(f"  {stage_label(stage)}{progress}", soft_wrap=True)
 
 
 def show_outcome(job: Job, outcome: Outcome, console: Console) -> None:
@@ -59,6 +63,6 @@ def _print_failures(rows: Iterable[tuple[Stage, Failure]], console: Console) -> 
     """Whole lines, however long: a log's path must be good for copying."""
     for stage, failure in rows:
         text = f"failed ({failure.cause}): {stage_label(stage)}: {failure.message}"
-        console.print(text, style="red", markup=False, soft_wrap=True)
+        console.print(text, style="red", soft_wrap=True)
         rest = f"  log: {failure.log_path}\n  what to do: {ADVICE[failure.cause]}"
-        console.print(rest, markup=False, soft_wrap=True)
+        console.print(rest, soft_wrap=True)

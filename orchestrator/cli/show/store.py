@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.cli.show.screen import bold
 from orchestrator.cli.show.tables import new_table
 from orchestrator.core.text import size_text
 from orchestrator.upkeep.damage import Damage
@@ -16,7 +17,7 @@ from orchestrator.upkeep.waste import Waste
 
 def show_use(use: Use, console: Console) -> None:
     """Bytes and files by kind of stage, by sweep, and of what is no stage."""
-    console.print(f"[bold]{use.location}[/bold]: {use.total.files:,} files, ", end="")
+    console.print(bold(use.location, f": {use.total.files:,} files, "), end="")
     console.print(size_text(use.total.size_bytes))
     if use.kinds:
         console.print(_amounts("stages", use.kinds))
@@ -27,7 +28,7 @@ def show_use(use: Use, console: Console) -> None:
             table.add_row(name, f"{amount.files:,}", size_text(amount.size_bytes), own)
         console.print(table)
     for name, why in use.unplanned.items():
-        console.print(f"{name}: what it uses is not known: {why}", style="yellow", markup=False)
+        console.print(f"{name}: what it uses is not known: {why}", style="yellow")
     if use.rest:
         console.print(_amounts("beside them", use.rest))
 
@@ -37,7 +38,7 @@ def show_damage(damaged: Sequence[Damage], count: int, repair: bool, console: Co
     for damage in damaged:
         where = f" -> {damage.folder}" if damage.folder else ""
         text = f"{damage.kind} {damage.key}: {'; '.join(damage.faults)}{where}"
-        console.print(text, style="red", markup=False, soft_wrap=True)
+        console.print(text, style="red", soft_wrap=True)
     console.print(f"{count:,} records verified, {len(damaged)} damaged")
     if damaged and repair:
         console.print("They are set aside; run their sweeps again, which makes them again.")

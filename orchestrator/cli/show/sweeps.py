@@ -36,7 +36,7 @@ def show_sweeps(home: Home, console: Console) -> None:
     """The table of all sweeps of the home's store."""
     found = list_sweeps(home)
     if not found:
-        console.print(f"No sweep has been run on {home.store_location()} yet.", markup=False)
+        console.print(f"No sweep has been run on {home.store_location()} yet.")
         return
     table = new_table("sweep", "state", right=["trials", "failed"])
     table.add_column("last change")
@@ -50,7 +50,7 @@ def show_sweeps(home: Home, console: Console) -> None:
     console.print(table)
     for one in found:
         if one.why:
-            console.print(f"{one.name}: {one.why}", markup=False, soft_wrap=True, style="dim")
+            console.print(f"{one.name}: {one.why}", soft_wrap=True, style="dim")
 
 
 def list_sweeps(home: Home) -> list[Listed]:

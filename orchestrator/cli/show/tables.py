@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.segment import Segments
 from rich.table import Table
 
-from orchestrator.core.text import number, short_name
+from orchestrator.core.text import number, short_name, visible
 from orchestrator.sweep.trial import Scalar
+
+
+class Sheet(Table):
+    """A table whose cells are lines, whatever a user has written into them."""
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        """A row of texts as they are, nothing hidden in them."""
+        shown = (visible(cell, keep="") if isinstance(cell, str) else cell for cell in cells)
+        super().add_row(*shown, **options)
 
 
 def new_table(*titles: str, right: Iterable[str] = ()) -> Table:
@@ -18,7 +28,7 @@ def new_table(*titles: str, right: Iterable[str] = ()) -> Table:
 
     Lines of a cell may break. `print_whole` prints a table in which they must not.
     """
-    table = Table(*titles, box=None, pad_edge=False, header_style="bold")
+    table = Sheet(*titles, box=None, pad_edge=False, header_style="bold")
     for title in right:
         table.add_column(title, justify="right")
     return table

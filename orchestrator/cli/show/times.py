@@ -42,7 +42,7 @@ def _cells(setting: SettingTimes) -> tuple[str, str, str, str]:
         f">{last}" if setting.median is None else str(setting.median),
         ", ".join(map(str, setting.times)) + left_out,
         ", ".join(
-            f"{point.steps}: {point.share:.2f} \\[{point.low:.2f}, {point.high:.2f}]"
+            f"{point.steps}: {point.share:.2f} [{point.low:.2f}, {point.high:.2f}]"
             for point in setting.curve
         ),
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from orchestrator.audit.compare import (
     difference,
@@ -15,6 +16,7 @@ from orchestrator.audit.compare import (
 )
 from orchestrator.audit.find_trial import Found
 from orchestrator.audit.reproduce import Reproduction
+from orchestrator.cli.show.screen import bold
 from orchestrator.cli.show.tables import new_table
 from orchestrator.core.text import brief
 from orchestrator.plan.labels import stage_label
@@ -22,7 +24,7 @@ from orchestrator.plan.labels import stage_label
 
 def show_origin(found: Found, console: Console) -> None:
     """Everything that made the trial's numbers: stages, settings, seeds, data, versions."""
-    console.print(f"[bold]trial[/bold] {found.planned.digest}\n{found.label}", soft_wrap=True)
+    console.print(bold("trial", f" {found.planned.digest}\n{found.label}"), soft_wrap=True)
     table = new_table("stage", "digest", "settings", right=["seconds"])
     made_with: Mapping[str, Any] | None = None
     for stage in (found.planned.base.model, *found.planned.final.stages()):
@@ -67,14 +69,15 @@ def show_reproduction(result: Reproduction, console: Console) -> None:
     same = f"{result.same_pictures} of {result.pictures} pictures are the same, byte for byte"
     if result.is_identical:
         count = len(result.differences)
-        console.print(f"[green]identical[/green]: all {count} numbers; {same}", soft_wrap=True)
+        verdict = Text.assemble(("identical", "green"), f": all {count} numbers; {same}")
+        console.print(verdict, soft_wrap=True)
         return
     table = new_table("number", "recorded", "again", "difference")
     for one in result.differences:
         if not one.is_identical:
             table.add_row(one.metric, *_side_by_side(one.recorded, one.again, ".6g", "+.3g"))
     console.print(table)
-    console.print(f"[red]not identical[/red]; {same}", soft_wrap=True)
+    console.print(Text.assemble(("not identical", "red"), f"; {same}"), soft_wrap=True)
 
 
 def show_difference(one: Found, other: Found, console: Console) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
+from orchestrator.cli.show.screen import bold
 from orchestrator.cli.show.tables import new_table, print_whole, score
 from orchestrator.study.tried import Tried, in_order
 from orchestrator.study.words import counted_seeds, goals_text, point_text, values_text, when_text
@@ -16,7 +17,7 @@ from orchestrator.sweep.sweep import Sweep
 
 def show_space(sweep: Sweep, search: Search, console: Console) -> None:
     """The goals, the bounds, the space, and the budget."""
-    console.print(f"[bold]{sweep.name}[/bold]: {goals_text(search.goals)}", soft_wrap=True)
+    console.print(bold(sweep.name, f": {goals_text(search.goals)}"), soft_wrap=True)
     for bound in search.subject_to:
         console.print(f"  subject to {bound.name} {bound}")
     if search.subject_to and search.settings.sampler == "cmaes":
@@ -57,8 +58,7 @@ def show_worst_cases(found: Sequence[WorstCase], console: Console) -> None:
     )
     console.print(note, style="dim", soft_wrap=True, highlight=False)
     for warning in _warnings(found):
-        # A reason may hold brackets, which are no markup.
-        console.print(warning, style="yellow", soft_wrap=True, highlight=False, markup=False)
+        console.print(warning, style="yellow", soft_wrap=True, highlight=False)
 
 
 def _cells(case: WorstCase) -> list[str]:
@@ -70,7 +70,7 @@ def _cells(case: WorstCase) -> list[str]:
         case.name,
         point_text(worst.tried.point, case.space),
         f"{worst.searched:.2f}",
-        f"{goal.value:.2f} \\[{goal.low:.2f}, {goal.high:.2f}]" if goal else "–",
+        f"{goal.value:.2f} [{goal.low:.2f}, {goal.high:.2f}]" if goal else "–",
         score(worst.setting.unlearned),
         score(worst.setting.control),
         score(worst.setting.retained),
