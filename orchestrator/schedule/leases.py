@@ -9,7 +9,6 @@ stage, the first record wins.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from orchestrator.core.liveness import BEAT_S, SILENT_S, Process, Sign, Watch
 from orchestrator.messages import Task
 from orchestrator.store.paths import HEADS, LEASES, json_path
 from orchestrator.store.patience import Patience
+from orchestrator.store.sealed import unseal
 from orchestrator.store.store import Store
 
 
@@ -46,9 +46,20 @@ class Head(Sign):
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Head:
-        """The inverse of `to_json`."""
-        names = ("beat", "at_s", "sweep", "priority", "wants", "running")
-        return cls(Process.from_json(values), **{name: values[name] for name in names})
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is not what a head says of itself.
+        """
+        return cls(
+            Process.from_json(values),
+            beat=int(values["beat"]),
+            at_s=float(values["at_s"]),
+            sweep=values["sweep"],
+            priority=float(values["priority"]),
+            wants=int(values["wants"]),
+            running=values["running"],
+        )
 
 
 def read_heads(store: Store) -> list[Head]:
@@ -57,11 +68,11 @@ def read_heads(store: Store) -> list[Head]:
     What cannot be read is nobody: a head that lives writes its file again with the next beat.
     """
     found = []
-    for name in store.files.list(HEADS):
+    for path in [f"{HEADS}/{name}" for name in store.files.list(HEADS)]:
         with suppress(ValueError, KeyError, TypeError):
-            text = store.files.read(f"{HEADS}/{name}")
-            if text is not None:
-                found.append(Head.from_json(json.loads(text)))
+            data = store.files.read_bytes(path)
+            if data is not None:
+                found.append(Head.from_json(unseal(path, data)))
     return found
 
 
@@ -116,7 +127,7 @@ class Leases(Claims):
         self.running: Sequence[Mapping[str, Any]] = ()
         self._files = store.files
         # A beat that waits for a store that is away comes too late anyway.
-        self._beats = Store(store.location, Patience(BEAT_S / 2)).files
+        self._beats = Store(store.location, Patience(BEAT_S / 2))
         self._store = store
         self._held: Counter[str] = Counter()
         self._beating = ExitStack()
@@ -148,7 +159,7 @@ class Leases(Claims):
             self.wants,
             tuple(self.running),
         )
-        self._beats.write(json_path(HEADS, self.process.id), json.dumps(head.to_json()))
+        self._beats.put_json(json_path(HEADS, self.process.id), head.to_json())
 
     def claim(self, task: Task) -> bool:
         """Own all of the task's units; if another head has one of them, own none."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -15,61 +16,103 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISDIR, S_ISLNK, S_ISREG
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
+from orchestrator.core.errors import StoreError
 from orchestrator.store.buckets import Bucket, check_location
-from orchestrator.store.paths import Entry, check_path
+from orchestrator.store.paths import QUARANTINE, Entry, check_path, is_path
 from orchestrator.store.patience import Patience
 
 T = TypeVar("T")
+log = logging.getLogger("resurge.store")
+
+
+class NotAFile(ValueError):
+    """Where a file should be is something that is none, or that nobody may read: it says what."""
 
 
 class LocalFolder:
     """Files below a local folder. Paths are relative; errors are the system's.
 
-    A file is written aside, under a name that begins with a dot, and then renamed.
+    A file is written aside, under a name that begins with a dot, and then renamed. What stands
+    where a file or a folder of the store belongs and is none (a folder, a link that leads nowhere)
+    harms nothing but that file: it makes room for what is written, in quarantine/.
     """
 
     def __init__(self, root: str) -> None:
         self.root = root
 
     def names(self, folder: str) -> list[str]:
-        try:
+        with self._absent_below(folder), suppress(FileNotFoundError):
             return os.listdir(self._at(folder))
-        except FileNotFoundError:
-            return []
+        return []
 
     def walk(self, folder: str) -> list[Entry]:
-        """Those that vanish on the way are left out; those that are being written are not."""
+        """Those that vanish on the way are left out; those that are being written are not. A link
+        that leads nowhere, or to a folder, is an entry of its own.
+        """
         found = []
-        for parent, _, names in os.walk(self._at(folder), onerror=_raise_unless_gone):
-            for name in names:
-                entry = self.info(os.path.relpath(os.path.join(parent, name), self.root))
+        top = self._at(folder)
+
+        def tell(error: OSError) -> None:
+            if isinstance(error, FileNotFoundError):
+                return
+            if error.filename == top:
+                raise error
+            log.warning("cannot look into %s: %s", error.filename, error.strerror)
+
+        for parent, folders, names in os.walk(top, onerror=tell):
+            links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+            for name in (*names, *links):
+                at = os.path.join(parent, name)
+                path = os.path.relpath(at, self.root)
+                entry = self.info(path)
+                if entry is None and os.path.islink(at):
+                    stat = os.lstat(at)
+                    entry = Entry(path, stat.st_size, stat.st_mtime)
                 if entry is not None:
                     found.append(entry)
         return found
 
     def info(self, path: str) -> Entry | None:
         try:
-            stat = os.stat(self._at(path))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        is_file = not os.path.isdir(self._at(path))
-        return Entry(path, stat.st_size, stat.st_mtime) if is_file else None
+            with self._absent_below(path):
+                found = os.stat(self._at(path))
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) or error.errno == errno.ELOOP:
+                return None
+            raise
+        return None if S_ISDIR(found.st_mode) else Entry(path, found.st_size, found.st_mtime)
 
     def read(self, path: str) -> bytes:
-        return Path(self._at(path)).read_bytes()
+        at = self._at(path)
+        try:
+            with self._absent_below(path), open(at, "rb", opener=_without_waiting) as stream:
+                if S_ISREG(os.fstat(stream.fileno()).st_mode):
+                    return stream.read()
+        except OSError as error:
+            if (what := fault_of_file(at)) is not None:
+                raise NotAFile(f"it {what}") from error
+            raise
+        raise NotAFile("it is no regular file")
 
     def write(self, path: str, data: bytes) -> None:
-        with self._aside(path) as aside:
-            Path(aside).write_bytes(data)
+        def work() -> None:
+            with self._aside(path) as aside:
+                Path(aside).write_bytes(data)
+
+        self._making_room(path, work)
 
     def put(self, source: Path, path: str) -> None:
         """Move `source` here."""
-        os.makedirs(os.path.dirname(self._at(path)), exist_ok=True)
         # Its age is that of the commit, not of the work: `gc` spares what is young.
         os.utime(source)
+        self._making_room(path, lambda: self._put(source, path))
+
+    def _put(self, source: Path, path: str) -> None:
+        os.makedirs(os.path.dirname(self._at(path)), exist_ok=True)
         try:
             os.rename(source, self._at(path))
         except OSError as error:
@@ -81,22 +124,31 @@ class LocalFolder:
 
     def move(self, path: str, to: str) -> None:
         os.makedirs(os.path.dirname(self._at(to)), exist_ok=True)
-        os.replace(self._at(path), self._at(to))
+        with self._absent_below(path):
+            os.replace(self._at(path), self._at(to))
 
     def delete(self, path: str) -> None:
-        os.unlink(self._at(path))
+        at = self._at(path)
+        if os.path.isdir(at) and not os.path.islink(at):
+            self._set_aside(path)
+            return
+        with self._absent_below(path):
+            os.unlink(at)
 
     def delete_folder(self, folder: str) -> None:
-        while os.path.isdir(self._at(folder)):
+        at = self._at(folder)
+        if os.path.islink(at) or os.path.isfile(at):
+            os.unlink(at)
+        while os.path.isdir(at):
             with suppress(FileNotFoundError):  # somebody else deletes it too
-                shutil.rmtree(self._at(folder))
+                shutil.rmtree(at)
 
     def prune(self, folder: str) -> None:
         """Remove the folder and those above it, as far as they are empty; never the top ones."""
         while "/" in folder:
             try:
                 os.rmdir(self._at(folder))
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 pass  # somebody else was faster
             except OSError as error:
                 if error.errno == errno.ENOTEMPTY:
@@ -106,6 +158,58 @@ class LocalFolder:
 
     def _at(self, path: str) -> str:
         return f"{self.root}/{path}"
+
+    @contextmanager
+    def _absent_below(self, path: str) -> Iterator[None]:
+        """Inside, what hangs on something that is no folder is not there.
+
+        Raises:
+            StoreError: the store's own folder is a link that leads nowhere, as to a disk that is
+                not mounted: what it held is not lost, and must not be taken for lost.
+        """
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError) as error:
+            top = self._at(path.partition("/")[0])
+            if os.path.islink(top) and not os.path.exists(top):
+                raise StoreError(
+                    f"{top} is a link that leads nowhere: bring back what it leads to (a disk that "
+                    "is not mounted?), or remove the link"
+                ) from error
+            if "/" not in path and isinstance(error, NotADirectoryError):
+                raise
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
+        except OSError as error:
+            parent = path.rpartition("/")[0]
+            if error.errno == errno.ELOOP and "/" in parent and not os.path.isdir(self._at(parent)):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
+            raise
+
+    def _making_room(self, path: str, work: Callable[[], None]) -> None:
+        """Do the work, which writes to `path`; first without what stands in its way."""
+        try:
+            work()
+        except OSError:
+            parts = path.split("/")
+            for count in range(2, len(parts) + 1):
+                at = "/".join(parts[:count])
+                is_folder = os.path.isdir(self._at(at))
+                if count == len(parts):
+                    is_in_the_way = is_folder and not os.path.islink(self._at(at))
+                else:
+                    is_in_the_way = os.path.lexists(self._at(at)) and not is_folder
+                if is_in_the_way:
+                    self._set_aside(at)
+                    work()
+                    return
+            raise
+
+    def _set_aside(self, path: str) -> None:
+        """Move what is no file of ours to quarantine/, where it keeps its path."""
+        name = path.rpartition("/")[2].partition(".")[0]
+        folder = f"{QUARANTINE}/{name}-{uuid.uuid4().hex[:8]}"
+        self.move(path, f"{folder}/{path}")
+        log.warning("%s stood in the way of a file and was set aside in %s", path, folder)
 
     @contextmanager
     def _aside(self, path: str) -> Iterator[str]:
@@ -120,6 +224,29 @@ class LocalFolder:
             with suppress(FileNotFoundError):
                 os.unlink(aside)
             raise
+
+
+def fault_of_file(path: str | Path) -> str | None:
+    """What is there in place of a file that can be read; None: such a file, or nothing at all."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return None
+    if S_ISLNK(mode):
+        try:
+            mode = os.stat(path).st_mode
+        except OSError:
+            return "is a link that leads nowhere"
+    if S_ISDIR(mode):
+        return "is a folder"
+    if not S_ISREG(mode):
+        return "is no regular file"
+    return None if mode & 0o444 else "may be read by nobody, by its mode"
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a pipe too at once, where nobody may ever write into it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 class Files:
@@ -149,12 +276,13 @@ class Files:
 
     def walk(self, folder: str) -> list[Entry]:
         """All files below, at any depth, also those that are being written."""
-        return self._try("list", folder, self._place.walk)
+        found = self._try("list", folder, self._place.walk)
+        return [entry for entry in found if is_path(entry.path)]
 
     def list(self, folder: str) -> list[str]:
         """The names of the files and folders right below; none if there is no such folder."""
         found = self._try("list", folder, self._place.names)
-        return [name for name in found if not name.startswith(".")]
+        return [name for name in found if not name.startswith(".") and is_path(name)]
 
     def info(self, path: str) -> Entry | None:
         """A file's size and age; None if there is no such file."""
@@ -168,13 +296,17 @@ class Files:
         """A file's text; None if there is no such file.
 
         Raises:
-            UnicodeDecodeError: it is no text.
+            ValueError: it is no text, or no file (`NotAFile`).
         """
         data = self.read_bytes(path)
         return None if data is None else data.decode()
 
     def read_bytes(self, path: str) -> bytes | None:
-        """A file's bytes; None if there is no such file."""
+        """A file's bytes; None if there is no such file.
+
+        Raises:
+            NotAFile: something else is there: damage to that one entry.
+        """
         try:
             return self._try("read", path, self._place.read)
         except FileNotFoundError:
@@ -255,8 +387,3 @@ def _place(location: str) -> LocalFolder | Bucket:
         return LocalFolder(unquote(urlsplit(location).path).rstrip("/"))
     check_location(location)
     return Bucket(location)
-
-
-def _raise_unless_gone(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error

@@ -27,14 +27,24 @@ def name_in(path: str) -> str:
     return path.rpartition("/")[2].removesuffix(".json")
 
 
+def is_path(path: str) -> bool:
+    """Whether its parts, between '/', are names that cannot leave the store, and text."""
+    parts = path.split("/")
+    try:
+        path.encode()  # a file's name that is no text comes from the system as if it were
+    except UnicodeEncodeError:
+        return False
+    is_inside = not any(part in ("", ".", "..") for part in parts)
+    return is_inside and "\\" not in path and "\0" not in path
+
+
 def check_path(path: str) -> None:
     """Raise if a path could leave the store: names in it come from sweep files and records.
 
     Raises:
         StoreError: it has an empty part, `.`, `..`, a backslash or a NUL.
     """
-    parts = path.split("/")
-    if any(part in ("", ".", "..") for part in parts) or "\\" in path or "\0" in path:
+    if not is_path(path):
         raise StoreError(
             f"{path!r} is no path in a store: its parts, between '/', must be names, not empty, "
             "'.' or '..', without backslash and NUL"

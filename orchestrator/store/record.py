@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,9 +12,14 @@ from orchestrator.core.artifacts import Provenance
 from orchestrator.core.digest import sha256
 from orchestrator.core.errors import StoreError
 from orchestrator.core.stage import Stage
-from orchestrator.store.paths import OBJECTS, check_path
+from orchestrator.store.paths import OBJECTS, RECORDS, check_path, json_path
+from orchestrator.store.sealed import seal
 
-SCHEMA = 1
+SCHEMA = 2
+
+
+class LaterRecord(StoreError):
+    """A later Resurge wrote it: it is whole, and stays."""
 
 
 @dataclass(frozen=True)
@@ -106,33 +110,21 @@ class Record:
 
     def to_text(self) -> str:
         """The record as it is stored."""
-        return json.dumps(self.to_json(), indent=1)
+        return seal(json_path(RECORDS, self.key), self.to_json())
 
     @classmethod
-    def from_bytes(cls, key: str, data: bytes) -> Record:
-        """The record that is stored under a 16-digit key.
+    def from_json(cls, key: str, values: dict[str, Any]) -> Record:
+        """The inverse of `to_json`, of the record with that 16-digit key.
 
         Raises:
-            ValueError: it is not one, or another stage's.
-            StoreError: a later Resurge wrote it.
+            ValueError: it has not a record's schema, its digest is another stage's, or it names a
+                file outside the store's objects.
+            LaterRecord: a later Resurge wrote it.
         """
-        record = cls.from_json(json.loads(data))
-        if record.key != key:
-            raise ValueError(f"it is the record of {record.key}")
-        return record
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Record:
-        """The inverse of `to_json`.
-
-        Raises:
-            ValueError: it has not a record's schema, or names a file outside the store's objects.
-            StoreError: a later Resurge wrote it.
-        """
-        if not isinstance(values, dict) or "schema" not in values:
+        if "schema" not in values:
             raise ValueError("it is no record")
         if isinstance(values["schema"], int) and values["schema"] > SCHEMA:
-            raise StoreError(
+            raise LaterRecord(
                 f"record {str(values.get('digest'))[:16]} has schema {values['schema']} and this "
                 f"Resurge reads {SCHEMA}: use the version that wrote it, or a later one"
             )
@@ -155,7 +147,12 @@ class Record:
             if not blob["path"].startswith(where):
                 raise ValueError(f"its object {name!r} is not below {where}…")
         objects = {name: Blob(**blob) for name, blob in values["objects"].items()}
-        return cls(**{**values, "objects": objects})
+        record = cls(**{**values, "objects": objects})
+        if record.key != key:
+            raise ValueError(f"it is the record of {record.key}")
+        if record.identified() != record.digest:
+            raise ValueError("its digest is not that of its identity")
+        return record
 
 
 _TYPES: Mapping[str, type | tuple[type, ...]] = {

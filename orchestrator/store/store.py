@@ -9,7 +9,9 @@ Layout below the root:
                                     it is complete
     failures/<16 hex>.json          the last failure of a stage that has no record
     sweeps/<name>.json              a sweep as it was last run
-    quarantine/<16 hex>-<8 hex>/…   a damaged record with its objects, and why
+    quarantine/<name>-<8 hex>/…     a damaged record with its objects, or another document, and why
+
+Every JSON document but those of quarantine carries its own checksum (`sealed.py`).
 
 A stage's objects are written first, to a folder that no other attempt uses; its record comes last
 and in one move. Whatever is killed before that leaves nothing that anyone reads.
@@ -17,20 +19,22 @@ and in one move. Whatever is killed before that leaves nothing that anyone reads
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from orchestrator.core.artifacts import Failure, Provenance
 from orchestrator.core.errors import CorruptObject, StoreError
 from orchestrator.core.stage import Stage
-from orchestrator.store.files import Files, sha256_of
+from orchestrator.store.files import Files, NotAFile, fault_of_file, sha256_of
 from orchestrator.store.paths import (
     CHECKPOINTS,
     FAILURES,
@@ -45,6 +49,10 @@ from orchestrator.store.patience import Patience
 from orchestrator.store.quarantine import set_aside
 from orchestrator.store.record import Blob as Blob
 from orchestrator.store.record import Record as Record
+from orchestrator.store.sealed import seal, seal_of, unseal
+
+T = TypeVar("T")
+_KEY, _STEP = re.compile("[0-9a-f]{16}"), re.compile("[0-9]{1,18}")
 
 
 def record_of(store: Store, stage: Stage) -> Record:
@@ -61,6 +69,15 @@ def record_of(store: Store, stage: Stage) -> Record:
 
 _VERIFIED: set[tuple[str, int, int]] = set()
 """Local files (path, bytes, mtime in ns) whose hash this process has seen to be right."""
+
+
+@dataclass(frozen=True)
+class Found(Generic[T]):
+    """A document as it was read: its bytes (None of what is no file), its value or its fault."""
+
+    data: bytes | None
+    value: T | None
+    fault: str | None = None
 
 
 class Store:
@@ -81,8 +98,10 @@ class Store:
     # Records
 
     def keys(self) -> set[str]:
-        """The 16-digit keys of every stage with a record: one listing."""
-        return set(map(name_in, self.files.list(RECORDS)))
+        """The 16-digit keys of every stage with a record: one listing, which cannot see whether a
+        record is damaged.
+        """
+        return {name for name in self._names(RECORDS) if _KEY.fullmatch(name)}
 
     def get(self, stage: Stage) -> Record | None:
         """The stage's record, or None.
@@ -109,19 +128,20 @@ class Store:
     def record(self, key: str) -> Record | None:
         """The record with that 16-digit key, or None.
 
-        One that cannot be read is set aside and counts as none.
+        One that is damaged is set aside and counts as none.
 
         Raises:
             StoreError: a later Resurge wrote it.
         """
-        data = self.files.read_bytes(json_path(RECORDS, key))
-        if data is None:
-            return None
-        try:
-            return Record.from_bytes(key, data)
-        except ValueError as error:
-            set_aside(self.files, key, data, str(error))
-            return None
+        return self._sound(json_path(RECORDS, key), partial(Record.from_json, key))
+
+    def look(self, key: str) -> Found[Record] | None:
+        """The file of the record with that 16-digit key, unchanged; None if there is none.
+
+        Raises:
+            LaterRecord: a later Resurge wrote it.
+        """
+        return self._look(json_path(RECORDS, key), partial(Record.from_json, key))
 
     def commit(
         self,
@@ -176,18 +196,22 @@ class Store:
             if fault is not None and not self.files.is_local:
                 path, fault = self._fetch(stack, blob)  # it may have been damaged on its way
             if fault is not None:
-                at = json_path(RECORDS, record.key)
-                data = self.files.read_bytes(at)
                 why = f"{blob.path} {fault}"
-                # A record that was changed meanwhile stays as it is now.
-                if data is not None and json.loads(data) == json.loads(record.to_text()):
-                    set_aside(self.files, record.key, data, why)
+                self._set_record_aside(record, why)
                 raise CorruptObject(
                     f"{record.kind} {record.key} is damaged: {why}. It was set aside in "
                     "quarantine/; run the sweep again, which makes it again",
                     record.digest,
                 )
             yield path
+
+    def _set_record_aside(self, record: Record, why: str) -> None:
+        """One that was changed meanwhile stays as it is now."""
+        at = json_path(RECORDS, record.key)
+        with suppress(NotAFile):
+            data = self.files.read_bytes(at)
+            if data is not None and seal_of(data) == seal_of(record.to_text()):
+                set_aside(self.files, at, data, why)
 
     def faults(self, record: Record) -> list[str]:
         """What is wrong with the record's files; nothing is changed."""
@@ -210,6 +234,8 @@ class Store:
 
     def _fault(self, path: Path, blob: Blob) -> str | None:
         """What is wrong with a local file that should be the blob; None if nothing is."""
+        if (odd := fault_of_file(path)) is not None:
+            return odd
         stat = path.stat()
         if stat.st_size != blob.size_bytes:
             return f"has {stat.st_size} bytes and not {blob.size_bytes}: it was cut short"
@@ -230,7 +256,7 @@ class Store:
         return sorted(
             int(step)
             for step in self.files.list(folder)
-            if self.files.exists(f"{folder}/{step}/checkpoint.json")
+            if _STEP.fullmatch(step) and self.files.exists(f"{folder}/{step}/checkpoint.json")
         )
 
     def put_checkpoint(
@@ -241,7 +267,7 @@ class Store:
         earlier = self.checkpoints(digest, phase)
         blob = self._put(tensors, f"{folder}/{step}/tensors.safetensors")
         values = {"state": state, "size_bytes": blob.size_bytes, "sha256": blob.sha256}
-        self.files.write(f"{folder}/{step}/checkpoint.json", json.dumps(values))
+        self.put_json(f"{folder}/{step}/checkpoint.json", values)
         for old in earlier:
             if old < step:
                 self.files.delete_folder(f"{folder}/{old}")
@@ -256,16 +282,21 @@ class Store:
             StoreError: there is none, or it is damaged; a damaged one is deleted.
         """
         folder = f"{CHECKPOINTS}/{digest[:16]}/{phase}/{step}"
-        values = self.read_json(f"{folder}/checkpoint.json")
-        if values is None:
+        at, path = f"{folder}/checkpoint.json", f"{folder}/tensors.safetensors"
+        found = self._look(
+            at, lambda values: (Blob(path, values["size_bytes"], values["sha256"]), values["state"])
+        )
+        if found is None:
             raise StoreError(f"{folder} is not a complete checkpoint")
-        path = f"{folder}/tensors.safetensors"
         with ExitStack() as stack:
-            local, fault = self._fetch(stack, Blob(path, values["size_bytes"], values["sha256"]))
+            where, fault = at, found.fault
+            if found.value is not None:
+                where, (blob, state) = path, found.value
+                local, fault = self._fetch(stack, blob)
             if fault is not None:
                 self.files.delete_folder(folder)
-                raise StoreError(f"{path} {fault}. It was deleted: run the sweep again")
-            yield local, values["state"]
+                raise StoreError(f"{where} {fault}. It was deleted: run the sweep again")
+            yield local, state
 
     def drop_checkpoints(self, digest: str) -> None:
         """Forget all training states of a trajectory or a stage."""
@@ -275,27 +306,30 @@ class Store:
 
     def put_failure(self, stage: Stage, failure: Failure) -> None:
         """Remember why a stage has no record."""
-        values = {"digest": stage.digest, **failure.to_json()}
-        self.files.write(json_path(FAILURES, stage.key), json.dumps(values, indent=1))
+        self.put_json(json_path(FAILURES, stage.key), {"digest": stage.digest, **failure.to_json()})
 
     def failures(self) -> dict[str, Failure]:
-        """The last failure of every stage that has no record, by key."""
-        keys = map(name_in, self.files.list(FAILURES))
-        found = {key: self.read_json(json_path(FAILURES, key)) for key in keys}
-        return {key: Failure.from_json(values) for key, values in found.items() if values}
+        """The last failure of every stage without a record, by key; damaged ones are set aside."""
+        keys = [name for name in self._names(FAILURES) if _KEY.fullmatch(name)]
+        found = {key: self._sound(json_path(FAILURES, key), Failure.from_json) for key in keys}
+        return {key: failure for key, failure in found.items() if failure is not None}
 
     def put_sweep(self, name: str, values: Mapping[str, Any]) -> None:
         """Remember a sweep as it was last run."""
-        self.files.write(json_path(SWEEPS, name), json.dumps(values, indent=1))
+        self.put_json(json_path(SWEEPS, name), values)
 
     def sweep(self, name: str) -> dict[str, Any] | None:
-        """The sweep of that name as it was last run, or None."""
+        """The sweep of that name as it was last run, or None.
+
+        Raises:
+            StoreError: it is damaged.
+        """
         found: dict[str, Any] | None = self.read_json(json_path(SWEEPS, name))
         return found
 
     def sweeps(self) -> list[str]:
         """The names of the sweeps that were run on this store."""
-        return sorted(map(name_in, self.files.list(SWEEPS)))
+        return sorted(self._names(SWEEPS))
 
     # Files
 
@@ -309,20 +343,54 @@ class Store:
         with tempfile.TemporaryDirectory(dir=parent) as folder:
             yield Path(folder)
 
-    def read_json(self, path: str) -> Any:
-        """A file's JSON value; None if there is no such file.
+    def put_json(self, path: str, values: Mapping[str, Any]) -> None:
+        """Write a document with its checksum.
+
+        Raises:
+            StoreError: it is nested too deeply, or is no JSON.
+        """
+        try:
+            text = seal(path, values)
+        except ValueError as error:
+            raise StoreError(str(error)) from error
+        self.files.write(path, text)
+
+    def read_json(self, path: str) -> dict[str, Any] | None:
+        """What `put_json` wrote; None if there is no such file.
 
         Raises:
             StoreError: it is damaged.
         """
-        data = self.files.read_bytes(path)
-        try:
-            return None if data is None else json.loads(data)
-        except ValueError as error:
+        found = self._look(path, lambda values: values)
+        if found is not None and found.fault is not None:
             raise StoreError(
-                f"{self.location}/{path} is damaged ({error}): delete it; the next run that needs "
-                "it writes it again"
-            ) from error
+                f"{self.location}/{path} is damaged ({found.fault}): delete it; the next run that "
+                "needs it writes it again"
+            )
+        return found.value if found is not None else None
+
+    def _look(self, path: str, parse: Callable[[dict[str, Any]], T]) -> Found[T] | None:
+        data, fault = None, ""
+        for _ in range(1 if self.files.is_local else 2):  # it may have been damaged on its way
+            try:
+                data = self.files.read_bytes(path)
+                return None if data is None else Found(data, parse(unseal(path, data)))
+            except NotAFile as error:
+                data, fault = None, str(error)
+            except (ValueError, KeyError, TypeError) as error:
+                fault = str(error) if isinstance(error, ValueError) else f"it lacks {error}"
+        return Found(data, None, fault)
+
+    def _sound(self, path: str, parse: Callable[[dict[str, Any]], T]) -> T | None:
+        """A document's value; None if there is none, or it is damaged and so set aside."""
+        found = self._look(path, parse)
+        if found is not None and found.fault is not None:
+            set_aside(self.files, path, found.data, found.fault)
+        return found.value if found is not None else None
+
+    def _names(self, folder: str) -> list[str]:
+        """The documents right below."""
+        return [name_in(name) for name in self.files.list(folder) if name.endswith(".json")]
 
     def _put(self, source: Path, path: str) -> Blob:
         return Blob(path, *self.files.put(source, path))

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from orchestrator.store.paths import RECORDS, json_path
 from orchestrator.store.quarantine import set_aside
-from orchestrator.store.record import Record
 from orchestrator.store.store import Store
 
 
@@ -25,19 +24,13 @@ def verify(store: Store, key: str, repair: bool) -> Damage | None:
 
     With `repair` a damaged record is set aside with its objects, so that its stage runs again.
     """
-    data = store.files.read_bytes(json_path(RECORDS, key))
-    if data is None:
+    found = store.look(key)
+    if found is None:
         return None
-    kind = "record"
-    try:
-        record = Record.from_bytes(key, data)
-        kind = record.kind
-        faults = store.faults(record)
-        if record.identified() != record.digest:
-            faults.append("its digest is not that of its identity")
-    except ValueError as error:
-        faults = [str(error)]
+    kind = found.value.kind if found.value is not None else "record"
+    faults = store.faults(found.value) if found.value is not None else [found.fault or ""]
     if not faults:
         return None
-    folder = set_aside(store.files, key, data, "; ".join(faults)) if repair else None
+    path = json_path(RECORDS, key)
+    folder = set_aside(store.files, path, found.data, "; ".join(faults)) if repair else None
     return Damage(key, kind, tuple(faults), folder)

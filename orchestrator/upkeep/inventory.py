@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from orchestrator.core.errors import ResurgeError, StoreError
+from orchestrator.core.errors import ResurgeError
 from orchestrator.home import Home
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.store.paths import (
@@ -26,7 +26,7 @@ from orchestrator.store.paths import (
     Entry,
     json_path,
 )
-from orchestrator.store.record import Record
+from orchestrator.store.record import LaterRecord, Record
 from orchestrator.store.store import Store
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweepfile.load import parse
@@ -198,13 +198,14 @@ def read_records(
     """By record its key, its size in bytes, and itself or what is wrong; nothing is changed."""
 
     def read(key: str) -> tuple[str, int, Record | str] | None:
-        data = store.files.read_bytes(json_path(RECORDS, key))
-        if data is None:
-            return None  # deleted since it was listed
         try:
-            return key, len(data), Record.from_bytes(key, data)
-        except (ValueError, StoreError) as error:
-            return key, len(data), str(error)
+            found = store.look(key)
+        except LaterRecord as error:
+            entry = store.files.info(json_path(RECORDS, key))
+            return key, entry.size_bytes if entry else 0, str(error)
+        if found is None:
+            return None  # deleted since it was listed
+        return key, len(found.data or b""), found.value or found.fault or ""
 
     with ThreadPoolExecutor(READERS) as pool:
         found = pool.map(read, sorted(store.keys() if keys is None else keys))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from orchestrator.core.errors import ResurgeError
 from orchestrator.home import Home
 from orchestrator.run.job import open_job
 from orchestrator.run.run import run_job
+from orchestrator.store.paths import RECORDS, json_path
 from orchestrator.store.store import Store
 
 pytestmark = pytest.mark.usefixtures("calls")
@@ -82,10 +82,12 @@ def test_the_store_is_left_as_it_was(home: Home, tmp_path: Path) -> None:
 def test_a_number_that_does_not_come_out_again_is_shown(home: Home) -> None:
     [found] = trials(home, unlearn_method="nudge", finetune_steps=2)
     [score] = found.planned.final.scores
-    path = home.root / "store" / "records" / f"{score.key}.json"
-    record = json.loads(path.read_text())
+    store = Store(home.store_location())
+    path = json_path(RECORDS, score.key)
+    record = store.read_json(path)
+    assert record is not None
     record["metrics"]["erased"] += 0.25
-    path.write_text(json.dumps(record))
+    store.put_json(path, record)
     result = reproduce(find_trial(found.planned.key, home), False, quiet())
     assert not result.is_identical
     text = printed(show_reproduction, result)

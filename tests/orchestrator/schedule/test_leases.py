@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.plan.tasks import make_tasks
 from orchestrator.schedule.leases import HEADS, LEASES, Head, Leases, read_heads, units
 from orchestrator.schedule.scheduler import LOOK_EVERY_S, Scheduler
+from orchestrator.store.sealed import seal
 from orchestrator.store.store import Store
 from orchestrator.sweepfile.load import parse
 
@@ -95,10 +97,8 @@ def test_a_dead_heads_units_are_free(store: Store, tasks: Sequence[Task]) -> Non
         assert other.claim(tasks[0])
 
 
-def _text(head: Head) -> str:
-    import json
-
-    return json.dumps(head.to_json())
+def _text(head: Head, **changed: object) -> str:
+    return seal(f"{HEADS}/{head.process.id}.json", head.to_json() | changed)
 
 
 def test_a_head_elsewhere_is_dead_when_it_was_silent_for_long(
@@ -146,14 +146,30 @@ def test_what_a_head_says_of_itself_can_be_read(store: Store) -> None:
     assert head.process == leases.process
 
 
-@pytest.mark.parametrize("text", ["", '{"sweep": "ha', "[]", "{}", "7"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        '{"sweep": "ha',
+        "[]",
+        "{}",
+        "7",
+        "[" * 100_000,
+        lambda head: json.dumps(head.to_json()),
+        lambda head: _text(head).replace('"beat": 1', '"beat": 2'),
+        lambda head: _text(head, at_s="noon"),
+    ],
+    ids=["empty", "half", "list", "nothing", "number", "deep", "no seal", "changed", "text"],
+)
 def test_a_head_that_cannot_be_read_is_nobody(
-    store: Store, tasks: Sequence[Task], text: str
+    store: Store, tasks: Sequence[Task], text: str | Callable[[Head], str]
 ) -> None:
     broken = elsewhere(store)
     broken.beat()
     assert broken.claim(tasks[0])
-    store.files.write(f"{HEADS}/{broken.process.id}.json", text)
+    [head] = read_heads(store)
+    said = text if isinstance(text, str) else text(head)
+    store.files.write(f"{HEADS}/{broken.process.id}.json", said)
     with Leases(store, "b") as other:
         assert other.others() == []
         assert other.claim(tasks[0]), "what it had is free"

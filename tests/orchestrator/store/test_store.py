@@ -12,6 +12,7 @@ import pytest
 from orchestrator.core.artifacts import Failure
 from orchestrator.core.errors import CorruptObject, StoreError
 from orchestrator.core.stage import Stage
+from orchestrator.store.sealed import seal
 from orchestrator.store.store import Record, Store
 
 pytest_plugins = ["tests.integration.s3_server"]
@@ -150,7 +151,8 @@ def test_the_error_travels_between_processes(store: Store) -> None:
 
 
 def changed(record: Record, **values: Any) -> str:
-    return json.dumps(record.to_json() | values)
+    """With a checksum that fits: as another program, or another version, could have written it."""
+    return seal(f"records/{record.key}.json", record.to_json() | values)
 
 
 @pytest.mark.parametrize(
@@ -162,10 +164,37 @@ def changed(record: Record, **values: Any) -> str:
         "{}",
         lambda record: changed(record, metrics={"a": "much"}),
         lambda record: changed(record, digest="f" * 64),
+        lambda record: changed(record, seed=77),
+        lambda record: record.to_text().replace('"a": 1.0', '"a": 7.0'),
+        lambda record: record.to_text().replace('"a": 1.0', '"b": 1.0'),
+        lambda record: record.to_text().replace('"amount": 1', '"amount": 9'),
+        lambda record: json.dumps(record.to_json()),
+        lambda record: changed(record).replace(f"records/{record.key}.json", "records/x.json"),
+        lambda record: seal(f"records/{'f' * 16}.json", record.to_json()),
+        "[" * 100_000,
+        '{"a":' * 500 + "1" + "}" * 500,
         lambda record: changed(record, surprise=1),
         lambda record: changed(record, objects={"note.txt": {"path": "objects/x"}}),
     ],
-    ids=["empty", "half", "list", "nothing", "text", "another's", "surprise", "blob"],
+    ids=[
+        "empty",
+        "half",
+        "list",
+        "nothing",
+        "text",
+        "another's",
+        "seed",
+        "metric",
+        "metric's name",
+        "setting",
+        "no seal",
+        "moved",
+        "copied",
+        "deep",
+        "rather deep",
+        "surprise",
+        "blob",
+    ],
 )
 def test_a_damaged_record_is_set_aside_and_not_done(store: Store, text: Any) -> None:
     record = commit(store)
@@ -187,8 +216,8 @@ def test_a_record_that_is_no_text_is_set_aside(tmp_path: Path) -> None:
 
 def test_a_later_versions_record_is_refused_and_stays(store: Store) -> None:
     record = commit(store)
-    store.files.write(f"records/{record.key}.json", changed(record, schema=2))
-    with pytest.raises(StoreError, match="has schema 2 and this Resurge reads 1"):
+    store.files.write(f"records/{record.key}.json", changed(record, schema=3))
+    with pytest.raises(StoreError, match="has schema 3 and this Resurge reads 2"):
         store.get(stage())
     assert store.keys() == {record.key}
 

@@ -16,6 +16,7 @@ from orchestrator.core.stage import Stage
 from orchestrator.core.text import size_text
 from orchestrator.home import Home
 from orchestrator.plan.plan import Plan, make_plan
+from orchestrator.store.sealed import seal
 from orchestrator.store.store import Record, Store
 from orchestrator.sweepfile.load import parse
 from orchestrator.upkeep.damage import verify
@@ -194,7 +195,7 @@ def test_a_sweep_is_not_given_up_while_it_runs_or_another_is_unknown(
     fill(store, small, "one")
     with pytest.raises(StoreError, match=r"no sweep of this store is called 'none'.*one"):
         find_waste(store, home, Limits(sweep="none"))
-    store.files.write("heads/me.json", json.dumps({"sweep": "one"}))
+    store.files.write("heads/me.json", seal("heads/me.json", {"sweep": "one"}))
     with pytest.raises(StoreError, match="'one' is running"):
         find_waste(store, home, Limits(sweep="one"))
     store.files.write("heads/me.json", "x")
@@ -231,8 +232,8 @@ def test_damage_is_found_and_set_aside(store: Store, small: str) -> None:
     assert records[0] and records[1]
     blob = records[0].objects["images.parquet"]
     store.files.write(blob.path, "y" * blob.size_bytes)
-    other = json.dumps(records[1].to_json() | {"seed": 77})
-    store.files.write(f"records/{hurt[1].key}.json", other)
+    at = f"records/{hurt[1].key}.json"
+    store.files.write(at, seal(at, records[1].to_json() | {"seed": 77}))
     store.files.write(f"records/{hurt[2].key}.json", "{")
     expected = {
         hurt[0].key: "SHA-256",
