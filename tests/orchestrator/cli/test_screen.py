@@ -198,5 +198,5 @@ def test_only_the_screen_prints() -> None:
     code = Path(command_line.__file__).parents[1]
     texts = {str(p.relative_to(code)): p.read_text("utf-8") for p in code.rglob("*.py")}
     makers = {name for name, text in texts.items() if re.search(r"\bConsole\((?!\))", text)}
-    assert makers == {"cli/show/screen.py", "search/search.py"}
-    assert not [n for n, text in texts.items() if re.search(r"from_markup|markup=True|\[/", text)]
+    assert makers == {"search/search.py"}  # for whoever calls it from Python
+    assert not [n for n, text in texts.items() if re.search(r"from_markup|markup=True", text)]
