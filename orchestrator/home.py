@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.core.errors import ResurgeError
+from orchestrator.core.places import (
+    PlaceKind,
+    check_named_by_file,
+    database_place,
+    sqlite_url,
+    store_place,
+    user_path,
+    variable,
+)
 from orchestrator.sweep.sweep import Sweep
 
 
@@ -27,32 +35,59 @@ class Home:
     @classmethod
     def find(cls, option: Path | None) -> Home:
         """`--home`, else RESURGE_HOME, else `.resurge` in the working directory."""
-        return cls((option or Path(os.environ.get("RESURGE_HOME", ".resurge"))).absolute())
+        if option is not None:
+            return cls(user_path(option, "--home"))
+        return cls(user_path(variable("RESURGE_HOME") or ".resurge", "RESURGE_HOME"))
 
     def store_location(self, sweep: Sweep | None = None) -> str:
         """The sweep's `store`, else the cluster's, RESURGE_STORE, the folder `store`."""
         chosen = sweep.store if sweep else None
-        return chosen or self._place("store", str(self.root / "store"))
+        found = store_place(chosen or self._place("store", str(self.root / "store")), "store")
+        self._check(sweep, "store", chosen, found)
+        return found
 
     def mlflow_uri(self, sweep: Sweep | None = None) -> str:
         """The sweep's `mlflow`, else the cluster's, RESURGE_MLFLOW, the file `mlflow.db`."""
         chosen = sweep.mlflow if sweep else None
-        return chosen or self._place("mlflow", f"sqlite:///{self.root / 'mlflow.db'}")
+        local = sqlite_url(self.root / "mlflow.db")
+        found = database_place(chosen or self._place("mlflow", local), "mlflow")
+        self._check(sweep, "mlflow", chosen, found)
+        return found
 
     def studies_uri(self, sweep: Sweep) -> str:
         """The search's `storage`, else the cluster's, RESURGE_STUDIES, the file `studies.db`."""
         chosen = sweep.search.settings.storage if sweep.search else None
-        return chosen or self._place("studies", f"sqlite:///{self.root / 'studies.db'}")
+        local = sqlite_url(self.root / "studies.db")
+        found = database_place(chosen or self._place("studies", local), "search.storage")
+        self._check(sweep, "search.storage", chosen, found)
+        return found
+
+    def check(self, sweep: Sweep) -> None:
+        """Refuse what the sweep's file names and may be a file of its reader's.
+
+        Raises:
+            ResurgeError: see `check_named_by_file`.
+        """
+        if sweep.store:
+            self.store_location(sweep)
+        if sweep.mlflow:
+            self.mlflow_uri(sweep)
+        if sweep.search and sweep.search.settings.storage:
+            self.studies_uri(sweep)
+
+    def _check(self, sweep: Sweep | None, kind: PlaceKind, chosen: str | None, found: str) -> None:
+        if sweep is not None and chosen and kind not in sweep.on_command_line:
+            check_named_by_file(kind, found, (self.root, Path.cwd()))
 
     def _place(self, setting: str, local: str) -> str:
         """The cluster's, else the environment's, else the local one."""
-        variable = f"RESURGE_{setting.upper()}"
-        if chosen := getattr(self, setting) or os.environ.get(variable):
+        name = f"RESURGE_{setting.upper()}"
+        if chosen := getattr(self, setting) or variable(name):
             return str(chosen)
         if self.cluster is not None:
             raise ResurgeError(
                 f"this machine cannot see into the head of cluster {self.cluster!r}: set "
-                f"`{setting}:` in the cluster's entry, or {variable}"
+                f"`{setting}:` in the cluster's entry, or {name}"
             )
         return local
 

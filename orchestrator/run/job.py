@@ -133,7 +133,9 @@ def open_job(sweep: str, overrides: Iterable[str], home: Home, opened: Store | N
         ResurgeError: the file is wrong, or the home's store knows no sweep of that name.
     """
     if is_file(sweep):
-        return Job(load(Path(sweep), tuple(overrides)), home, opened)
+        given = load(Path(sweep), tuple(overrides))
+        home.check(given)
+        return Job(given, home, opened)
     store = opened or Store(home.store_location())
     known = store.sweep(sweep) if NAME.fullmatch(sweep) else None
     if known is None:
@@ -143,4 +145,5 @@ def open_job(sweep: str, overrides: Iterable[str], home: Home, opened: Store | N
         what = "no sweep file and no known sweep is called"
         raise ResurgeError(f"{what} {shortened(sweep, LONGEST_TEXT)!r}{folder}{hint}")
     found = parse(json.dumps(known["sweep"]), None, tuple(overrides))
+    home.check(found)
     return Job(dataclasses.replace(found, source=known["source"]), home, store)

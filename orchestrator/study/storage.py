@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from orchestrator.core.errors import ResurgeError
+from orchestrator.core.places import JOURNAL, file_of
 from orchestrator.core.redact import passwords_of, redact, redact_urls
 
-SQLITE, JOURNAL = "sqlite:///", "journal://"
 BUSY_TIMEOUT_S = 60
 
 
@@ -32,13 +30,6 @@ def open_storage(url: str) -> BaseStorage:
     if place is not None:
         return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_S}})
     return RDBStorage(url)
-
-
-def file_of(url: str) -> Path | None:
-    """The file of a SQLite or journal URL; None for a server."""
-    if url.startswith(SQLITE):
-        return Path(url.removeprefix(SQLITE).partition("?")[0])
-    return Path(url.removeprefix(JOURNAL)) if url.startswith(f"{JOURNAL}/") else None
 
 
 def unusable(url: str, error: Exception) -> ResurgeError:

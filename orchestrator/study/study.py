@@ -20,8 +20,9 @@ from optuna.trial import TrialState
 
 from orchestrator.core.digest import canonical_json
 from orchestrator.core.errors import ResurgeError
+from orchestrator.core.places import file_of
 from orchestrator.study.optuna_views import directions
-from orchestrator.study.storage import file_of, open_storage, unusable
+from orchestrator.study.storage import open_storage, unusable
 from orchestrator.study.tried import Tried, TriedState
 from orchestrator.sweep.search import REDUCTION, Goal, Search
 from orchestrator.sweep.space import Categorical, Dimension, Space, point_key

@@ -67,7 +67,8 @@ class Sweep:
     """A validated sweep. Two sweeps are equal when they mean the same, however they are written.
 
     `grid` is the part that spans the trials; `search` replaces its axes by a space; `source` is the
-    file's text without credentials.
+    file's text without credentials. `on_command_line` are the places (`store`, `mlflow`,
+    `search.storage`) that the user named there: a file may not name every place.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Sweep:
     mlflow: str | None
     source: str
     search: Search | None = None
+    on_command_line: frozenset[str] = frozenset()
 
     @property
     def base(self) -> BasePlugin:

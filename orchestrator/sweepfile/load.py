@@ -111,7 +111,11 @@ def _sweep(root: At, source: str) -> Sweep | None:
         search = read_search(top["search"], grid, evaluate.metrics)
     if not (name and grid and evaluate and resources):
         return None
-    return Sweep(name, grid, evaluate, keep, resources, store, mlflow, source, search)
+    named: dict[str, At] = {key: top[key] for key in ("store", "mlflow") if key in top}
+    if search is not None and "storage" in top["search"].value:
+        named["search.storage"] = top["search"].key("storage")
+    here = frozenset(key for key, at in named.items() if command_line.is_origin(at.where))
+    return Sweep(name, grid, evaluate, keep, resources, store, mlflow, source, search, here)
 
 
 def _name(at: At) -> str | None:

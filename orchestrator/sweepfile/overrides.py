@@ -16,6 +16,13 @@ from orchestrator.core.errors import Problem
 from orchestrator.core.hints import nearest, suggest
 from orchestrator.core.registry import find
 
+_HERE = "command line: "
+
+
+def is_origin(where: str) -> bool:
+    """Whether a value stands on the command line."""
+    return where.startswith(_HERE)
+
 
 class _NoSuchPathError(Exception):
     pass
@@ -28,7 +35,7 @@ def apply(
     for override in overrides:
         path, sign, text = override.partition("=")
         path = path.strip()
-        where = f"command line: {path or override}"
+        where = f"{_HERE}{path or override}"
         if not sign or not path or not text.strip():
             what = f"must look like finetune.steps=[0,100] but got {override!r}"
             problems.append(Problem(what, where))

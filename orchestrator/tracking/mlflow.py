@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from orchestrator.core.errors import ResurgeError
+from orchestrator.core.places import file_of
 from orchestrator.core.redact import redact
 from orchestrator.results.pictures import grid, read_images
 from orchestrator.store.store import Store
@@ -130,8 +131,8 @@ class Tracker:
 
     @cached_property
     def _client(self) -> Any:
-        if self.uri.startswith("sqlite:///"):
-            Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        if (file := file_of(self.uri)) is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
         return _mlflow().MlflowClient(tracking_uri=self.uri)
 
     def _experiment(self, name: str) -> str:
