@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.places import (
@@ -15,7 +16,22 @@ from orchestrator.core.places import (
     user_path,
     variable,
 )
-from orchestrator.sweep.sweep import Sweep
+
+
+class Places(Protocol):
+    """Where a sweep says that its things are kept; None where it leaves that to the home."""
+
+    @property
+    def store(self) -> str | None: ...
+
+    @property
+    def mlflow(self) -> str | None: ...
+
+    @property
+    def storage(self) -> str | None: ...
+
+    @property
+    def on_command_line(self) -> frozenset[str]: ...
 
 
 @dataclass(frozen=True)
@@ -39,14 +55,14 @@ class Home:
             return cls(user_path(option, "--home"))
         return cls(user_path(variable("RESURGE_HOME") or ".resurge", "RESURGE_HOME"))
 
-    def store_location(self, sweep: Sweep | None = None) -> str:
+    def store_location(self, sweep: Places | None = None) -> str:
         """The sweep's `store`, else the cluster's, RESURGE_STORE, the folder `store`."""
         chosen = sweep.store if sweep else None
         found = store_place(chosen or self._place("store", str(self.root / "store")), "store")
         self._check(sweep, "store", chosen, found)
         return found
 
-    def mlflow_uri(self, sweep: Sweep | None = None) -> str:
+    def mlflow_uri(self, sweep: Places | None = None) -> str:
         """The sweep's `mlflow`, else the cluster's, RESURGE_MLFLOW, the file `mlflow.db`."""
         chosen = sweep.mlflow if sweep else None
         local = sqlite_url(self.root / "mlflow.db")
@@ -54,15 +70,15 @@ class Home:
         self._check(sweep, "mlflow", chosen, found)
         return found
 
-    def studies_uri(self, sweep: Sweep) -> str:
+    def studies_uri(self, sweep: Places) -> str:
         """The search's `storage`, else the cluster's, RESURGE_STUDIES, the file `studies.db`."""
-        chosen = sweep.search.settings.storage if sweep.search else None
+        chosen = sweep.storage
         local = sqlite_url(self.root / "studies.db")
         found = database_place(chosen or self._place("studies", local), "search.storage")
         self._check(sweep, "search.storage", chosen, found)
         return found
 
-    def check(self, sweep: Sweep) -> None:
+    def check(self, sweep: Places) -> None:
         """Refuse what the sweep's file names and may be a file of its reader's.
 
         Raises:
@@ -72,10 +88,10 @@ class Home:
             self.store_location(sweep)
         if sweep.mlflow:
             self.mlflow_uri(sweep)
-        if sweep.search and sweep.search.settings.storage:
+        if sweep.storage:
             self.studies_uri(sweep)
 
-    def _check(self, sweep: Sweep | None, kind: PlaceKind, chosen: str | None, found: str) -> None:
+    def _check(self, sweep: Places | None, kind: PlaceKind, chosen: str | None, found: str) -> None:
         if sweep is not None and chosen and kind not in sweep.on_command_line:
             check_named_by_file(kind, found, (self.root, Path.cwd()))
 

@@ -10,7 +10,6 @@ from orchestrator.audit.find_trial import Found
 from orchestrator.core.stage import Stage
 from orchestrator.core.text import brief
 from orchestrator.plan.labels import stage_label
-from orchestrator.results.measure import primary
 from orchestrator.stats.paired import Estimate, paired_interval
 
 DifferenceRow = tuple[str, ...]
@@ -73,7 +72,7 @@ def measures(found: Found) -> dict[str, float | None]:
 def difference(one: Found, other: Found) -> Estimate | None:
     """Final score of B minus A's, paired by picture; None if they were not asked the same."""
     points = [found.planned.final for found in (one, other)]
-    scores = [primary(point) for point in points]
+    scores = [point.primary for point in points]
     values = [found.reader.values(point) for found, point in zip((one, other), points, strict=True)]
     same_metric = len({(s.plugin, s.version, str(s.settings)) for s in scores if s}) == 1
     asked = [(p.sample.settings["probes"], p.sample.settings["settings"]) for p in points]

@@ -10,7 +10,7 @@ from orchestrator.home import Home
 from orchestrator.plan.labels import trial_label
 from orchestrator.plan.plan import PlannedTrial
 from orchestrator.results.measure import Measured, TrialReader
-from orchestrator.run.job import Job, open_job
+from orchestrator.run.job import Job, open_results
 from orchestrator.store.store import Store
 
 MIN_DIGITS = 6
@@ -53,7 +53,7 @@ def find_trial(name: str, home: Home) -> Found:
     found: dict[str, Found] = {}
     store = Store(home.store_location())
     for sweep in store.sweeps():
-        job = open_job(sweep, (), home, store)
+        job = open_results(sweep, home, store)
         reader = TrialReader(job.plan, job.store)
         for planned in job.plan.trials:
             if planned.digest.startswith(wanted):

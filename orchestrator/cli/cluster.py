@@ -21,6 +21,7 @@ from orchestrator.cli.common import (
     err,
     out,
     warn,
+    warn_of,
 )
 from orchestrator.cluster.clusters_file import Cluster, find_cluster
 from orchestrator.cluster.view import FAR_PATIENCE_S, check_visible, entry_at
@@ -148,10 +149,12 @@ def show_cluster_status(sweep: str, cluster: str) -> None:
 
 def _show_status(sweep: str, place: Home) -> None:
     from orchestrator.cli.show.status import show_status
-    from orchestrator.run.job import open_job
+    from orchestrator.run.job import open_results
 
     check_visible(place)
-    show_status(open_job(sweep, (), place), out)
+    job = open_results(sweep, place)
+    warn_of(job)
+    show_status(job, out)
 
 
 def _show_work(job: Job) -> None:

@@ -10,12 +10,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.show.screen import Screen
 from orchestrator.core.errors import ResurgeError
+
+if TYPE_CHECKING:
+    from orchestrator.run.job import Job
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_STOPPED = 0, 1, 2, 130
 out = Screen(width=None if sys.stdout.isatty() else 160)
@@ -77,3 +80,9 @@ def stoppable() -> Iterator[None]:
 def warn(text: str) -> None:
     """Something that deserves attention and stops nothing."""
     err.print(f"warning: {text}", style="yellow", soft_wrap=True)
+
+
+def warn_of(job: Job) -> None:
+    """What is not as it was when the job's sweep was run."""
+    for remark in job.remarks():
+        warn(remark)

@@ -23,6 +23,7 @@ from orchestrator.cli.common import (
     err,
     out,
     stoppable,
+    warn_of,
 )
 from orchestrator.cli.store import store_app
 from orchestrator.core.errors import ResurgeError
@@ -112,12 +113,14 @@ def status(sweep: SweepFile, home: HomeOption = None, cluster: ClusterOption = N
     Of a cluster also what Ray says of the sweep's job, where the head answers.
     """
     from orchestrator.cli.show.status import show_status
-    from orchestrator.run.job import open_job
+    from orchestrator.run.job import open_results
 
     if cluster:
         cluster_commands.show_cluster_status(sweep, cluster)
-    else:
-        show_status(open_job(sweep, (), Home.find(home)), out)
+        return
+    job = open_results(sweep, Home.find(home))
+    warn_of(job)
+    show_status(job, out)
 
 
 @app.command()
@@ -144,11 +147,12 @@ def results(
     from orchestrator.cli.show.status import show_heads
     from orchestrator.cluster.view import home_at
     from orchestrator.results.settings_table import text
-    from orchestrator.run.job import open_job
+    from orchestrator.run.job import open_results
 
     axes = tuple(axis.strip() for axis in by.split(",")) if by else ()
     form = choose_format(csv, as_json, time_to_resurgence, threshold, axes)
-    job = open_job(sweep, (), home_at(home, cluster))
+    job = open_results(sweep, home_at(home, cluster))
+    warn_of(job)
     if form is not None:
         sys.stdout.write(text(job.plan, job.store, form, axes, time_to_resurgence, threshold))
     elif time_to_resurgence:
@@ -162,10 +166,11 @@ def results(
 @app.command()
 def sync(sweep: SweepFile, home: HomeOption = None) -> None:
     """Bring MLflow and results.parquet up to date from the store; does no harm when repeated."""
-    from orchestrator.run.job import open_job
+    from orchestrator.run.job import open_results
     from orchestrator.run.run import sync_job
 
-    job = open_job(sweep, (), Home.find(home))
+    job = open_results(sweep, Home.find(home))
+    warn_of(job)
     out.print(sync_job(job))
 
 
@@ -180,10 +185,12 @@ def export(
     NAME.parquet and NAME.csv have one row a trial, NAME.settings.parquet one a setting (seeds taken
     together), NAME.png the curves.
     """
-    from orchestrator.run.job import open_job
+    from orchestrator.run.job import open_results
     from orchestrator.run.run import export_job
 
-    for path in export_job(open_job(sweep, (), Home.find(home)), to):
+    job = open_results(sweep, Home.find(home))
+    warn_of(job)
+    for path in export_job(job, to):
         out.print(str(path))
 
 

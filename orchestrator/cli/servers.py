@@ -33,12 +33,12 @@ def dashboard(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8080,
 ) -> None:
     """Open optuna-dashboard on a search's studies, on loopback. Ctrl-C ends it."""
-    from orchestrator.run.job import open_job
+    from orchestrator.run.job import open_results
     from orchestrator.study.study import dashboard_config
 
-    job = open_job(sweep, (), Home.find(home))
-    if job.sweep.search is None:
-        raise ResurgeError(f"sweep {job.sweep.name!r} has no `search` block, and so no studies")
+    job = open_results(sweep, Home.find(home))
+    if not job.is_search:
+        raise ResurgeError(f"sweep {job.name!r} has no `search` block, and so no studies")
     config = dashboard_config(job.studies_uri, port)
     out.print(f"Studies: http://127.0.0.1:{port} (Ctrl-C ends it)", style="bold", soft_wrap=True)
     # A pipe: the program that this one becomes reads it by its path, and nobody else can.

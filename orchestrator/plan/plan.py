@@ -15,6 +15,7 @@ from orchestrator.core.plugin import (
     MetricPlugin,
     Need,
     Plugin,
+    PluginKind,
     UnlearnerPlugin,
 )
 from orchestrator.core.registry import find
@@ -25,11 +26,16 @@ from orchestrator.sweep.trial import Edit, Scalar, Trial
 
 @dataclass(frozen=True)
 class Waypoint:
-    """A model on a trial's way, with the stages that evaluate it."""
+    """A model on a trial's way, with the stages that evaluate it.
+
+    `primary` is the score that resurgence is defined on: of the sweep's first metric of single
+    pictures; None if it has no such metric.
+    """
 
     model: Stage
     sample: Stage
     scores: tuple[Stage, ...]
+    primary: Stage | None
 
     def stages(self) -> tuple[Stage, ...]:
         """The model's whole chain (without the base), its materials, and its evaluation."""
@@ -42,7 +48,9 @@ class PlannedTrial:
 
     `unlearned` is the model after the last unlearning, `final` the one after every edit. A control
     is the same fine-tuning on the base without unlearning; its `unlearned` is the base. `control`
-    of an ordinary trial is the digest of its control's final model.
+    of an ordinary trial is the digest of its control's final model. `steps_param` is the parameter
+    that moves along a trajectory, the last fine-tune's steps; `starts_unlearned` says whether
+    nothing lies between the unlearned model and the trajectory.
     """
 
     trial: Trial
@@ -51,6 +59,8 @@ class PlannedTrial:
     unlearned: Waypoint
     final: Waypoint
     control: str | None
+    steps_param: str | None
+    starts_unlearned: bool
 
     @cached_property
     def digest(self) -> str:
@@ -72,22 +82,10 @@ class PlannedTrial:
         return {**self.trial.params, "control": self.is_control}
 
     @property
-    def steps_param(self) -> str | None:
-        """The parameter that moves along a trajectory: the last fine-tune's steps."""
-        keys = [edit.key for edit in self.trial.edits if edit.kind == "finetune"]
-        return f"{keys[-1]}.steps" if keys else None
-
-    @property
     def steps(self) -> int:
         """Optimiser steps of the last fine-tune."""
         name = self.steps_param
         return int(self.trial.params.get(name) or 0) if name else 0
-
-    @property
-    def starts_unlearned(self) -> bool:
-        """Whether nothing lies between the unlearned model and the trajectory."""
-        kinds = [edit.kind for edit in self.trial.edits]
-        return kinds.count("finetune") == 1 and kinds[-1] == "finetune"
 
     def stages(self) -> tuple[Stage, ...]:
         """Every stage that the trial's numbers rest on, parents first, each once."""
@@ -96,13 +94,29 @@ class PlannedTrial:
 
 
 @dataclass(frozen=True)
+class Input:
+    """Something outside of the sweep file that a plug-in's settings point at (a folder, say), as
+    it was when the sweep was planned.
+    """
+
+    kind: PluginKind
+    name: str
+    settings: Mapping[str, Any]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Every trial's chain of stages, merged where they agree."""
+    """Every trial's chain of stages, merged where they agree.
+
+    `inputs` is what the digests rest on beside the sweep file.
+    """
 
     name: str
     root: Stage
     trials: tuple[PlannedTrial, ...]
     stages: tuple[Stage, ...]
+    inputs: tuple[Input, ...] = ()
 
     @cached_property
     def varying(self) -> tuple[str, ...]:
@@ -149,7 +163,8 @@ class Planner:
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
         self.base: BasePlugin = sweep.base
-        mark = {"fingerprint": sweep.base.fingerprint()}
+        self.inputs: dict[tuple[str, str, str], Input] = {}
+        mark = {"fingerprint": self.fingerprint(sweep.base)}
         self.root = _stage("base", sweep.base, mark, mark, None, None)
         # The base's own guidance and steps where the sweep named none.
         sample = sweep.evaluate.sample
@@ -160,7 +175,6 @@ class Planner:
         self.prepare = recipe(recipe.Settings())
         merge = find("recipe", "merge")
         self.merge = merge(merge.Settings())
-        self.fingerprints: dict[tuple[str, str, str], str] = {}
         self.known: dict[str, Stage] = {}
         self.points: dict[tuple[str, str], Waypoint] = {}
 
@@ -169,7 +183,8 @@ class Planner:
         planned = [self.planned(trial, has_control=controls) for trial in trials]
         planned += self.controls(planned)
         stages = dict.fromkeys(stage for one in planned for stage in one.stages())
-        return Plan(self.sweep.name, self.root, tuple(planned), tuple(stages))
+        inputs = tuple(one for one in self.inputs.values() if one.fingerprint)
+        return Plan(self.sweep.name, self.root, tuple(planned), tuple(stages), inputs)
 
     def controls(self, trials: Iterable[PlannedTrial]) -> list[PlannedTrial]:
         """The same edits without unlearning, each once."""
@@ -191,6 +206,7 @@ class Planner:
             else:
                 clean = self.edited(clean, clean, edit, trial)
         has_control = has_control and unlearned is not self.root
+        tuned = [edit.key for edit in trial.edits if edit.kind == "finetune"]
         return PlannedTrial(
             trial=trial,
             is_control=is_control,
@@ -198,6 +214,8 @@ class Planner:
             unlearned=self.point(unlearned, trial.concept),
             final=self.point(final, trial.concept),
             control=clean.digest if has_control else None,
+            steps_param=f"{tuned[-1]}.steps" if tuned else None,
+            starts_unlearned=len(tuned) == 1 and trial.edits[-1].kind == "finetune",
         )
 
     def edited(self, parent: Stage, clean: Stage, edit: Edit, trial: Trial) -> Stage:
@@ -252,12 +270,14 @@ class Planner:
         key = (model.digest, concept)
         if key not in self.points:
             sample = self.unique(self.sample_stage(model, concept))
-            scores = tuple(
-                self.unique(self.score_stage(metric, model, sample, concept))
-                for metric in self.sweep.evaluate.metrics
-                if model.kind in metric.of
+            metrics = [m for m in self.sweep.evaluate.metrics if model.kind in m.of]
+            scores = [self.unique(self.score_stage(m, model, sample, concept)) for m in metrics]
+            of_pictures = (
+                score
+                for metric, score in zip(metrics, scores, strict=True)
+                if metric.needs == "images" and metric.per_picture
             )
-            self.points[key] = Waypoint(model, sample, scores)
+            self.points[key] = Waypoint(model, sample, tuple(scores), next(of_pictures, None))
         return self.points[key]
 
     def sample_stage(self, model: Stage, concept: str) -> Stage:
@@ -293,10 +313,12 @@ class Planner:
 
     def fingerprint(self, plugin: Plugin) -> str:
         """Asked once for a plug-in and its settings: it may read a whole folder."""
-        key = (plugin.kind, plugin.name, canonical_json(plugin.settings.full()))
-        if key not in self.fingerprints:
-            self.fingerprints[key] = plugin.fingerprint()
-        return self.fingerprints[key]
+        settings = plugin.settings.full()
+        key = (plugin.kind, plugin.name, canonical_json(settings))
+        if key not in self.inputs:
+            found = plugin.fingerprint()
+            self.inputs[key] = Input(plugin.kind, plugin.name, settings, found)
+        return self.inputs[key].fingerprint
 
     def unique(self, stage: Stage) -> Stage:
         return self.known.setdefault(stage.digest, stage)

@@ -12,8 +12,6 @@ import numpy.typing as npt
 
 from orchestrator.core.artifacts import LOSSES, VALUES, LossRow, Role
 from orchestrator.core.errors import StoreError
-from orchestrator.core.plugin import MetricPlugin
-from orchestrator.core.registry import find
 from orchestrator.core.stage import Stage
 from orchestrator.plan.plan import Plan, PlannedTrial, Waypoint
 from orchestrator.stats.intervals import Array
@@ -121,7 +119,7 @@ class TrialReader:
         metrics: dict[str, float] = {}
         for label, stage in labelled_scores(planned.final):
             record = self.record(stage)
-            shown = get_args(Role) if stage is primary(planned.final) else ()
+            shown = get_args(Role) if stage is planned.final.primary else ()
             for name, value in (record.metrics if record else {}).items():
                 if name not in shown:
                     metrics[f"{label}.{name}"] = value
@@ -147,7 +145,7 @@ class TrialReader:
 
     def scores(self, point: Waypoint) -> Scores:
         """The primary metric's means over each role."""
-        stage = primary(point)
+        stage = point.primary
         record = self.record(stage) if stage else None
         found = record.metrics if record else {}
         return Scores(found.get("erased"), found.get("retained"), found.get("never_known"))
@@ -174,7 +172,7 @@ class TrialReader:
         if len(known) < len(found):
             return None
         if any(not np.array_equal(known[0].pairs, other.pairs) for other in known[1:]):
-            keys = ", ".join(stage.key for point in points if (stage := primary(point)))
+            keys = ", ".join(stage.key for point in points if (stage := point.primary))
             raise StoreError(
                 f"the scores of trial {planned.key} are of different images: {keys}; their metric "
                 "must keep the order"
@@ -184,7 +182,7 @@ class TrialReader:
         return unchanged(paired) if is_unchanged(planned) else paired
 
     def _erased(self, point: Waypoint) -> _Values | None:
-        stage = primary(point)
+        stage = point.primary
         record = self.record(stage) if stage else None
         if stage is None or record is None:
             return None
@@ -207,16 +205,6 @@ class TrialReader:
 def is_unchanged(planned: PlannedTrial) -> bool:
     """Whether the final model is the unlearned one: 0 steps, so 0 resurgence by construction."""
     return planned.final.sample == planned.unlearned.sample
-
-
-def primary(point: Waypoint) -> Stage | None:
-    """The score of the sweep's first metric of single pictures: resurgence is defined on it."""
-    for stage in point.scores:
-        metric = find("metric", stage.plugin)
-        assert issubclass(metric, MetricPlugin)
-        if metric.needs == "images" and metric.per_picture:
-            return stage
-    return None
 
 
 def labelled_scores(point: Waypoint) -> Iterator[tuple[str, Stage]]:

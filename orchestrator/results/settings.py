@@ -12,7 +12,7 @@ from orchestrator.core.errors import ResurgeError
 from orchestrator.core.hints import suggest
 from orchestrator.core.text import number
 from orchestrator.plan.plan import Plan
-from orchestrator.results.measure import Measured, TrialReader, is_unchanged, primary
+from orchestrator.results.measure import Measured, TrialReader, is_unchanged
 from orchestrator.stats.intervals import Array, are_shares
 from orchestrator.stats.paired import ALPHA, Paired, holm, mean_interval, paired_interval, unchanged
 from orchestrator.store.store import Store
@@ -240,7 +240,7 @@ def caption(plan: Plan) -> str:
     if not plan.trials:
         return "no trials yet"
     final = plan.trials[0].final
-    score, sampling = primary(final), final.sample.settings["settings"]
+    score, sampling = final.primary, final.sample.settings["settings"]
     asked = [p for p in final.sample.settings["probes"] if p["role"] == "erased"]
     seeds = {planned.trial.params.get("seed") for planned in plan.trials}
     meant = "seeds" if len(seeds) > 1 else "this one seed only"

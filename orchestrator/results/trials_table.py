@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.plan.plan import Plan
-from orchestrator.results.measure import Measured, TrialReader, primary
+from orchestrator.results.measure import Measured, TrialReader
 from orchestrator.store.store import Store
 
 
@@ -131,7 +131,7 @@ ORIGINS = (
         "score",
         _TEXT,
         "digest of the final model's primary score",
-        lambda m: stage.digest if (stage := primary(m.planned.final)) else None,
+        lambda m: stage.digest if (stage := m.planned.final.primary) else None,
     ),
 )
 

@@ -6,16 +6,18 @@ import copy
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.core.errors import ResurgeError
+from orchestrator.core.errors import ResurgeError, StoreError, SweepError
 from orchestrator.core.hints import suggest
+from orchestrator.core.redact import redact
 from orchestrator.core.text import LONGEST_TEXT, shortened
 from orchestrator.home import Home
 from orchestrator.plan.plan import Plan, make_plan
+from orchestrator.plan.stored import StoredSweep, UnreadablePlan, changes
 from orchestrator.store.store import Store
 from orchestrator.sweep.space import Point
 from orchestrator.sweep.sweep import Sweep
@@ -35,32 +37,88 @@ class Job:
     search's.
 
     Args:
-        sweep: what is run.
+        sweep: what is run; or what was, of which nothing is planned again.
         home: where it keeps its files.
         opened: a store that is open already, for the case that it is the sweep's.
+        remark: what whoever reads its results should know first.
     """
 
-    def __init__(self, sweep: Sweep, home: Home, opened: Store | None = None) -> None:
-        self.sweep = sweep
+    def __init__(
+        self,
+        sweep: Sweep | StoredSweep,
+        home: Home,
+        opened: Store | None = None,
+        remark: str | None = None,
+    ) -> None:
+        self._given = sweep
+        self.name = sweep.name
+        self.source = sweep.source
         self.home = home
         self._opened = opened
+        self._remark = remark
+
+    @cached_property
+    def sweep(self) -> Sweep:
+        """The sweep itself.
+
+        Raises:
+            SweepError: it was run before, and what it names is not here now.
+        """
+        given = self._given
+        return _read_again(given) if isinstance(given, StoredSweep) else given
+
+    @property
+    def search_block(self) -> Mapping[str, Any] | None:
+        """What its file says under `search`, if it does."""
+        given = self._given
+        if isinstance(given, StoredSweep):
+            return given.search_block
+        return given.search.canonical() if given.search else None
+
+    @property
+    def is_search(self) -> bool:
+        """Whether it has a `search` block."""
+        return self.search_block is not None
 
     @cached_property
     def store(self) -> Store:
         """Where its results are."""
-        location = self.home.store_location(self.sweep)
+        location = self.home.store_location(self._given)
         if self._opened is not None and self._opened.location == location:
             return self._opened
         return Store(location)
 
     @cached_property
     def plan(self) -> Plan:
-        """Its trials and stages; a search's are those that it has asked for."""
-        if self.sweep.search is None:
-            return make_plan(self.sweep)
-        from orchestrator.study.worst_case import asked_plan
+        """Its trials and stages, of a stored sweep as it was run; a search's are those that it
+        has asked for.
+        """
+        if self.is_search:
+            from orchestrator.study.worst_case import asked_plan
 
-        return asked_plan(self.points, self.studies)
+            return asked_plan(self.points, self.studies)
+        return self._stored_plan or make_plan(self.sweep)
+
+    @cached_property
+    def _stored_plan(self) -> Plan | None:
+        """None if there is none that can be read: then what is there now is planned."""
+        given = self._given
+        try:
+            return given.read_plan() if isinstance(given, StoredSweep) else None
+        except UnreadablePlan as error:
+            why = f"of sweep {self.name!r} {error}: what follows is of its inputs as they are now"
+            self._remark = why
+            return None
+
+    def remarks(self) -> Iterator[str]:
+        """What whoever reads its results should know: what is not as it was when it was run."""
+        plan = self._stored_plan
+        if self._remark is not None:
+            yield self._remark
+        # The inputs of a cluster's sweeps are on the cluster.
+        if plan is not None and self.home.cluster is None:
+            for change in changes(plan):
+                yield f"{change}; what follows is of the inputs as they were when it was run"
 
     @cached_property
     def points(self) -> PointPlanner:
@@ -79,30 +137,35 @@ class Job:
     @cached_property
     def studies_uri(self) -> str:
         """The database of its studies."""
-        return self.home.studies_uri(self.sweep)
+        return self.home.studies_uri(self._given)
 
     @cached_property
     def mlflow_uri(self) -> str:
         """MLflow's database or server."""
-        return self.home.mlflow_uri(self.sweep)
+        return self.home.mlflow_uri(self._given)
 
     @property
     def log_folder(self) -> Path:
         """Its tasks' logs."""
-        return self.home.logs(self.sweep.name)
+        return self.home.logs(self.name)
 
     def now(self) -> Job:
         """The same job with what its search has asked for since."""
         again = copy.copy(self)
-        if self.sweep.search is not None:
+        if self.is_search:
             for name in ("studies", "plan"):
                 again.__dict__.pop(name, None)
         return again
 
     def remember(self) -> None:
-        """From now on its store knows the sweep by name."""
-        values = {"sweep": self.sweep.canonical(), "source": self.sweep.source}
-        self.store.put_sweep(self.sweep.name, values)
+        """From now on its store knows the sweep by name, with what is planned now."""
+        values = StoredSweep.of(self.sweep, self.plan).to_json()
+        try:
+            before = self.store.sweep(self.name)
+        except StoreError:  # it is damaged: writing it again mends it
+            before = None
+        if before != values:
+            self.store.put_sweep(self.name, values)
 
     def done(self) -> set[str]:
         """Keys of the plan's stages that have a record.
@@ -127,7 +190,7 @@ def is_file(sweep: str) -> bool:
 
 
 def open_job(sweep: str, overrides: Iterable[str], home: Home, opened: Store | None = None) -> Job:
-    """The job of a sweep file, or of a sweep's name as it was last run.
+    """The job of a sweep file, or of a sweep's name as it was last run; planned as of now.
 
     Raises:
         ResurgeError: the file is wrong, or the home's store knows no sweep of that name.
@@ -137,13 +200,95 @@ def open_job(sweep: str, overrides: Iterable[str], home: Home, opened: Store | N
         home.check(given)
         return Job(given, home, opened)
     store = opened or Store(home.store_location())
-    known = store.sweep(sweep) if NAME.fullmatch(sweep) else None
-    if known is None:
-        names = store.sweeps()
-        hint = suggest(sweep, names) if names else "; none has been run yet"
-        folder = " (a folder is)" if os.path.isdir(sweep) else ""
-        what = "no sweep file and no known sweep is called"
-        raise ResurgeError(f"{what} {shortened(sweep, LONGEST_TEXT)!r}{folder}{hint}")
-    found = parse(json.dumps(known["sweep"]), None, tuple(overrides))
+    found = _read_again(_known(sweep, store), overrides)
     home.check(found)
-    return Job(dataclasses.replace(found, source=known["source"]), home, store)
+    return Job(found, home, store)
+
+
+def open_results(sweep: str, home: Home, opened: Store | None = None) -> Job:
+    """The job of a sweep as it was last run, by its name or its file, for those who only read.
+
+    It needs neither the sweep's plug-ins nor what they point at. A file that says something else
+    than what was run last is planned as it is now, with a remark.
+
+    Raises:
+        ResurgeError: as of `open_job`.
+    """
+    if not is_file(sweep):
+        store = opened or Store(home.store_location())
+        known = _known(sweep, store)
+        home.check(known)
+        return Job(known, home, store)
+    try:
+        asked = load(Path(sweep))
+    except SweepError as error:
+        store = opened or Store(home.store_location())
+        found = _run_from(Path(sweep), store)
+        if found is None:
+            raise
+        home.check(found)
+        first = " ".join(str(error.problems[0]).split())
+        remark = f"{sweep} cannot be planned here now ({first}); what follows is what was run"
+        return Job(found, home, store, remark)
+    home.check(asked)
+    job = Job(asked, home, opened)
+    values = job.store.sweep(asked.name)
+    if values is None:
+        return job
+    known = StoredSweep.from_json(asked.name, values)
+    then = Job(known, home, job.store)
+    differing = _differing(asked, known)
+    if not differing or _are_the_same_trials(job, then):
+        return then
+    remark = (
+        f"{sweep} is not what was run last under the name {asked.name!r} (another "
+        f"{', '.join(differing)}): what follows is of the file as it is now; resurge results "
+        f"{asked.name} shows what was run"
+    )
+    return Job(asked, home, job.store, remark)
+
+
+def _known(name: str, store: Store) -> StoredSweep:
+    values = store.sweep(name) if NAME.fullmatch(name) else None
+    if values is None:
+        names = store.sweeps()
+        hint = suggest(name, names) if names else "; none has been run yet"
+        folder = " (a folder is)" if os.path.isdir(name) else ""
+        what = "no sweep file and no known sweep is called"
+        raise ResurgeError(f"{what} {shortened(name, LONGEST_TEXT)!r}{folder}{hint}")
+    return StoredSweep.from_json(name, values)
+
+
+def _read_again(known: StoredSweep, overrides: Iterable[str] = ()) -> Sweep:
+    """The sweep, checked against the plug-ins and files that are here now."""
+    found = parse(json.dumps(known.values), None, tuple(overrides))
+    return dataclasses.replace(found, source=known.source)
+
+
+def _run_from(path: Path, store: Store) -> StoredSweep | None:
+    """The sweep that was last run from a file of this very text."""
+    try:
+        text = redact(path.read_bytes().decode("utf-8-sig"))
+    except (OSError, UnicodeDecodeError):
+        return None
+    everyone = (_known(name, store) for name in store.sweeps())
+    return next((known for known in everyone if known.source == text), None)
+
+
+_NO_RESULT = {"keep", "resources", "store", "mlflow"}
+"""Parts of a sweep file on which no number hangs."""
+
+
+def _differing(asked: Sweep, known: StoredSweep) -> list[str]:
+    """The parts of the file that say something else than what was run."""
+    now, then = asked.canonical(), known.values
+    names = [name for name in dict.fromkeys((*now, *then)) if name not in _NO_RESULT]
+    return [name for name in names if now.get(name) != then.get(name)]
+
+
+def _are_the_same_trials(now: Job, then: Job) -> bool:
+    """Whether a file that is written in another way comes to what was run."""
+    if now.is_search or then.is_search:
+        return False
+    digests = [[trial.digest for trial in job.plan.trials] for job in (now, then)]
+    return digests[0] == digests[1]

@@ -23,7 +23,6 @@ from orchestrator.messages import (
 )
 from orchestrator.plan.labels import stage_label, trial_label
 from orchestrator.plan.plan import Plan
-from orchestrator.results.measure import primary
 from orchestrator.run.display import Display
 
 
@@ -103,7 +102,7 @@ class Progress(Display):
                 if stage.key not in self.done:
                     self.left[index].add(stage.key)
         points = [p for t in plan.trials for p in (t.base, t.unlearned, t.final)]
-        self.primary = {score.key for point in points if (score := primary(point))}
+        self.primary = {score.key for point in points if (score := point.primary)}
 
     def __enter__(self) -> Self:
         super().__enter__()

@@ -125,7 +125,7 @@ def live_tracking(job: Job, console: Console) -> Iterator[Callable[[], None]]:
 def say_behind(job: Job, why: str, console: Console) -> None:
     """MLflow lacks something."""
     console.print(
-        f"MLflow is behind ({why}); nothing is lost: resurge sync {job.sweep.name}", style="yellow"
+        f"MLflow is behind ({why}); nothing is lost: resurge sync {job.name}", style="yellow"
     )
 
 
@@ -143,8 +143,8 @@ def sync_job(job: Job) -> str:
 
 def view_of(job: Job) -> View:
     """What MLflow should show of it."""
-    if job.sweep.search is None:
-        return SweepView(job.plan, job.store, job.sweep.source)
+    if not job.is_search:
+        return SweepView(job.plan, job.store, job.source)
     from orchestrator.tracking.search_runs import StudyView  # needs Optuna
 
     return StudyView(job.points, job.studies_uri, job.store)
@@ -152,12 +152,12 @@ def view_of(job: Job) -> View:
 
 def is_synced(job: Job) -> bool:
     """Whether MLflow was told of everything, as far as is known here."""
-    mark = job.home.sync_mark(job.sweep.name)
+    mark = job.home.sync_mark(job.name)
     return mark.exists() and mark.read_text() == _sync_state(job)
 
 
 def _mark_synced(job: Job) -> None:
-    mark = job.home.sync_mark(job.sweep.name)
+    mark = job.home.sync_mark(job.name)
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.write_text(_sync_state(job))
 
@@ -166,12 +166,12 @@ def _sync_state(job: Job) -> str:
     """A digest of what MLflow should know: where it is, the trials, and which are recorded."""
     present = sorted(job.store.keys() & {stage.key for stage in job.plan.stages})
     trials = [trial.digest for trial in job.plan.trials]
-    asked = [] if job.sweep.search is None else [job.sweep.search.canonical()]
+    asked = [dict(job.search_block)] if job.search_block is not None else []
     return sha256([job.mlflow_uri, trials, present, *asked])
 
 
 def _write_results(job: Job) -> None:
-    write(table(job.plan, job.store), job.home.results(job.sweep.name))
+    write(table(job.plan, job.store), job.home.results(job.name))
 
 
 def export_job(job: Job, folder: Path) -> list[Path]:
@@ -184,7 +184,7 @@ def export_job(job: Job, folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     endings = ("parquet", "csv", "png", "settings.parquet")
-    paths = [folder / f"{job.sweep.name}.{ending}" for ending in endings]
+    paths = [folder / f"{job.name}.{ending}" for ending in endings]
     plan, store = job.plan, job.store
     rows = table(plan, store)
     write(rows, paths[0])

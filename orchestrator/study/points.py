@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.hints import suggest
 from orchestrator.plan.plan import Plan, Planner
-from orchestrator.results.measure import Measured, TrialReader, primary
+from orchestrator.results.measure import Measured, TrialReader
 from orchestrator.store.store import Store
 from orchestrator.sweep.grid import point_grid
 from orchestrator.sweep.search import REDUCTION, Search
@@ -162,7 +162,7 @@ def _means(trials: Sequence[Measured]) -> dict[str, float]:
     """Means over the trials of every number that each of them has."""
     rows: list[dict[str, float | None]] = []
     for measured in trials:
-        paired, score = measured.paired, primary(measured.planned.final)
+        paired, score = measured.paired, measured.planned.final.primary
         roles = asdict(measured.final).items() if score else ()
         rows.append(
             {

@@ -83,6 +83,11 @@ class Sweep:
     on_command_line: frozenset[str] = frozenset()
 
     @property
+    def storage(self) -> str | None:
+        """Where its search's studies live, if the file says so."""
+        return self.search.settings.storage if self.search else None
+
+    @property
     def base(self) -> BasePlugin:
         """The model to begin from."""
         return self.grid.base

@@ -13,6 +13,7 @@ from typing import Any
 from orchestrator.core.errors import ResurgeError
 from orchestrator.home import Home
 from orchestrator.plan.plan import Plan, make_plan
+from orchestrator.plan.stored import StoredSweep, UnreadablePlan
 from orchestrator.store.paths import (
     CHECKPOINTS,
     FAILURES,
@@ -28,7 +29,6 @@ from orchestrator.store.paths import (
 )
 from orchestrator.store.record import LaterRecord, Record
 from orchestrator.store.store import Store
-from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweepfile.load import parse
 
 READERS = 8
@@ -54,10 +54,12 @@ class Amount:
 
 @dataclass(frozen=True)
 class KnownSweep:
-    """A sweep that was run on the store; where it cannot be planned, `plan` is None, `why` why."""
+    """A sweep that was run on the store, and what it keeps; where its plan is not known, `plan` is
+    None and `why` says why.
+    """
 
     name: str
-    sweep: Sweep | None
+    keep: frozenset[str]
     plan: Plan | None
     why: str = ""
 
@@ -213,24 +215,27 @@ def read_records(
 
 
 def known_sweep(store: Store, name: str, home: Home) -> KnownSweep:
-    """A sweep of the store with the plan that it has by now."""
-    sweep = None
+    """A sweep of the store with the plan by which it was run; a search's is all it asked for."""
+    keep: frozenset[str] = frozenset()
     try:
         values = store.sweep(name)
         if values is None:
-            return KnownSweep(name, None, None, "it was deleted meanwhile")
-        sweep = parse(json.dumps(values["sweep"]), None, ())
-        if sweep.search is None:
-            plan = make_plan(sweep)
-        else:
-            from orchestrator.study.points import PointPlanner
-            from orchestrator.study.studies import read_studies
-            from orchestrator.study.worst_case import asked_plan
-
-            points = PointPlanner(sweep)
-            plan = asked_plan(points, read_studies(points, home.studies_uri(sweep)))
-    except (ResurgeError, KeyError, TypeError) as error:
-        return KnownSweep(name, sweep, None, str(error))
+            return KnownSweep(name, keep, None, "it was deleted meanwhile")
+        known = StoredSweep.from_json(name, values)
+        keep = frozenset(known.values.get("keep", ()))
+        plan = known.read_plan() if known.search_block is None else _asked_plan(known, home)
+        plan = plan or make_plan(parse(json.dumps(known.values)))
+    except (ResurgeError, UnreadablePlan) as error:
+        return KnownSweep(name, keep, None, str(error))
     if not plan.trials:
-        return KnownSweep(name, sweep, None, "its studies are not here: set RESURGE_STUDIES")
-    return KnownSweep(name, sweep, plan)
+        return KnownSweep(name, keep, None, "its studies are not here: set RESURGE_STUDIES")
+    return KnownSweep(name, keep, plan)
+
+
+def _asked_plan(known: StoredSweep, home: Home) -> Plan:
+    from orchestrator.study.points import PointPlanner
+    from orchestrator.study.studies import read_studies
+    from orchestrator.study.worst_case import asked_plan
+
+    points = PointPlanner(parse(json.dumps(known.values)))
+    return asked_plan(points, read_studies(points, home.studies_uri(known)))

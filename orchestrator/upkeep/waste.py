@@ -132,8 +132,8 @@ class _Finder:
             states = {key: state for key, state in states.items() if key in self.found.records}
         wanted: set[str] = set()
         for known in self.found.sweeps:
-            if known.plan is not None and known.sweep is not None:
-                keeps = "checkpoints" in known.sweep.keep
+            if known.plan is not None:
+                keeps = "checkpoints" in known.keep
                 wanted |= {
                     (stage.trajectory or stage.digest)[:16]
                     for stage in known.plan.stages

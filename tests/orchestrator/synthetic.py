@@ -72,7 +72,7 @@ def point(model: Stage) -> Waypoint:
     scores = [_stage("score", "concept_accuracy", {}, None, sample)]
     if model.kind != "base":
         scores.append(_stage("score", "weight_distance", {}, None, model))
-    return Waypoint(model, sample, tuple(scores))
+    return Waypoint(model, sample, tuple(scores), scores[0])
 
 
 def unlearned_model(method: str, seed: int) -> Stage:
@@ -103,6 +103,8 @@ def _trial(method: str, dataset: str, rate: float, steps: int, seed: int) -> Pla
         unlearned=point(unlearned),
         final=point(finetuned(unlearned, dataset, rate, steps, seed)),
         control=None if is_control else finetuned(ROOT, dataset, rate, steps, seed).digest,
+        steps_param="finetune.steps",
+        starts_unlearned=True,
     )
 
 

@@ -17,7 +17,6 @@ from orchestrator.executors.inline import Inline
 from orchestrator.messages import Event, StageCommitted
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.plan.tasks import make_tasks
-from orchestrator.results.measure import primary
 from orchestrator.schedule.scheduler import Outcome, Scheduler
 from orchestrator.store.store import Store
 from orchestrator.sweepfile.load import parse
@@ -246,7 +245,7 @@ def test_a_metric_can_compare_with_the_bases_pictures(small: str, tmp_path: Path
 
 
 def measured_by(plan: Plan) -> set[str]:
-    stages = [primary(trial.final) for trial in plan.trials]
+    stages = [trial.final.primary for trial in plan.trials]
     return {stage.plugin for stage in stages if stage}
 
 

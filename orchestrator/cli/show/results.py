@@ -38,7 +38,7 @@ def show_results(job: Job, console: Console, by: Sequence[str] = ()) -> None:
 
     With `by`, averaged over all other axes. Of a search, without it, the worst cases.
     """
-    if not by and job.sweep.search is not None:
+    if not by and job.is_search:
         from orchestrator.cli.show.worst_cases import show_worst_cases
 
         show_worst_cases(job.worst_cases(), console)

@@ -38,7 +38,7 @@ def show_status(job: Job, console: Console) -> None:
 def show_heads(job: Job, console: Console) -> None:
     """Who runs the sweep now, and what is under way; nothing if nobody does."""
     stages = {stage.key: stage for stage in job.plan.stages}
-    for head in live_heads(job.store, job.sweep.name):
+    for head in live_heads(job.store, job.name):
         console.print(f"still run by {head.process}")
         for under_way in head.running:
             if (stage := stages.get(under_way["key"])) is not None:

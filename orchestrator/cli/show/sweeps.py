@@ -11,7 +11,7 @@ from rich.console import Console
 from orchestrator.cli.show.tables import new_table
 from orchestrator.core.errors import ResurgeError
 from orchestrator.home import Home
-from orchestrator.run.job import open_job
+from orchestrator.run.job import open_results
 from orchestrator.schedule.leases import live_heads
 from orchestrator.store.paths import FAILURES, RECORDS, SWEEPS, json_path, name_in
 from orchestrator.store.store import Store
@@ -69,7 +69,7 @@ def list_sweeps(home: Home) -> list[Listed]:
         begun_s = begun.changed_s if begun else None
         state: SweepState
         try:
-            job = open_job(name, (), home, store)
+            job = open_results(name, home, store)
             _ = job.plan, job.store  # what cannot be planned here shows now
         except ResurgeError as error:
             state = "running" if name in running else "unknown"
@@ -79,7 +79,7 @@ def list_sweeps(home: Home) -> list[Listed]:
         keys = {stage.key for stage in job.plan.stages}
         done = job.store.keys() & keys
         is_over = done == keys
-        if job.sweep.search is not None:
+        if job.is_search:
             from orchestrator.study.studies import is_complete
 
             is_over = is_over and is_complete(job.points, job.studies, job.store)

@@ -17,7 +17,7 @@ from orchestrator.cli.show.settings import render
 from orchestrator.core.artifacts import Failure
 from orchestrator.core.errors import ResurgeError, StoreError
 from orchestrator.results import trials_table as results
-from orchestrator.results.measure import TrialReader, primary
+from orchestrator.results.measure import TrialReader
 from orchestrator.results.settings import aggregate, aggregate_by
 from orchestrator.results.settings_table import settings_table, text
 from orchestrator.stats.paired import holm
@@ -149,7 +149,7 @@ def test_scores_of_different_images_are_refused(plan, tmp_path):
     """A metric that forgets the order of the images must not be paired by accident."""
     store = Store(tmp_path)
     trial = plan.trials[1]
-    score = primary(trial.final)
+    score = trial.final.primary
     synthetic.commit(store, plan, {s.digest for s in trial.stages() if s != score})
     with store.scratch() as folder:
         files, metrics = synthetic.content(score, folder)

@@ -1,0 +1,266 @@
+"""A sweep as a store keeps it: what it said and what was planned when it was last run.
+
+It is read back without the sweep's plug-ins and without what they point at. In the plan's text
+equal values stand once and everything refers to them by number: 10,000 trials are about 1.5 MB. A
+trial that is read back has its values and no edits, which are plug-ins.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from orchestrator.core.digest import canonical_json
+from orchestrator.core.errors import StoreError
+from orchestrator.core.registry import find
+from orchestrator.core.stage import Stage
+from orchestrator.plan.plan import Input, Plan, PlannedTrial, Waypoint
+from orchestrator.sweep.sweep import Sweep
+from orchestrator.sweep.trial import Trial
+
+FORMAT = 1
+
+
+class UnreadablePlan(ValueError):
+    """It is no plan, or one that a later Resurge wrote."""
+
+
+@dataclass(frozen=True)
+class StoredSweep:
+    """A sweep as it was last run.
+
+    `values` are those that `Sweep.canonical` gives, `source` its file's text, `plan` its plan's
+    text; None in a store that an earlier Resurge wrote.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+    source: str
+    plan: str | None
+
+    @classmethod
+    def of(cls, sweep: Sweep, plan: Plan) -> StoredSweep:
+        """What is to be kept of a sweep that is about to be run."""
+        return cls(sweep.name, sweep.canonical(), sweep.source, to_text(plan))
+
+    @classmethod
+    def from_json(cls, name: str, values: Any) -> StoredSweep:
+        """The inverse of `to_json`.
+
+        Raises:
+            StoreError: it is something else.
+        """
+        try:
+            sweep, source, plan = values["sweep"], values["source"], values.get("plan")
+        except (TypeError, LookupError, AttributeError):
+            sweep = source = plan = None
+        if not (isinstance(sweep, dict) and isinstance(source, str)):
+            raise StoreError(
+                f"what the store has of sweep {name!r} is no sweep: run its file again, which "
+                "writes it anew"
+            )
+        return cls(name, sweep, source, plan if isinstance(plan, str) else None)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"sweep": self.values, "source": self.source, "plan": self.plan}
+
+    def read_plan(self) -> Plan | None:
+        """What was planned; None if an earlier Resurge ran it.
+
+        Raises:
+            UnreadablePlan: it is damaged, or a later Resurge wrote it.
+        """
+        return from_text(self.plan) if self.plan is not None else None
+
+    @property
+    def store(self) -> str | None:
+        """The place that it names for its results, if it does."""
+        return self.values.get("store")
+
+    @property
+    def mlflow(self) -> str | None:
+        """The same for MLflow."""
+        return self.values.get("mlflow")
+
+    @property
+    def storage(self) -> str | None:
+        """The same for its search's studies."""
+        return (self.search_block or {}).get("storage")
+
+    @property
+    def on_command_line(self) -> frozenset[str]:
+        """None of its places: who names one on the command line names it again."""
+        return frozenset()
+
+    @property
+    def search_block(self) -> Mapping[str, Any] | None:
+        """What it says under `search`, if it does."""
+        return self.values.get("search")
+
+
+def to_text(plan: Plan) -> str:
+    """The plan in letters and digits."""
+    data = json.dumps(_packed(plan), separators=(",", ":")).encode()
+    return base64.b85encode(zlib.compress(data, 9)).decode()
+
+
+def from_text(text: str) -> Plan:
+    """The inverse of `to_text`.
+
+    Raises:
+        UnreadablePlan: it is not what `to_text` wrote.
+    """
+    try:
+        packed = json.loads(zlib.decompress(base64.b85decode(text)))
+        if packed["format"] != FORMAT:
+            raise UnreadablePlan(f"its plan has format {packed['format']}, not {FORMAT}")
+        return _unpacked(packed)
+    except UnreadablePlan:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, zlib.error) as error:
+        raise UnreadablePlan(f"its plan is damaged ({error})") from error
+
+
+def changes(plan: Plan) -> Iterator[str]:
+    """What of the plan's inputs is not what it was, or cannot be looked at from here."""
+    for one in plan.inputs:
+        named = next((f" ({k}: {v})" for k, v in one.settings.items() if isinstance(v, str)), "")
+        what = f"{one.kind} {one.name!r}{named}"
+        try:
+            plugin = find(one.kind, one.name)
+            now = plugin(plugin.Settings.model_validate(dict(one.settings))).fingerprint()
+        except Exception as error:  # a plug-in's own code, which no number here rests on
+            why = " ".join(str(error).split())
+            yield f"{what} cannot be compared with what it was then: {why}"
+        else:
+            if now != one.fingerprint:
+                yield f"{what} has changed since"
+
+
+class _Numbered:
+    """Values in the order in which they were first seen, each once."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self._numbers: dict[str, int] = {}
+
+    def number(self, value: Any, key: str | None = None) -> int:
+        """The value's number; `key` is what equal ones share, by default their JSON."""
+        name = canonical_json(value) if key is None else key
+        if name not in self._numbers:
+            self._numbers[name] = len(self.values)
+            self.values.append(value)
+        return self._numbers[name]
+
+
+def _packed(plan: Plan) -> dict[str, Any]:
+    values, names, points = _Numbered(), _Numbered(), _Numbered()
+    every = dict.fromkeys((plan.root, *plan.stages))
+    rows = {stage.digest: number for number, stage in enumerate(_parents_first(every))}
+
+    def point(at: Waypoint) -> int:
+        scores = [rows[score.digest] for score in at.scores]
+        first = None if at.primary is None else at.scores.index(at.primary)
+        return points.number([rows[at.model.digest], rows[at.sample.digest], scores, first])
+
+    trials = [
+        [
+            names.number(list(one.trial.params)),
+            list(one.trial.params.values()),
+            one.trial.concept,
+            one.trial.seed,
+            one.is_control,
+            [point(at) for at in (one.base, one.unlearned, one.final)],
+            rows.get(one.control or "", one.control),
+            one.steps_param,
+            one.starts_unlearned,
+        ]
+        for one in plan.trials
+    ]
+    stages = [
+        [
+            stage.digest,
+            stage.kind,
+            stage.plugin,
+            stage.version,
+            values.number(dict(stage.identity)),
+            values.number(dict(stage.settings)),
+            stage.seed,
+            None if stage.parent is None else rows[stage.parent.digest],
+            {name: rows[made.digest] for name, made in stage.inputs.items()},
+        ]
+        for stage in _parents_first(every)
+    ]
+    return {
+        "format": FORMAT,
+        "name": plan.name,
+        "root": rows[plan.root.digest],
+        "planned": [rows[stage.digest] for stage in plan.stages],
+        "inputs": [asdict(one) for one in plan.inputs],
+        "values": values.values,
+        "names": names.values,
+        "stages": stages,
+        "points": points.values,
+        "trials": trials,
+    }
+
+
+def _parents_first(stages: Iterable[Stage]) -> Iterator[Stage]:
+    """Every stage behind what it is made from, each once."""
+    seen: dict[Stage, None] = {}
+    for stage in stages:
+        root = list(stage.ancestry())[-1]
+        seen.update(dict.fromkeys((root, *stage.lineage)))
+    yield from seen
+
+
+def _unpacked(packed: Mapping[str, Any]) -> Plan:
+    values, stages = packed["values"], list[Stage]()
+    for digest, kind, plugin, version, identity, settings, seed, parent, inputs in packed["stages"]:
+        stage = Stage(
+            kind=kind,
+            plugin=plugin,
+            version=version,
+            identity=values[identity],
+            settings=values[settings],
+            seed=seed,
+            parent=None if parent is None else stages[parent],
+            inputs={name: stages[row] for name, row in inputs.items()},
+        )
+        # What it was called then, and not what it would be called now.
+        stage.__dict__["digest"] = digest
+        stages.append(stage)
+    points = []
+    for model, sample, scores, first in packed["points"]:
+        scored = tuple(stages[row] for row in scores)
+        primary = None if first is None else scored[first]
+        points.append(Waypoint(stages[model], stages[sample], scored, primary))
+    trials = []
+    for row in packed["trials"]:
+        names, given, concept, seed, is_control, way, control, steps_param, starts_unlearned = row
+        base, unlearned, final = (points[at] for at in way)
+        params = dict(zip(packed["names"][names], given, strict=True))
+        trials.append(
+            PlannedTrial(
+                trial=Trial(concept, (), seed, params),
+                is_control=is_control,
+                base=base,
+                unlearned=unlearned,
+                final=final,
+                control=stages[control].digest if isinstance(control, int) else control,
+                steps_param=steps_param,
+                starts_unlearned=starts_unlearned,
+            )
+        )
+    return Plan(
+        name=packed["name"],
+        root=stages[packed["root"]],
+        trials=tuple(trials),
+        stages=tuple(stages[row] for row in packed["planned"]),
+        inputs=tuple(Input(**one) for one in packed["inputs"]),
+    )
