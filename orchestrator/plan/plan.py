@@ -96,7 +96,7 @@ class PlannedTrial:
 @dataclass(frozen=True)
 class Input:
     """Something outside of the sweep file that a plug-in's settings point at (a folder, say), as
-    it was when the sweep was planned.
+    it was when the sweep was planned. `settings` are those that differ from their defaults.
     """
 
     kind: PluginKind
@@ -313,7 +313,7 @@ class Planner:
 
     def fingerprint(self, plugin: Plugin) -> str:
         """Asked once for a plug-in and its settings: it may read a whole folder."""
-        settings = plugin.settings.full()
+        settings = plugin.settings.identity()
         key = (plugin.kind, plugin.name, canonical_json(settings))
         if key not in self.inputs:
             found = plugin.fingerprint()

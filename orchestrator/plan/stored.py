@@ -55,7 +55,8 @@ class StoredSweep:
             StoreError: it is something else.
         """
         try:
-            sweep, source, plan = values["sweep"], values["source"], values.get("plan")
+            sweep, source = values["sweep"], values["source"] or ""
+            plan = values.get("plan")
         except (TypeError, LookupError, AttributeError):
             sweep = source = plan = None
         if not (isinstance(sweep, dict) and isinstance(source, str)):

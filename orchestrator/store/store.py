@@ -8,7 +8,7 @@ Layout below the root:
                                     a trajectory's or an unlearning's training state, removed when
                                     it is complete
     failures/<16 hex>.json          the last failure of a stage that has no record
-    sweeps/<name>.json              a sweep as it was last run
+    sweeps/<name>.json              a sweep as it was last run, with its plan
     quarantine/<name>-<8 hex>/…     a damaged record with its objects, or another document, and why
 
 Every JSON document but those of quarantine carries its own checksum (`sealed.py`).
