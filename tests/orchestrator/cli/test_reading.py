@@ -1,5 +1,5 @@
-"""Finished results are read from the store alone: without plug-ins, from any folder, whatever became
-of what the sweep was run on.
+"""Finished results are read from the store alone: without plug-ins, from any folder, whatever
+became of what the sweep was run on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 
 from orchestrator.cli import common, main
 from orchestrator.home import Home
-from orchestrator.plan.plan import make_plan
 from orchestrator.plan.tasks import make_tasks
 from orchestrator.run.job import Job, open_job, open_results
 from orchestrator.run.run import new_executor, new_leases, new_scheduler, view_of

@@ -25,12 +25,25 @@ def everything(plan: Plan) -> object:
         for s in plan.stages
     ]
     trials = [
-        (t.digest, list(t.params.items()), t.trial.concept, t.trial.seed, t.control, t.steps)
-        + (t.steps_param, t.starts_unlearned, t.base, t.unlearned, t.final, t.stages())
+        (t.digest, list(t.params.items()), t.trial.concept, t.trial.seed, t.control, t.stages())
+        for t in plan.trials
+    ]
+    ways = [
+        (t.steps, t.steps_param, t.starts_unlearned, t.base, t.unlearned, t.final)
         for t in plan.trials
     ]
     inputs = [stage.inputs for stage in plan.stages]
-    return plan.name, plan.root, stages, inputs, trials, plan.varying, plan.inputs, plan.count()
+    return (
+        plan.name,
+        plan.root,
+        stages,
+        inputs,
+        trials,
+        ways,
+        plan.varying,
+        plan.inputs,
+        plan.count(),
+    )
 
 
 @pytest.mark.parametrize("name", ["quickstart", "methods", "sequential", "mixed"])
