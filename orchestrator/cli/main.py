@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import sys
 import traceback
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,11 +25,13 @@ from orchestrator.cli.common import (
     err,
     out,
     stoppable,
+    warn,
     warn_of,
 )
 from orchestrator.cli.store import store_app
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.redact import redact
+from orchestrator.core.registry import PluginWarning
 from orchestrator.core.text import one_line
 from orchestrator.home import Home
 
@@ -207,8 +211,22 @@ def _home_flag(home: Path | None) -> str:
     return f" --home {home}" if home else ""
 
 
+def _shown(usual: Callable[..., None]) -> Callable[..., None]:
+    """Show what is wrong with a plug-in as a sentence."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, PluginWarning):
+            warn(str(message))
+        else:
+            usual(message, category, *where, **more)
+
+    warnings.simplefilter("always", PluginWarning)
+    return show
+
+
 def main() -> None:
     """The `resurge` command. What it prints of an error holds no credentials."""
+    warnings.showwarning = _shown(warnings.showwarning)
     try:
         app()
     except ResurgeError as error:

@@ -19,6 +19,7 @@ import orchestrator
 from orchestrator.cluster.clusters_file import Cluster
 from orchestrator.core.digest import sha256
 from orchestrator.core.errors import ResurgeError
+from orchestrator.core.places import user_path, variable
 from orchestrator.core.redact import has_credentials
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweepfile.load import parse
@@ -75,8 +76,8 @@ def pack(sweep: Sweep, overrides: Sequence[str], cluster: Cluster, folder: Path)
     file = working_dir / f"{sweep.name}.yaml"
     file.write_text(text, encoding="utf-8")
     freight = [Freight("sweep", 1, file.stat().st_size)]
-    if plugins := os.environ.get("RESURGE_PLUGINS"):
-        freight.append(_pack_plugins(Path(plugins), working_dir / PLUGINS))
+    if plugins := variable("RESURGE_PLUGINS"):
+        freight.append(_pack_plugins(user_path(plugins, "RESURGE_PLUGINS"), working_dir / PLUGINS))
         environment |= {"RESURGE_PLUGINS": PLUGINS}
     copied = [_copy(source, file, code) for source, file in _code()]
     freight.append(Freight("code", len(copied), sum(copied)))

@@ -12,7 +12,7 @@ from orchestrator.core.chosen import chosen_kind
 from orchestrator.core.hints import nearest, suggest
 from orchestrator.core.plugin import Plugin, PluginKind
 from orchestrator.core.redact import has_credentials
-from orchestrator.core.registry import registry
+from orchestrator.core.registry import registry, unknown
 from orchestrator.core.settings import Settings
 
 NOUNS: dict[PluginKind, str] = {
@@ -88,7 +88,7 @@ def named(at: At, kind: PluginKind) -> tuple[type[Plugin], At] | None:
         settings = replace(settings, node=Node({}, settings.node.line))
     if name in plugins:
         return plugins[name], settings
-    at.say(f"unknown {NOUNS[kind]} {name!r}{suggest(name, plugins)}")
+    at.say(unknown(kind, name, NOUNS[kind]))
     return None
 
 

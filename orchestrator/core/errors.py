@@ -50,10 +50,11 @@ class Problem:
 class SweepError(ResurgeError):
     """A sweep file with everything that is wrong in it."""
 
-    def __init__(self, problems: list[Problem]) -> None:
-        self.problems = problems
+    def __init__(self, problems: list[Problem], note: str = "") -> None:
+        self.problems, self.note = problems, note
         count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
-        super().__init__(f"{count} in the sweep\n" + "\n".join(f"  {p}" for p in problems))
+        lines = [f"{count} in the sweep", *(f"  {p}" for p in problems)]
+        super().__init__("\n".join([*lines, f"  ({note})"] if note else lines))
 
 
 class StoreError(ResurgeError):

@@ -12,6 +12,7 @@ from orchestrator.config.yaml_tree import At, read_yaml, show
 from orchestrator.core.errors import Problem, SweepError
 from orchestrator.core.hints import nearest, suggest
 from orchestrator.core.redact import redact
+from orchestrator.core.registry import where_from
 from orchestrator.core.text import size_text
 from orchestrator.sweep.resources import Resources
 from orchestrator.sweep.sweep import Keep, Sweep, given_settings
@@ -40,6 +41,7 @@ KEYS = (
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
 """What a sweep can be called."""
+_UNKNOWN_PLUGIN = re.compile("unknown (base|unlearner|data set|dataset|metric|executor) ")
 MAX_BYTES = 10_000_000
 """No sweep is larger; a device has no end."""
 
@@ -91,7 +93,9 @@ def parse(text: str, file: str | None = None, overrides: Sequence[str] = ()) -> 
         problems.append(Problem(what, "", file, root.line))
     if sweep is None or problems:
         unique = dict.fromkeys(problems)
-        raise SweepError(sorted(unique, key=lambda problem: problem.line or 0))
+        in_order = sorted(unique, key=lambda problem: problem.line or 0)
+        is_plugin = any(_UNKNOWN_PLUGIN.match(problem.what) for problem in in_order)
+        raise SweepError(in_order, where_from() if is_plugin else "")
     return sweep
 
 

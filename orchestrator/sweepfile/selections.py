@@ -10,7 +10,7 @@ from orchestrator.config.fields import NOUNS, texts, value_of
 from orchestrator.config.yaml_tree import At, show
 from orchestrator.core.hints import suggest
 from orchestrator.core.plugin import PluginKind
-from orchestrator.core.registry import find, registry
+from orchestrator.core.registry import find, registry, unknown
 from orchestrator.core.settings import Settings
 from orchestrator.sweep.grid import Grid, Selection
 from orchestrator.sweepfile.axes import axis
@@ -144,7 +144,7 @@ def labels(at: At, kind: PluginKind) -> tuple[str, ...]:
     plugins = registry(kind)
     for name in names:
         if name not in plugins:
-            at.say(f"unknown {NOUNS[kind]} {name!r}{suggest(name, plugins)}")
+            at.say(unknown(kind, name, NOUNS[kind]))
     return names
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 from rich.console import Console
 
 from orchestrator.cli.show.tables import new_table
+from orchestrator.config.checks import missing
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.hints import suggest
 from orchestrator.core.plugin import MetricPlugin, PluginKind, UnlearnerPlugin
-from orchestrator.core.registry import registry
+from orchestrator.core.registry import PluginWarning, registry
+from orchestrator.core.text import one_line
 
 KINDS: Mapping[str, PluginKind] = {
     "bases": "base",
@@ -57,9 +60,10 @@ def _show_unlearners(console: Console) -> None:
     table = new_table("unlearner", "", "paper", "presets", right=["UNet passes"])
     for name, plugin in registry("unlearner").items():
         if issubclass(plugin, UnlearnerPlugin):
-            passes = plugin(plugin.Settings()).passes()
+            passes = _passes(plugin)
             presets = ", ".join(getattr(plugin.Settings, "PRESETS", ()))
-            cost = f"{passes:,}" if passes else "closed form" if plugin.changes else "none"
+            free = "closed form" if plugin.changes else "none"
+            cost = "?" if passes is None else f"{passes:,}" if passes else free
             table.add_row(name, plugin.summary(), plugin.paper, presets, cost)
     console.print(table)
     console.print(
@@ -67,3 +71,15 @@ def _show_unlearners(console: Console) -> None:
         "(for the bundled shapes model); the materials a method works from are shared and not "
         "counted. A preset: `unlearn: [{esd: {preset: sd-object}}]`."
     )
+
+
+def _passes(plugin: type[UnlearnerPlugin]) -> int | None:
+    """None where there are no settings that ship, or a plug-in of the user's fails to tell."""
+    if missing(plugin.Settings, ()):
+        return None
+    try:
+        return plugin(plugin.Settings()).passes()
+    except Exception as error:
+        text = f"`passes` of unlearner {plugin.name!r} fails: {type(error).__name__}: {error}"
+        warnings.warn(one_line(text, 300), PluginWarning, stacklevel=1)
+        return None

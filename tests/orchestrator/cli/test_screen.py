@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -92,33 +91,6 @@ def test_a_long_text_is_cut_and_still_told_from_others() -> None:
 
 
 Command = Callable[..., str]
-
-
-@pytest.fixture
-def resurge(
-    calls: Callable[[], list[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Iterator[Command]:
-    """Runs a command in this process: all that it printed."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["resurge", *arguments])
-        try:
-            command_line.main()
-            got: object = 0
-        except SystemExit as end:
-            got = end.code or 0
-        said = capsys.readouterr()
-        printed = said.out + said.err
-        assert "Traceback" not in printed
-        assert got == code, printed
-        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", printed)
-        return printed
-
-    yield run
 
 
 NASTY = ["[/b]", "a [red] $c$", "a \x1b[31mcat\nerror: \u202eb"]

@@ -34,16 +34,20 @@ seeds: 2
 PLUGINS = '''
 from pathlib import Path
 from pydantic import Field
-from orchestrator.core.plugin import BasePlugin, DatasetPlugin, MetricPlugin, UnlearnerPlugin
 from orchestrator.core.settings import Settings
+from workers.interfaces.base import Base
+from workers.interfaces.dataset import Dataset
+from workers.interfaces.metric import Metric
+from workers.interfaces.unlearner import Unlearner
 
-class Words(BasePlugin):
+class Words(Base):
     """Knows every word."""
     name = "words"
     def concepts(self): return None
     def prompts(self, concept): return (f"a {concept}",)
     def retained(self, concept): return ("tree",)
     def never_known(self): return None
+    def load(self, device): ...
 
 class EraserSettings(Settings):
     layers: tuple[int, ...] = (1,)
@@ -52,18 +56,20 @@ class EraserSettings(Settings):
     strength: float | None = Field(1.0, gt=0)
     exact: bool = False
 
-class Eraser(UnlearnerPlugin):
+class Eraser(Unlearner):
     """Erases layers."""
     name = "eraser"
     Settings = EraserSettings
+    def unlearn(self, erasure): ...
 
-class Notes(DatasetPlugin):
+class Notes(Dataset):
     """Fits no cat."""
     name = "notes"
+    def examples(self, concept, size_px): ...
     def problems(self, base, concept):
         return [f"has no room for {concept}"] if concept == "cat" else []
 
-class Count(MetricPlugin):
+class Count(Metric):
     """Counts."""
     name = "count"
     def problems_with(self, asked):
