@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +11,10 @@ from pydantic import Field, field_validator, model_validator
 
 from orchestrator.core.settings import Settings
 from workers.data.pinned import Source, digest_of, digest_of_file
-from workers.data.pipeline_files import (
-    PICKLES,
-    Dtype,
-    load_pipeline,
-    refuse_bad_files,
-    weight_files,
-)
+from workers.data.pipeline_files import PICKLES, config_faults, loaded_files, refuse_bad_model
+from workers.data.pipeline_loading import Dtype, load_pipeline
 from workers.interfaces.base import Base, WeightFiles
+from workers.interfaces.fit import refuse
 
 if TYPE_CHECKING:
     from workers.interfaces.pipeline import Pipeline
@@ -56,6 +53,13 @@ class DiffusersSettings(Settings):
     templates: tuple[str, ...] = Field(
         TEMPLATES, description="the prompts, with {} where the concept stands"
     )
+    variant: str | None = Field(
+        None,
+        min_length=1,
+        description="which of a folder's or repository's weights are read where there are several, "
+        "such as fp16 or non_ema; a part without it is read as it is; null: those without a "
+        "variant, or the only ones",
+    )
     torch_dtype: Dtype = Field(
         "float32",
         description="the weights' type in memory; training needs float32 (see finetune.precision "
@@ -82,6 +86,8 @@ class DiffusersSettings(Settings):
         path = source.path
         if self.config is not None and not path.is_file():
             raise ValueError(f"config is for a checkpoint file, which {self.source!r} is not")
+        if self.variant is not None and path.is_file():
+            raise ValueError(f"variant is for folders and repositories; {self.source!r} is a file")
         match source.fault(or_file=True):
             case "revision of what is here":
                 what = "file" if path.is_file() else "folder"
@@ -133,15 +139,18 @@ class Diffusers(Base):
         return "a zorblax"
 
     def fingerprint(self) -> str:
-        """A repository's commit; else sha256 of the file, or of a folder's texts and weights."""
+        """A repository's commit; else sha256 of the file, or of what is read of a folder.
+
+        Raises:
+            ResurgeError: it can be seen from the files that the model cannot be used.
+        """
         s, path = self.settings, self._source.path
         if not path.exists():
             return str(s.revision)
-        refuse_bad_files(path, s.allow_pickle)
+        refuse_bad_model(path, s.variant, s.allow_pickle)
         if path.is_dir():
-            return digest_of(
-                path, (*TEXT_FILES, ".safetensors", *(PICKLES if s.allow_pickle else ()))
-            )
+            refuse(config_faults(path), s.source)
+            return _digest_of(path, loaded_files(path, s.variant, s.allow_pickle))
         if s.config is None:
             return digest_of_file(path)
         config = digest_of(Path(s.config).expanduser(), TEXT_FILES)
@@ -160,11 +169,32 @@ class Diffusers(Base):
         """The local files, or the repository's commit."""
         s, path = self.settings, self._source.path
         revision = None if path.exists() else s.revision
-        return WeightFiles(tuple(weight_files(path)), revision, s.allow_pickle)
+        return WeightFiles(_weights(path, s), revision, s.allow_pickle)
 
     def load(self, device: str) -> Pipeline:
         """Read the pipeline without its safety checker."""
         s = self.settings
         return load_pipeline(
-            self._source, device, dtype=s.torch_dtype, allow_pickle=s.allow_pickle, config=s.config
+            self._source,
+            device,
+            dtype=s.torch_dtype,
+            variant=s.variant,
+            allow_pickle=s.allow_pickle,
+            config=s.config,
         )
+
+
+def _digest_of(folder: Path, files: Sequence[Path]) -> str:
+    """sha256 of the files' names in the folder and their contents, wherever links lead."""
+    total = hashlib.sha256()
+    for file in files:
+        total.update(f"{file.relative_to(folder).as_posix()}\0{digest_of_file(file)}\n".encode())
+    return total.hexdigest()
+
+
+def _weights(path: Path, settings: DiffusersSettings) -> tuple[Path, ...]:
+    """The files here that weights are read from."""
+    if not path.is_dir():
+        return (path,) if path.is_file() else ()
+    files = loaded_files(path, settings.variant, settings.allow_pickle)
+    return tuple(file for file in files if file.suffix in (".safetensors", *PICKLES))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.hints import suggest
 from workers.data.pinned import Source, digest_of
-from workers.data.pipeline_files import load_pipeline
+from workers.data.pipeline_loading import load_pipeline
 from workers.interfaces.base import Base
 from workers.shapes.vocabulary import ALL_SHAPES, COLORS, FILLS, NOVEL_SHAPES, SHAPES, caption
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from orchestrator.core.errors import ResurgeError
+from workers.data.loading import load_part, load_weights
 from workers.data.pinned import Source
 from workers.data.scenes import kind_of
 from workers.runtime.progress import tell
@@ -39,7 +40,8 @@ def by_captions(examples: Examples, concept: str) -> Distances:
     from transformers import CLIPTextModel, CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "pipeline" / "tokenizer")
-    encoder = CLIPTextModel.from_pretrained(WEIGHTS / "pipeline" / "text_encoder").float().eval()
+    encoder = load_weights(CLIPTextModel, str(WEIGHTS / "pipeline"), part="text_encoder")
+    encoder.float().eval()
 
     def encode(captions: Sequence[str]) -> Tensor:
         hidden: Tensor = encoder(**_tokens(tokenizer, captions)).last_hidden_state
@@ -79,14 +81,10 @@ def by_clip(examples: Examples, concept: str, source: Source) -> Distances:
     from transformers import CLIPModel, CLIPProcessor
 
     try:
-        model = CLIPModel.from_pretrained(**source.options(), use_safetensors=True)
-        processor = CLIPProcessor.from_pretrained(**source.options())
-    except (OSError, ValueError) as error:
-        first = (str(error).strip() or repr(error)).splitlines()[0]
-        raise ResurgeError(
-            f"cannot load CLIP from {source.name!r}: {first}; clip must be a folder or repository "
-            "with a CLIP model in safetensors"
-        ) from error
+        model = load_weights(CLIPModel, source.where, source.revision, use_safetensors=True)
+        processor = load_part(CLIPProcessor, source)
+    except ResurgeError as error:
+        raise ResurgeError(f"clip: {error}") from error
     model.float().eval()
 
     def encode(images: np.ndarray) -> Tensor:

@@ -10,8 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from orchestrator.core.errors import ResurgeError
-
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 Fault = Literal["revision of what is here", "no repository", "no commit"]
@@ -62,33 +60,6 @@ class Source:
     def options(self) -> dict[str, Any]:
         """What `from_pretrained` is called with."""
         return {"pretrained_model_name_or_path": self.where, "revision": self.revision}
-
-
-def load_part(kind: Any, source: Source, **options: Any) -> Any:
-    """`kind.from_pretrained` of a source, quiet.
-
-    Raises:
-        ResurgeError: it is not there, of another kind, or without safetensors.
-    """
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # a worker's log is read later
-    try:
-        return kind.from_pretrained(**source.options(), **options)
-    except Exception as error:  # the readers raise whatever they trip over
-        raise ResurgeError(
-            f"cannot load {kind.__name__} from {source.name!r}"
-            f"{f' at {source.revision}' if source.revision else ''}: {sentence(error)}; it must "
-            "be a model of transformers with its weights in safetensors"
-        ) from error
-
-
-def load_model(kind: Any, source: Source) -> Any:
-    """A model to be asked only: fp32, in evaluation mode, on the GPU if there is one."""
-    import torch
-
-    model = load_part(kind, source, use_safetensors=True).float().eval().requires_grad_(False)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def sentence(error: Exception) -> str:

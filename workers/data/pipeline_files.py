@@ -1,170 +1,271 @@
-"""Stable Diffusion pipelines as files: which may be read, and reading them."""
+"""Stable Diffusion pipelines as files: which are read, and whether they are of such a model.
+
+Planning asks this, so only names, JSON and the headers of weights are looked at.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from orchestrator.core.errors import ResurgeError
-from workers.data.pinned import Source, offline_hint, sentence
+from workers.interfaces.fit import (
+    between_faults,
+    scheduler_faults,
+    unet_faults,
+    vae_faults,
+)
 from workers.interfaces.pipeline import PARTS
 
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
-
-    from workers.interfaces.pipeline import Pipeline
-
-Dtype = Literal["float32", "float16", "bfloat16"]
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-PREDICTIONS = ("epsilon", "v_prediction")
+INDEX = "model_index.json"
+CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
+"""Of the parts that have weights; others with such names compute something else."""
+CONFIGS = {part: "config.json" for part in PARTS} | {"scheduler": "scheduler_config.json"}
+TEXTS = (".json", ".txt", ".model")  # a tokenizer's merges are a .txt
+LORA = re.compile(r"(^|[._])lora_(A|B|down|up|unet|te)|\.lora[._]|hada_w|lokr_")
+OF_OTHERS = {
+    "conditioner.embedders.": "an SDXL",
+    "model.diffusion_model.joint_blocks.": "an SD 3",
+    "joint_blocks.": "an SD 3",
+    "model.diffusion_model.double_blocks.": "a FLUX",
+    "double_blocks.": "a FLUX",
+}
+"""What tells other families' checkpoint files, by how names of tensors begin."""
+NEEDED = {
+    "model.diffusion_model.": "UNet",
+    "first_stage_model.": "autoencoder",
+    "cond_stage_model.": "text encoder",
+}
+_WEIGHTS = re.compile(
+    r"(?P<stem>diffusion_pytorch_model|pytorch_model|model)(\.(?P<variant>[\w-]+?))?"
+    r"(-\d{5}-of-\d{5})?(?P<suffix>\.safetensors|\.bin)"
+)
+_MAX_HEADER_BYTES = 100_000_000  # what the safetensors reader itself allows
 
 
-def load_pipeline(
-    source: Source,
-    device: str,
-    *,
-    dtype: Dtype = "float32",
-    allow_pickle: bool = False,
-    config: str | None = None,
-) -> Pipeline:
-    """Read a Stable Diffusion pipeline, in evaluation mode, quiet, its scheduler as it is.
+@dataclass(frozen=True)
+class PartFiles:
+    """The weights that are read of a part: in a variant or none, in one file or in shards."""
 
-    The hub is asked for repositories, and for the configuration of a checkpoint file that comes
-    without one; never with HF_HUB_OFFLINE=1.
+    variant: str | None
+    files: tuple[str, ...]
+
+    @property
+    def is_pickled(self) -> bool:
+        return not self.files[0].endswith(".safetensors")
+
+
+def part_files(
+    part: str, names: Iterable[str], variant: str | None, allow_pickle: bool
+) -> PartFiles:
+    """Which of a part's files `names` are read.
+
+    The variant asked for where the part has it, else the files without one, else the only variant
+    that is there.
 
     Raises:
-        ResurgeError: nothing is there, the weights are pickles, or it is another kind of model.
+        ResurgeError: there are no weights, only pickles, or variants to choose from.
     """
-    import torch
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    # A worker's log is read later, where bars of files being read are noise.
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    path = source.path
-    refuse_bad_files(path, allow_pickle)
-    options = {
-        "dtype": getattr(torch, dtype),
-        "safety_checker": None,
-        "feature_extractor": None,
-        "requires_safety_checker": False,
-    }
-    try:
-        if path.is_file():
-            pipe = _read_file(path, config, options)
-        else:
-            pipe = _read_layout(source, allow_pickle, options)
-    except ResurgeError:
-        raise
-    except Exception as error:  # the readers raise whatever they trip over in a broken file
-        hint = "" if path.exists() else offline_hint("the local cache")
-        raise ResurgeError(
-            f"cannot load a Stable Diffusion pipeline from {source.name!r}: {sentence(error)}{hint}"
-        ) from error
-    _refuse_other_models(pipe, source.name)
-    pipe.set_progress_bar_config(disable=True)
-    for part in (getattr(pipe, name) for name in PARTS):
-        if part.dtype != options["dtype"]:
-            part.to(options["dtype"])
-        part.eval().requires_grad_(False)
-    moved: Pipeline = pipe.to(device)
-    return moved
+    found: dict[tuple[bool, str | None], list[str]] = {}
+    for name in sorted(names):
+        if match := _WEIGHTS.fullmatch(name):
+            key = (match["suffix"] != ".safetensors", match["variant"])
+            found.setdefault(key, []).append(name)
+    pickles = [name for (is_pickle, _), files in found.items() if is_pickle for name in files]
+    usable = {key: files for key, files in found.items() if allow_pickle or not key[0]}
+    if not usable:
+        if pickles:
+            raise ResurgeError(_refusal(f"{part}/{pickles[0]}"))
+        raise ResurgeError(f"{part} has no weights; a .safetensors file must be there")
+    variants = {key[1] for key in usable}
+    if variant not in variants:
+        variant = None
+    if variant not in variants:
+        if len(variants) > 1:
+            there = ", ".join(sorted(filter(None, variants)))
+            raise ResurgeError(f"{part} has its weights as {there} only; set variant to one")
+        (variant,) = variants
+    files = usable.get((False, variant)) or usable[(True, variant)]
+    return PartFiles(variant, tuple(files))
 
 
-def _read_layout(
-    source: Source, allow_pickle: bool, options: dict[str, Any]
-) -> StableDiffusionPipeline:
-    from diffusers import StableDiffusionPipeline
-
-    where = source.where
-    kind = StableDiffusionPipeline.load_config(where, revision=source.revision).get("_class_name")
-    if kind != "StableDiffusionPipeline":
-        raise ResurgeError(_other_model(where, f"a {kind}"))
-    names = [file.name for file in (source.path / "unet").glob("*.safetensors")]
-    return StableDiffusionPipeline.from_pretrained(
-        where,
-        revision=source.revision,
-        # None reads safetensors where there are any, and pickles else.
-        use_safetensors=None if allow_pickle else True,
-        # A folder may have its weights under that name only.
-        variant="fp16" if names and all(".fp16." in name for name in names) else None,
-        **options,
-    )
-
-
-def _read_file(path: Path, config: str | None, options: dict[str, Any]) -> StableDiffusionPipeline:
-    from diffusers import StableDiffusionPipeline
-    from huggingface_hub import is_offline_mode
-
-    folder = None if config is None else Path(config).expanduser()
-    if folder is not None and not (folder / "model_index.json").is_file():
-        raise ResurgeError(f"config must be a folder with a model_index.json but got {config!r}")
-    is_offline = folder is not None or is_offline_mode()
-    try:
-        return StableDiffusionPipeline.from_single_file(
-            str(path), config=folder and str(folder), local_files_only=is_offline, **options
-        )
-    except Exception as error:
-        if folder is not None:
-            raise
-        raise ResurgeError(
-            f"cannot load {path}: {sentence(error)}; a checkpoint file holds no configuration and "
-            "no tokenizer: set config to a folder that does, if the hub cannot be reached"
-        ) from error
-
-
-def weight_files(path: Path) -> list[Path]:
-    """Files that hold weights, pickles among them: a checkpoint, or a folder's, part by part."""
-    files = [path] if path.is_file() else [f for p in PARTS for f in sorted((path / p).glob("*"))]
-    return [file for file in files if file.suffix in (".safetensors", *PICKLES)]
-
-
-def refuse_bad_files(path: Path, allow_pickle: bool) -> None:
-    """See that a file or folder has weights, and in a format that may be read.
+def files_of(names: Iterable[str], variant: str | None, allow_pickle: bool) -> dict[str, PartFiles]:
+    """The same of all parts, of a model's files `names` ("unet/config.json").
 
     Raises:
-        ResurgeError: a part has no weights, or only pickled ones. A path that is not there is
-            left to the reader.
+        ResurgeError: as `part_files`; or no part has the variant.
+    """
+    inside: dict[str, list[str]] = {part: [] for part in PARTS}
+    for name in names:
+        part, _, rest = name.partition("/")
+        if part in inside:
+            inside[part].append(rest)
+    weights = [_WEIGHTS.fullmatch(file) for files in inside.values() for file in files]
+    variants = {match["variant"] for match in weights if match is not None}
+    if variant is not None and variant not in variants:
+        others = ", ".join(sorted(filter(None, variants))) or "none but those without a variant"
+        raise ResurgeError(f"no part has weights of variant {variant!r}; there are {others}")
+    return {part: part_files(part, inside[part], variant, allow_pickle) for part in PARTS}
+
+
+def names_in(folder: Path) -> list[str]:
+    """A model folder's files, "unet/config.json"; links are followed, dead ones left out."""
+    here = [path.name for path in folder.iterdir() if path.is_file()]
+    return here + [
+        f"{inner.name}/{path.name}"
+        for inner in folder.iterdir()
+        if inner.is_dir()
+        for path in inner.iterdir()
+        if path.is_file()
+    ]
+
+
+def loaded_files(folder: Path, variant: str | None, allow_pickle: bool) -> list[Path]:
+    """Every file of a folder that loading reads: configurations, tokenizer and chosen weights."""
+    names = names_in(folder)
+    chosen = files_of(names, variant, allow_pickle)
+    weights = {f"{part}/{name}" for part, files in chosen.items() for name in files.files}
+    rooms = ("tokenizer", *CONFIGS)
+    texts = {
+        name
+        for name in names
+        if name == INDEX or (name.partition("/")[0] in rooms and name.endswith(TEXTS))
+    }
+    return [folder / name for name in sorted(weights | texts)]
+
+
+def refuse_bad_model(path: Path, variant: str | None = None, allow_pickle: bool = False) -> None:
+    """See that a file or folder is a model that can be used, without loading it.
+
+    Raises:
+        ResurgeError: it is another kind of model, a LoRA, incomplete, or may not be read. A path
+            that is not there is left to the reader.
     """
     if path.is_file():
         if path.suffix != ".safetensors" and not (allow_pickle and path.suffix in PICKLES):
-            raise ResurgeError(_refusal(path))
-    elif (path / "model_index.json").is_file():
-        there = weight_files(path)
-        for folder in (path / part for part in PARTS):
-            weights = [file for file in there if file.parent == folder]
-            if not weights:
-                raise ResurgeError(f"{folder} has no weights; a .safetensors file must be there")
-            if not allow_pickle and all(f.suffix != ".safetensors" for f in weights):
-                raise ResurgeError(_refusal(weights[0]))
+            raise ResurgeError(_refusal(str(path)))
+        if path.suffix == ".safetensors":
+            _refuse_other_files(path)
+    elif path.is_dir():
+        _refuse_other_folders(path)
+        try:
+            files_of(names_in(path), variant, allow_pickle)
+        except ResurgeError as error:
+            raise ResurgeError(f"{path}: {error}") from None
 
 
-def _refusal(file: Path) -> str:
-    if file.suffix not in PICKLES:
+def config_faults(folder: Path) -> list[str]:
+    """What is wrong with the configurations of a folder's parts."""
+    read = {part: _json_object(folder / part / name) for part, name in CONFIGS.items()}
+    _, kind = _json_object(folder / INDEX).get("scheduler") or (None, None)
+    return [
+        *scheduler_faults(read["scheduler"], kind),
+        *unet_faults(read["unet"]),
+        *vae_faults(read["vae"]),
+        *between_faults(read["unet"], read["vae"], read["text_encoder"]),
+    ]
+
+
+def index_faults(index: Mapping[str, Any]) -> list[str]:
+    """What a model_index.json says that is no Stable Diffusion pipeline of ours."""
+    kind = index.get("_class_name")
+    if kind != "StableDiffusionPipeline":
+        return [f"it is a {kind}" if kind else "its model_index.json names no pipeline"]
+    found = []
+    for part, wanted in CLASSES.items():
+        entry = index.get(part)
+        name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        if name != wanted:
+            found.append(f"its {part} is {'missing' if name is None else f'a {name}'}")
+    return found
+
+
+def other_model(source: str, what: str) -> str:
+    """What to say of another kind of model."""
+    return (
+        f"{source!r}: {what}; it must be a text-to-image Stable Diffusion 1.x or 2.x model "
+        "with one text encoder (StableDiffusionPipeline)"
+    )
+
+
+def checkpoint_names(path: Path) -> list[str]:
+    """The names of a .safetensors file's tensors, from its header.
+
+    Raises:
+        ResurgeError: it is no such file.
+    """
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if not 0 < size <= _MAX_HEADER_BYTES:
+                raise ValueError(f"its header would have {size:,} bytes")
+            header = json.loads(file.read(size))
+            return [name for name in header if name != "__metadata__"]
+    except (ValueError, TypeError, OSError, RecursionError) as error:
+        raise ResurgeError(f"{path} is no safetensors file: {error}") from error
+
+
+def _refuse_other_files(path: Path) -> None:
+    names = checkpoint_names(path)
+    if any(LORA.search(name) for name in names):
+        raise ResurgeError(
+            f"{path} is a LoRA, a change to a model and no model; merge it into the model that it "
+            "was made for (pipe.load_lora_weights, pipe.fuse_lora, pipe.save_pretrained), and give "
+            "that folder"
+        )
+    for start, family in OF_OTHERS.items():
+        if any(name.startswith(start) for name in names):
+            raise ResurgeError(other_model(str(path), f"it is {family} checkpoint"))
+    lacks = [p for start, p in NEEDED.items() if not any(name.startswith(start) for name in names)]
+    if lacks:
+        raise ResurgeError(
+            f"{path} has no weights of {' and '.join(lacks)} under the names of original Stable "
+            "Diffusion checkpoints; give the whole model, as one such file or as a folder in "
+            "diffusers' layout"
+        )
+
+
+def _refuse_other_folders(path: Path) -> None:
+    if not (path / INDEX).is_file():
+        lora = next(path.glob("*lora*.safetensors"), None) or next(
+            path.glob("adapter_config.json"), None
+        )
+        what = f"; {lora.name} is a LoRA, a change to a model and no model" if lora else ""
+        raise ResurgeError(
+            f"{path} has no {INDEX}: it is no model in diffusers' layout{what}; give a folder that "
+            "pipe.save_pretrained has written, or a .safetensors checkpoint file itself"
+        )
+    if found := index_faults(_json_object(path / INDEX)):
+        raise ResurgeError(other_model(str(path), "; ".join(found)))
+
+
+def _json_object(path: Path) -> Mapping[str, Any]:
+    """A configuration file.
+
+    Raises:
+        ResurgeError: it is missing, or no JSON object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ResurgeError(f"{path} is missing; take the whole model") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise ResurgeError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ResurgeError(f"{path} must hold a JSON object but holds {type(found).__name__}")
+    return found
+
+
+def _refusal(file: str) -> str:
+    if not file.endswith(PICKLES):
         return f"{file} must be a .safetensors file"
     return (
         f"{file} is a pickle, which can run code when it is read; convert it to safetensors "
         "(`pipe.save_pretrained`), or set allow_pickle: true to read it with torch's weights-only "
         "loader"
-    )
-
-
-def _refuse_other_models(pipe: Pipeline, source: str) -> None:
-    kind = pipe.scheduler.config.get("prediction_type", "epsilon")
-    if kind not in PREDICTIONS:
-        raise ResurgeError(
-            f"the scheduler of {source!r} has prediction_type {kind!r}; "
-            f"it must be one of {', '.join(PREDICTIONS)}"
-        )
-    channels, latent_channels = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
-    if channels != latent_channels:
-        what = f"a UNet of {channels} channels over latents of {latent_channels}"
-        raise ResurgeError(_other_model(source, what))
-
-
-def _other_model(source: str, what: str) -> str:
-    return (
-        f"{source!r} is {what}; it must be a text-to-image Stable Diffusion 1.x or 2.x model "
-        "with one text encoder (StableDiffusionPipeline)"
     )

@@ -68,7 +68,10 @@ def examine(base: Base, say: Callable[[str], None] = lambda text: None) -> Itera
         _guarded("text width", text_width, pipe),
     ]
     yield from checks
-    yield from memory(pipe, free)
+    try:
+        yield from memory(pipe, free)
+    except Exception as error:  # as in `_guarded`
+        yield Check("memory", "fail", f"{type(error).__name__}: {error}", "see the configurations")
     if any(check.status == "fail" for check in checks):
         yield Check("steps", "warn", "not tried", "mend what failed first")
         return

@@ -11,6 +11,7 @@ from torch import Tensor
 from workers.editing.edits import EDITABLE, LowRank, Weights, live_parameters, snapshot
 from workers.interfaces.base import Base
 from workers.interfaces.edit import ModelEdit, Undo
+from workers.interfaces.fit import refuse_unfit
 from workers.runtime.progress import tell
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class WarmPipeline:
         # A download cannot tell how far it is: a sign before it and one after.
         tell(0, 1)
         self.pipe: Pipeline = self.base.load(self.device)
+        refuse_unfit(self.pipe, self.base.name)
         tell(0, 1)
         self._base = {name: snapshot(value) for name, value in live_parameters(self.pipe).items()}
 

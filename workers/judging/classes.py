@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.hints import nearest
-from workers.data.pinned import Source, load_model
+from workers.data.loading import load_model
+from workers.data.pinned import Source
 from workers.interfaces.metric import Picture
 from workers.runtime.kept import kept
 
@@ -34,6 +35,7 @@ class ImageClassifier:
         import torch
 
         from workers.judging.clip import prepare
+        from workers.runtime.finite import check_tensors
         from workers.runtime.parts import passes
 
         found = [torch.empty(0, len(self.names))]
@@ -42,7 +44,9 @@ class ImageClassifier:
                 pixels = prepare(self.processor, some)
                 logits = self.model(pixels.to(self.model.device)).logits
                 found.append(logits.float().softmax(dim=1).cpu())
-        return torch.cat(found)
+        sure = torch.cat(found)
+        check_tensors({"a probability": sure}, "the classifier", "its weights are bad")
+        return sure
 
 
 @kept(2)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from workers.data.pinned import Source, load_model, load_part
+from workers.data.loading import load_model, load_part
+from workers.data.pinned import Source
 from workers.runtime.kept import kept
 
 if TYPE_CHECKING:
@@ -60,11 +61,15 @@ def _unit(items: Sequence[T], embed: Callable[[Sequence[T]], Tensor]) -> Tensor:
     import torch
     from torch.nn import functional
 
+    from workers.runtime.finite import check_tensors
     from workers.runtime.parts import passes
 
     with torch.inference_mode():
         found = torch.cat([embed(some) for some in passes(items, PER_PASS)])
-        return functional.normalize(found.float(), dim=-1).cpu()
+        found = functional.normalize(found.float(), dim=-1).cpu()
+    # NaN has a largest class too, and means nothing in a mean.
+    check_tensors({"an embedding": found}, "CLIP", "take another CLIP model, its weights are bad")
+    return found
 
 
 @kept(2)

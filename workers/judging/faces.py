@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.core.errors import ResurgeError
-from workers.data.pinned import Source, load_model
+from workers.data.loading import load_model
+from workers.data.pinned import Source
 from workers.runtime.kept import kept
 
 if TYPE_CHECKING:

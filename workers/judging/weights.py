@@ -16,10 +16,13 @@ def read(path: Path) -> dict[str, Tensor]:
     """A .safetensors file's tensors in fp32, "layers.2.weight" before "layers.10.weight"."""
     from safetensors.torch import load_file
 
+    from workers.runtime.finite import check_tensors
+
     try:
         tensors = load_file(path)
     except Exception as error:  # the reader raises whatever it trips over
         raise ResurgeError(f"cannot read {path}: {error}; it must be a safetensors file") from error
+    check_tensors(tensors, str(path), "make the file again")
 
     def by_number(name: str) -> list[str | int]:
         return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

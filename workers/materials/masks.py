@@ -71,16 +71,13 @@ class Masks(Material):
         from torch.nn import functional
         from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
 
-        source = Source(self.settings.model, self.settings.revision).options()
-        try:
-            processor = CLIPSegProcessor.from_pretrained(**source)
-            segmenter: nn.Module = CLIPSegForImageSegmentation.from_pretrained(
-                **source, use_safetensors=True
-            )
-        except (OSError, ValueError) as error:
-            raise ResurgeError(
-                f"cannot load the segmenter {self.settings.model!r}: {error}"
-            ) from error
+        from workers.data.loading import load_part, load_weights
+
+        source = Source(self.settings.model, self.settings.revision)
+        processor = load_part(CLIPSegProcessor, source)
+        segmenter: nn.Module = load_weights(
+            CLIPSegForImageSegmentation, source.where, source.revision, use_safetensors=True
+        )
         segmenter.to(work.pipe.device).eval()
         found = []
         for index, image in enumerate(pictures.images):

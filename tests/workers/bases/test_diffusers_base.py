@@ -138,7 +138,7 @@ def test_a_folders_fingerprint_follows_its_contents(folder, tmp_path):
     before = base(folder).fingerprint()
     moved = folder.rename(tmp_path / "moved")
     assert base(moved).fingerprint() == before
-    (moved / "unet" / "config.json").write_text("{}")
+    change(moved / "unet" / "config.json", dropout=0.1)
     assert base(moved).fingerprint() != before
 
 
@@ -189,3 +189,40 @@ def test_the_anchor_is_the_settings_or_a_retained_concept(folder):
     assert base(folder).anchor("cat") == ""
     assert base(folder, retained=("cat", "dog")).anchor("cat") == "dog"
     assert base(folder, retained=("cat", "dog"), anchor="fish").anchor("cat") == "fish"
+
+
+def without_one(weights, start):
+    return {
+        n: v for n, v in weights.items() if n != next(k for k in weights if k.startswith(start))
+    }
+
+
+def with_one_more(weights, start):
+    return weights | {f"{start}more.weight": torch.zeros(2)}
+
+
+def with_another_shape(weights, start):
+    name = next(k for k in weights if k.startswith(start))
+    return weights | {name: torch.zeros(3, 2, 1, 1)}
+
+
+UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
+
+
+@pytest.mark.parametrize(
+    ("start", "how"),
+    [
+        *((start, without_one) for start in (UNET, VAE, TEXT)),
+        *((start, with_another_shape) for start in (UNET, VAE, TEXT)),
+        # Text encoders are stored with layers that are not used.
+        *((start, with_one_more) for start in (UNET, VAE)),
+    ],
+)
+def test_a_checkpoint_file_with_other_weights_than_the_models_is_refused(
+    pipe, tmp_path, folder, start, how
+):
+    file = tmp_path / "model.safetensors"
+    save_file(how(original_names(pipe), start), file)
+    with pytest.raises(ResurgeError) as error:
+        base(file, config=str(folder)).load("cpu")
+    assert str(file) in str(error.value)

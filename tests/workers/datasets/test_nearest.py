@@ -156,5 +156,5 @@ def test_clip_measures_pictures_against_the_concepts_name(clip_folder):
 
 def test_clip_that_cannot_be_loaded(tmp_path):
     chosen = nearest({"digits": {"size": 30}}, bin="near", by="clip", clip=str(tmp_path))
-    with pytest.raises(ResurgeError, match="cannot load CLIP from"):
+    with pytest.raises(ResurgeError, match="clip: cannot load CLIPModel from"):
         chosen.examples("star", 32)
