@@ -17,7 +17,7 @@ from orchestrator.store.store import Store, record_of
 from workers.data.prepared import read_examples
 from workers.diffusion.denoise import latent_shape
 from workers.diffusion.rng import normal
-from workers.diffusion.text import embed
+from workers.diffusion.text import embed, refuse_cut
 from workers.editing.edit_file import load_edits
 from workers.editing.edits import Weights, live_parameters
 from workers.editing.pipeline import WarmPipeline
@@ -151,6 +151,8 @@ class Model:
             "final": target,
         }
 
+        refuse_cut(self.warm.pipe.tokenizer, asked["prompts"])
+
         @contextmanager
         def at(which: Which) -> Iterator[Pipeline]:
             self.become(stages[which])
@@ -186,6 +188,8 @@ class Model:
         unlearner = plugin_of(Unlearner, target.plugin, target.settings)
         checkpoints = StoreCheckpoints(self.store, target, self.pace)
         asked = target.settings
+        given = ("prompts", "retained_prompts", "anchor_prompts")
+        refuse_cut(self.warm.pipe.tokenizer, [p for name in given for p in asked.get(name, ())])
         made = unlearner.unlearn(
             Erasure(
                 pipe=self.warm.pipe,

@@ -83,6 +83,17 @@ class BasePlugin(Plugin):
     def never_known(self) -> str | None:
         """A concept that the base was never shown; None if there is none to name."""
 
+    def as_read(self, text: str) -> str:
+        """Equal for texts that the model cannot tell apart, because its tokenizer does not.
+
+        Concepts are compared by it. By default every difference counts.
+        """
+        return text
+
+    def unread(self, prompt: str) -> str:
+        """Why the end of a prompt would not be read; '' if it is, or if that cannot be told yet."""
+        return ""
+
 
 class UnlearnerPlugin(Plugin):
     """What planning needs to know of an unlearning method.
@@ -120,7 +131,7 @@ class UnlearnerPlugin(Plugin):
             return []
         anchor = self.anchor(base, concept)
         how = "set its `anchor`, or the base's"
-        if not anchor or anchor == concept:
+        if not anchor or base.as_read(anchor) == base.as_read(concept):
             return [f"unlearner {self.name!r} needs an anchor concept beside {concept!r}; {how}"]
         try:
             given = len(base.prompts(anchor))

@@ -30,23 +30,47 @@ def read_evaluate(at: At, grid: Grid | None) -> Evaluate | None:
     sample = fill(recipe.Settings, {k: v for k, v in given.items() if k not in own}, at)
     retain = prompts = None
     if is_given(given, "retain"):
-        kept, erased = given["retain"], grid.all_concepts() if grid else ()
-        allowed = grid.base.concepts() if grid else None
-        retain = concepts(kept, allowed) if kept.value != [] else ()
-        for item in kept.items():
-            if item.value in erased:
-                item.say(f"{item.value!r} is erased by this sweep and cannot be retained too")
+        kept = given["retain"]
+        retain = concepts(kept, grid.base if grid else None) if kept.value != [] else ()
+        if grid is not None:
+            _refuse_erased(kept, grid)
     if is_given(given, "prompts"):
         prompts = texts(given["prompts"])
+        before: dict[str, str] = {}
         for item in given["prompts"].items():
             if isinstance(item.value, str) and "{concept}" not in item.value:
                 item.say(f"must contain {{concept}} but got {show(item.value)}")
+            elif isinstance(item.value, str) and grid is not None:
+                read = grid.base.as_read(item.value)
+                if (other := before.setdefault(read, item.value)) != item.value:
+                    item.say(f"is the same to the model as {other!r}, which stands before")
     controls = flag(given["controls"]) if "controls" in given else True
     found = Evaluate((), recipe(sample), retain, prompts, controls) if sample else None
     is_sound = len(at.problems) == start
+    if grid and found and is_sound:
+        _refuse_unread(given.get("prompts", at), found, grid)
     asked = list(found.asked(grid)) if grid and found and is_sound else []
     metrics = _metrics(given["metrics"], grid, asked) if "metrics" in given else ()
     return replace(found, metrics=metrics) if found and metrics else None
+
+
+def _refuse_erased(at: At, grid: Grid) -> None:
+    erased = {grid.base.as_read(concept): concept for concept in grid.all_concepts()}
+    for item in at.items():
+        if isinstance(item.value, str) and (read := grid.base.as_read(item.value)) in erased:
+            same = "" if erased[read] == item.value else f" (as {erased[read]!r})"
+            item.say(f"{item.value!r} is erased by this sweep{same} and cannot be retained too")
+
+
+def _refuse_unread(at: At, asked: Evaluate, grid: Grid) -> None:
+    """What is drawn, and what methods train on, must be read to its end; the first that is not."""
+    base, known = grid.base, grid.base.concepts()
+    for concept in grid.all_concepts():
+        if known is None or concept in known:
+            prompts = [probe["prompt"] for probe in asked.probes(base, concept)]
+            prompts += [*base.prompts(concept), *base.retained_prompts(concept)]
+            if why := next(filter(None, map(base.unread, prompts)), ""):
+                at.say(why)
 
 
 def _metrics(at: At, grid: Grid | None, asked: Sequence[Asked]) -> tuple[MetricPlugin, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,13 +26,13 @@ def read_grid(root: At, top: dict[str, At]) -> Grid | None:
     edits = read_edits(top["edits"], _searched(top)) if "edits" in top else ()
     are_edits_sound = len(root.problems) == start
     base = _base(top.get("base") or replace(root, node=Node(DEFAULT_BASE), where="base"))
-    erased = concepts(top["concept"], base.concepts() if base else None) if "concept" in top else ()
+    erased = concepts(top["concept"], base) if "concept" in top else ()
     seeds = _seeds(top["seeds"]) if "seeds" in top else (0,)
     if base is None or not erased or not edits:
         return None
     grid = Grid(base, erased, edits, seeds, place=top["edits"].place)
     if are_edits_sound:
-        read_concepts = partial(concepts, allowed=base.concepts())
+        read_concepts = partial(concepts, base=base, others=erased)
         grid = replace(
             grid,
             zips=zips(top["zip"], grid) if "zip" in top else (),
@@ -66,12 +66,23 @@ def _base(at: At) -> BasePlugin | None:
     return cast("BasePlugin", found[0](found[1])) if found else None
 
 
-def concepts(at: At, allowed: Collection[str] | None) -> tuple[str, ...]:
-    """One concept or a list of them; `allowed` is what the base knows, None for any text."""
+def concepts(at: At, base: BasePlugin | None, others: Iterable[str] = ()) -> tuple[str, ...]:
+    """One concept or a list of them, which the base knows and can tell from each other.
+
+    `others` stand elsewhere in the file: they may be named again, but not in other letters.
+    """
     found = texts(at)
+    if base is None:
+        return found
+    allowed, before = base.concepts(), {base.as_read(other): other for other in others}
     for item in at.items():
-        if allowed is not None and isinstance(item.value, str) and item.value not in allowed:
-            item.say(f"unknown concept {item.value!r}{suggest(item.value, list(allowed))}")
+        concept = item.value
+        if not isinstance(concept, str):
+            continue
+        if allowed is not None and concept not in allowed:
+            item.say(f"unknown concept {concept!r}{suggest(concept, list(allowed))}")
+        elif (other := before.setdefault(base.as_read(concept), concept)) != concept:
+            item.say(f"{concept!r} is the same to the model as {other!r}, which stands before")
     return found
 
 

@@ -15,6 +15,7 @@ from workers.data.pipeline_files import PICKLES, config_faults, loaded_files, re
 from workers.data.pipeline_loading import Dtype, load_pipeline
 from workers.interfaces.base import Base, WeightFiles
 from workers.interfaces.fit import refuse
+from workers.interfaces.reading import as_clip_reads, cut_by_clip
 
 if TYPE_CHECKING:
     from workers.interfaces.pipeline import Pipeline
@@ -26,6 +27,8 @@ TEMPLATES = (
     "a drawing of {}",
     "{}",
 )
+PROMPT_TOKENS = 77
+"""What the text encoders of Stable Diffusion 1.x and 2.x read."""
 TEXT_FILES = (".json", ".txt")  # a tokenizer's merges are a .txt
 
 
@@ -70,6 +73,15 @@ class DiffusersSettings(Settings):
         description="also read .bin and .ckpt weights, by torch's weights-only loader, which runs "
         "no code from the file",
     )
+
+    @field_validator("retained", "templates")
+    @classmethod
+    def _are_told_apart(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        before: dict[str, str] = {}
+        for text in texts:
+            if (other := before.setdefault(as_clip_reads(text), text)) is not text:
+                raise ValueError(f"{text!r} is the same to the model as {other!r} before it")
+        return texts
 
     @field_validator("templates")
     @classmethod
@@ -128,7 +140,8 @@ class Diffusers(Base):
 
     def retained(self, concept: str) -> tuple[str, ...]:
         """The settings' concepts, without the erased one."""
-        return tuple(word for word in self.settings.retained if word != concept)
+        read = as_clip_reads(concept)
+        return tuple(word for word in self.settings.retained if as_clip_reads(word) != read)
 
     def anchor(self, concept: str) -> str:
         """The settings' own, else the first retained concept; '' if there is none."""
@@ -137,6 +150,14 @@ class Diffusers(Base):
     def never_known(self) -> str:
         """A word that means nothing."""
         return "a zorblax"
+
+    def as_read(self, text: str) -> str:
+        """As CLIP's tokenizer does."""
+        return as_clip_reads(text)
+
+    def unread(self, prompt: str) -> str:
+        """By the least number of tokens that it can have."""
+        return cut_by_clip(prompt, PROMPT_TOKENS)
 
     def fingerprint(self) -> str:
         """A repository's commit; else sha256 of the file, or of what is read of a folder.

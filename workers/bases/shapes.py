@@ -10,12 +10,14 @@ from orchestrator.core.hints import suggest
 from workers.data.pinned import Source, digest_of
 from workers.data.pipeline_loading import load_pipeline
 from workers.interfaces.base import Base
+from workers.interfaces.reading import as_clip_reads, cut_by_clip
 from workers.shapes.vocabulary import ALL_SHAPES, COLORS, FILLS, NOVEL_SHAPES, SHAPES, caption
 
 if TYPE_CHECKING:
     from workers.interfaces.pipeline import Pipeline
 
 KINDS = (SHAPES, COLORS, FILLS)
+PROMPT_TOKENS = 16
 WEIGHTS = Path(__file__).parent.parent / "shapes" / "weights" / "pipeline"
 
 
@@ -55,6 +57,14 @@ class Shapes(Base):
     def never_known(self) -> str:
         """A shape that was in no training picture and no caption."""
         return NOVEL_SHAPES[0]
+
+    def as_read(self, text: str) -> str:
+        """As CLIP's tokenizer does, which the model's is."""
+        return as_clip_reads(text)
+
+    def unread(self, prompt: str) -> str:
+        """By the least number of tokens that it can have."""
+        return cut_by_clip(prompt, PROMPT_TOKENS)
 
     def fingerprint(self) -> str:
         """sha256 of the weights' names and contents."""

@@ -98,9 +98,15 @@ def _read_layout(
         raise ResurgeError(other_model(where, "; ".join(found)))
     stated = DDIMScheduler.load_config(where, subfolder="scheduler", revision=revision)
     refuse(scheduler_faults(stated), source.name)
-    names = names_in(source.path) if source.path.is_dir() else _names_on_the_hub(source)
+    names, are_all = (names_in(source.path), True) if source.path.is_dir() else _known(source)
     parts = {}
     for part, files in files_of(names, variant, allow_pickle).items():
+        if variant is None and files.variant is not None and not are_all:
+            raise ResurgeError(
+                f"of {source.name!r} only the {files.variant} weights of {part} are in the local "
+                "cache, and the hub cannot be asked whether it has others; set variant: "
+                f"{files.variant} if these are meant"
+            )
         library = transformers if part == "text_encoder" else diffusers
         parts[part] = load_weights(
             getattr(library, CLASSES[part]),
@@ -114,16 +120,23 @@ def _read_layout(
     return StableDiffusionPipeline.from_pretrained(where, revision=revision, **parts, **options)
 
 
-def _names_on_the_hub(source: Source) -> list[str]:
-    """A repository's files at its commit; where the hub is not asked, those in the cache."""
+def _known(source: Source) -> tuple[list[str], bool]:
+    """The files of a repository at its commit, and whether these are all.
+
+    They are not where the hub cannot be asked: then they are those in the local cache.
+    """
     from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
 
-    if not is_offline_mode():
-        return HfApi().list_repo_files(source.name, revision=source.revision)
     cached = try_to_load_from_cache(source.name, INDEX, revision=source.revision)
+    try:
+        if not is_offline_mode():
+            return HfApi().list_repo_files(source.name, revision=source.revision), True
+    except Exception:  # no way there, or no leave to read: the cache may have it
+        if not isinstance(cached, str):
+            raise
     if not isinstance(cached, str):
         raise ResurgeError(f"{source.name!r} is not here{offline_hint('the local cache')}")
-    return names_in(Path(cached).parent)
+    return names_in(Path(cached).parent), False
 
 
 def _read_file(path: Path, config: str | None, options: dict[str, Any]) -> StableDiffusionPipeline:

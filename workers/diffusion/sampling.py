@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workers.diffusion.denoise import Predict, ddim, denoise, guided, latent_shape
 from workers.diffusion.rng import normal
-from workers.diffusion.text import embed
+from workers.diffusion.text import embed, refuse_cut
 from workers.interfaces.metric import Picture, Probe
 from workers.recipes import SampleSettings
 from workers.runtime.finite import NotFinite
@@ -60,7 +60,10 @@ def sample_floats(
     """
     if settings.guidance is None or settings.sampler_steps is None:
         raise ValueError("guidance and sampler_steps must be resolved to numbers before sampling")
-    text, empty = embed(pipe, prompts) if text is None else text, embed(pipe, [""])
+    if text is None:
+        refuse_cut(pipe.tokenizer, prompts)
+        text = embed(pipe, prompts)
+    empty = embed(pipe, [""])
     jobs = [(p, i) for p in range(len(prompts)) for i in range(settings.images_per_prompt)]
     pictures, size = [], part_size(settings.batch_size)
     with in_parts(1):  # the passes are small already

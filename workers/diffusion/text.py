@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from orchestrator.core.errors import ResurgeError
 from workers.runtime.progress import tell
 
 if TYPE_CHECKING:
@@ -33,6 +34,25 @@ def embed(pipe: Pipeline, prompts: Sequence[str]) -> Tensor:
     row = {prompt: index for index, prompt in enumerate(unique)}
     order = torch.tensor([row[prompt] for prompt in prompts], device=pipe.device)
     return torch.cat(passes)[order]
+
+
+def refuse_cut(tokenizer: Tokenizer, prompts: Iterable[str]) -> None:
+    """See that every prompt is read to its end.
+
+    Captions of pictures that are trained on are not asked: they are cut, as everywhere.
+
+    Raises:
+        ResurgeError: a prompt is longer than what the model reads.
+    """
+    most = tokenizer.model_max_length
+    for prompt in dict.fromkeys(prompts):
+        ids = tokenizer(prompt).input_ids
+        if len(ids) > most:
+            lost = tokenizer.decode(ids[most - 1 : -1]).strip()
+            raise ResurgeError(
+                f"the prompt {prompt!r} has {len(ids)} tokens but the model reads {most}: "
+                f"{lost!r} would be cut off; shorten it"
+            )
 
 
 def last_subject_index(tokenizer: Tokenizer, prompt: str, concept: str | None = None) -> int:

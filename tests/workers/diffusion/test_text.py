@@ -1,7 +1,10 @@
 import pytest
 import torch
 
-from workers.diffusion.text import embed, last_subject_index
+from orchestrator.core.errors import ResurgeError
+from workers.diffusion.sampling import sample_floats
+from workers.diffusion.text import embed, last_subject_index, refuse_cut
+from workers.recipes import SampleSettings
 from workers.shapes.making.tokenizer import build_tokenizer
 
 
@@ -34,3 +37,16 @@ def test_embeddings_are_the_pipelines_own_in_the_order_asked(pipe):
     got = embed(pipe, prompts)
     torch.testing.assert_close(got, expected)
     assert torch.equal(got[0], got[2])
+
+
+def test_a_prompt_that_would_be_cut_is_refused_and_one_that_just_fits_is_not(pipe):
+    most = pipe.tokenizer.model_max_length
+    fits = " ".join(["red"] * (most - 3) + ["star"])
+    refuse_cut(pipe.tokenizer, [fits])
+    with pytest.raises(ResurgeError) as error:
+        refuse_cut(pipe.tokenizer, ["a star", f"red {fits}"])
+    said = f"has {most + 1} tokens but the model reads {most}: 'star' would be cut off"
+    assert said in str(error.value)
+    settings = SampleSettings(guidance=1.0, sampler_steps=1, images_per_prompt=1)
+    with pytest.raises(ResurgeError, match="would be cut off"):
+        sample_floats(pipe, [f"red {fits}"], settings)
