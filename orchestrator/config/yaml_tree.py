@@ -8,6 +8,7 @@ at the first error, and an alias would stand on its anchor's line and count as i
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,6 +31,7 @@ from orchestrator.core.text import shortened
 MAX_DEPTH = 40
 MAX_VALUES = 200_000
 """Aliases can make a short file mean a huge one; a sweep of this size is a mistake or an attack."""
+_ESCAPE = re.compile(r"\\U([0-9a-fA-F]{8})")
 _INT = re.compile(r"[-+]?[0-9]{1,400}|0o[0-7]{1,400}|0x[0-9a-fA-F]{1,400}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"([-+]?)\.(?:(inf|Inf|INF)|(nan|NaN|NAN))")
@@ -124,6 +126,13 @@ def read_yaml(text: str, file: str | None, problems: list[Problem], where: str =
         problems.append(Problem(f"not valid YAML: {error}", where, file))
     except _UnreadableError as error:
         problems.append(Problem(error.what, where, file, error.line))
+    except (ValueError, OverflowError):  # ruamel hands an escape to `chr` as it is
+        beyond = next((m for m in _ESCAPE.finditer(text) if int(m[1], 16) > sys.maxunicode), None)
+        if beyond is None:
+            raise
+        line = text.count("\n", 0, beyond.start()) + 1
+        what = f"not valid YAML: there is no character {beyond[0]} (the last is \\U0010FFFF)"
+        problems.append(Problem(what, where, file, line))
     return None
 
 
@@ -139,6 +148,7 @@ class _Builder:
         self.file = file
         self.problems = problems
         self.anchors: dict[str, Node | None] = {}
+        self.count = 0
 
     def document(self, where: str) -> Node | None:
         next(self.events)  # the stream's start
@@ -153,6 +163,7 @@ class _Builder:
         return node
 
     def _node(self, event: Any, where: str, depth: int) -> Node:
+        self.count += 1
         if depth > MAX_DEPTH:
             raise _UnreadableError(f"nested more than {MAX_DEPTH} deep", _line(event))
         if isinstance(event, AliasEvent):
@@ -167,7 +178,7 @@ class _Builder:
             node = self._sequence(event, where, depth)
         else:
             node = Node(self._scalar(event, where), _line(event))
-        if node.size > MAX_VALUES:
+        if max(node.size, self.count) > MAX_VALUES:
             raise _UnreadableError(f"means more than {MAX_VALUES:,} values", _line(event))
         if event.anchor:
             self.anchors[event.anchor] = node
@@ -208,7 +219,14 @@ class _Builder:
     def _scalar(self, event: Any, where: str) -> Any:
         text: str = event.value
         if any("\ud800" <= c <= "\udfff" for c in text):  # JSON writes one character as two
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            halves = text.encode("utf-16", "surrogatepass")
+            try:
+                text = halves.decode("utf-16")
+            except UnicodeDecodeError:
+                text = halves.decode("utf-16", "replace")
+                self._say("half of a character (a lone surrogate) is no text", where, _line(event))
+        if "\0" in text:
+            self._say("a text may not hold NUL (\\0)", where, _line(event))
         value = text if event.style else plain_scalar(text)
         if isinstance(value, int) and abs(value) >= 2**63:
             self._say(

@@ -42,7 +42,7 @@ KEYS = (
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
 """What a sweep can be called."""
 _UNKNOWN_PLUGIN = re.compile("unknown (base|unlearner|data set|dataset|metric|executor) ")
-MAX_BYTES = 10_000_000
+MAX_BYTES = 4_000_000
 """No sweep is larger; a device has no end."""
 
 
@@ -52,12 +52,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     Raises:
         SweepError: with everything that is wrong in it.
     """
-    file = str(path)
+    file, text = str(path), None
     try:
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
-        if len(data) <= MAX_BYTES:
-            return parse(data.decode("utf-8-sig"), file, overrides)
+        text = data.decode("utf-8-sig") if len(data) <= MAX_BYTES else None
         what = f"is larger than {size_text(MAX_BYTES)}: no sweep file"
     except FileNotFoundError:
         hint = f" (nor the folder {path.parent})"
@@ -70,7 +69,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         what = f"must be UTF-8 text but byte {error.start} is not"
     except OSError as error:
         what = f"cannot be read: {error.strerror}"
-    raise SweepError([Problem(what, "", file)]) from None
+    except ValueError as error:  # a path with a NUL
+        what = f"cannot be read: {error}"
+    if text is None:
+        raise SweepError([Problem(what, "", file)])
+    return parse(text, file, overrides)
 
 
 def parse(text: str, file: str | None = None, overrides: Sequence[str] = ()) -> Sweep:

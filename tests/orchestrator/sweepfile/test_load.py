@@ -332,3 +332,29 @@ def test_reading_a_sweep_loads_nothing_heavy(tmp_path: Path) -> None:
         [sys.executable, "-c", code, path], cwd=root, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+UNREADABLE = {
+    "is a folder": (lambda path: path.mkdir(), "must be a sweep file but is a folder"),
+    "has no end": (lambda path: path.symlink_to("/dev/zero"), "is larger than 4.0 MB"),
+    "is a link to itself": (lambda path: path.symlink_to(path), "cannot be read: Too many levels"),
+    "is not UTF-8": (lambda path: path.write_bytes(b"name: caf\xe9"), "byte 9 is not"),
+    "is UTF-16": (lambda path: path.write_text("name: x", "utf-16"), "must be UTF-8 text"),
+    "is a picture": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n\0"), "must be UTF-8"),
+    "is empty": (lambda path: path.touch(), "the file is empty"),
+    "is not there": (lambda path: None, "there is no such file"),
+}
+
+
+@pytest.mark.parametrize("fault", UNREADABLE)
+def test_a_file_that_cannot_be_read_says_why(fault: str, tmp_path: Path) -> None:
+    make, why = UNREADABLE[fault]
+    make(tmp_path / "sweep.yaml")
+    with pytest.raises(SweepError, match=why):
+        load(tmp_path / "sweep.yaml")
+
+
+@pytest.mark.parametrize("name", ["x" * 5_000, "x" * 5_000 + "/y", "a\0b"])
+def test_a_path_that_is_none_says_so(name: str) -> None:
+    with pytest.raises(SweepError, match=r"cannot be read|no such file"):
+        load(Path(f"{name}.yaml"))
