@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -27,6 +28,10 @@ from orchestrator.sweep.trial import Edit, Scalar, Trial, scalar
 
 MAX_TRIALS = 100_000
 _NOWHERE = Place("")
+
+
+class BaseUnknownError(Exception):
+    """Raised by what stands in for a base that the file names wrongly, when it is asked."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +234,11 @@ class _TrialBuilder:
         self.edits: dict[tuple[Any, ...], tuple[Edit, dict[str, Scalar]] | None] = {}
         self.plugins = grid.made
         self.checked: set[tuple[int, str]] = set()
+        self.of_base: dict[str, Scalar] = {}
+        with suppress(BaseUnknownError):
+            base = grid.base
+            given = dict.fromkeys(base.settings.model_fields_set)
+            self.of_base = {"base": base.name, **_params(f"base.{base.name}", base, given)}
         self.deciding: dict[str, list[tuple[str, ...]]] = {}
         """By edit, for each of its choices, the axes that decide it."""
         for edit in grid.edits:
@@ -261,10 +271,8 @@ class _TrialBuilder:
         return matched
 
     def _trial(self, point: Mapping[str, int]) -> Trial | None:
-        base, concept = self.grid.base, self.grid.concepts[point["concept"]]
-        given = dict.fromkeys(base.settings.model_fields_set)
-        params: dict[str, Scalar] = {"base": base.name, **_params(f"base.{base.name}", base, given)}
-        params["concept"] = concept
+        concept = self.grid.concepts[point["concept"]]
+        params: dict[str, Scalar] = {**self.of_base, "concept": concept}
         edits: list[Edit] = []
         for axes in self.grid.edits:
             names = self.deciding[axes.key][point[axes.head]]
@@ -325,8 +333,9 @@ class _TrialBuilder:
         for plugin in (edit.plugin, edit.dataset):
             if plugin is not None:
                 place = choice.place if plugin.kind != "recipe" else axes.place
-                found = plugin.problems(self.grid.base, concept)
-                self.problems += [place.problem(what) for what in found]
+                with suppress(BaseUnknownError):
+                    found = plugin.problems(self.grid.base, concept)
+                    self.problems += [place.problem(what) for what in found]
 
 
 def _params(prefix: str, plugin: Plugin, names: Mapping[str, Any]) -> dict[str, Scalar]:

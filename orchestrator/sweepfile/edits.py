@@ -32,35 +32,35 @@ def edits(at: At, searched: Mapping[str, At]) -> tuple[EditAxes, ...]:
     found: list[EditAxes] = []
     counts = dict.fromkeys(KINDS, 0)
     for item in at.items():
-        kind = _kind(item)
-        if kind is None:
-            continue
-        counts[kind] += 1
-        key = kind if counts[kind] == 1 else f"{kind}_{counts[kind]}"
-        inner = item.key(kind)
-        if kind == "unlearn":
-            methods = all_plugin_axes(inner, "unlearner")
-            found.append(EditAxes(key, "unlearn", methods, place=inner.place))
-        else:
-            found.append(_finetune(key, inner, searched.get(f"{key}.dataset")))
+        for kind in _kinds(item):
+            counts[kind] += 1
+            key = kind if counts[kind] == 1 else f"{kind}_{counts[kind]}"
+            inner = item.key(kind)
+            if kind == "unlearn":
+                methods = all_plugin_axes(inner, "unlearner")
+                found.append(EditAxes(key, "unlearn", methods, place=inner.place))
+            else:
+                found.append(_finetune(key, inner, searched.get(f"{key}.dataset")))
     return tuple(found)
 
 
-def _kind(at: At) -> EditKind | None:
+def _kinds(at: At) -> list[EditKind]:
+    """The one edit that an item names; of a wrong item those that can be looked at as well."""
     got = at.value
     if not isinstance(got, dict) or not got:
         at.say(f"must be 'unlearn: …' or 'finetune: …' but got {show(at.node.plain())}{_hint(got)}")
-        return None
+        return []
+    named = [kind for kind in KINDS if kind in got]
+    others = [name for name in got if name not in named]
+    if len(named) == 1 and others and got[named[0]].value is None:
+        at.say(f"indent {', '.join(map(show, others))} to be under {named[0]!r}")
+        return []
     if len(got) > 1:
         at.say(f"must be one edit but names {len(got)} ({', '.join(got)}); begin each with '-'")
-        return None
-    name = next(iter(got))
-    for kind in KINDS:
-        if kind == name:
-            return kind
-    hint = nearest(name, list(KINDS)) or _hint(name)
-    at.say_key(name, f"unknown edit {name!r}{hint} (allowed: unlearn, finetune)")
-    return None
+    for name in others:
+        hint = nearest(name, list(KINDS)) or _hint(name)
+        at.say_key(name, f"unknown edit {show(name)}{hint} (allowed: unlearn, finetune)")
+    return named
 
 
 def _hint(got: object) -> str:

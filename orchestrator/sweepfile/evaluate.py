@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from typing import cast
@@ -12,7 +13,7 @@ from orchestrator.config.yaml_tree import At, show
 from orchestrator.core.hints import suggest
 from orchestrator.core.plugin import Asked, MetricPlugin
 from orchestrator.core.registry import find, registry
-from orchestrator.sweep.grid import Grid
+from orchestrator.sweep.grid import BaseUnknownError, Grid
 from orchestrator.sweep.sweep import Evaluate
 from orchestrator.sweepfile.grid import concepts
 
@@ -47,9 +48,11 @@ def read_evaluate(at: At, grid: Grid | None) -> Evaluate | None:
     controls = flag(given["controls"]) if "controls" in given else True
     found = Evaluate((), recipe(sample), retain, prompts, controls) if sample else None
     is_sound = len(at.problems) == start
-    if grid and found and is_sound:
-        _refuse_unread(given.get("prompts", at), found, grid)
-    asked = list(found.asked(grid)) if grid and found and is_sound else []
+    asked: list[Asked] = []
+    with suppress(BaseUnknownError):
+        if grid and found and is_sound:
+            _refuse_unread(given.get("prompts", at), found, grid)
+            asked = list(found.asked(grid))
     metrics = _metrics(given["metrics"], grid, asked) if "metrics" in given else ()
     return replace(found, metrics=metrics) if found and metrics else None
 
@@ -85,9 +88,10 @@ def _metrics(at: At, grid: Grid | None, asked: Sequence[Asked]) -> tuple[MetricP
         if any(metric.name == other.name for other in found):
             item.say(f"duplicate value: the metric {metric.name!r} stands before")
         if grid is not None:
-            misfits = [metric.problems(grid.base, concept) for concept in grid.all_concepts()]
-            misfits += [metric.problems_with(one) for one in asked]
-            for what in chain.from_iterable(misfits):
-                item.say(what)
+            with suppress(BaseUnknownError):
+                misfits = [metric.problems(grid.base, concept) for concept in grid.all_concepts()]
+                misfits += [metric.problems_with(one) for one in asked]
+                for what in chain.from_iterable(misfits):
+                    item.say(what)
         found.append(metric)
     return tuple(found)

@@ -2,48 +2,132 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from orchestrator.config.fields import single, texts
 from orchestrator.config.yaml_tree import At, Node, show
+from orchestrator.core.errors import Problem
 from orchestrator.core.hints import suggest
 from orchestrator.core.plugin import BasePlugin
 from orchestrator.core.registry import registry
-from orchestrator.sweep.grid import MAX_TRIALS, Grid
+from orchestrator.sweep.grid import MAX_TRIALS, BaseUnknownError, EditAxes, Grid
+from orchestrator.sweepfile import overrides as command_line
 from orchestrator.sweepfile.edits import edits as read_edits
 from orchestrator.sweepfile.selections import exclude, include, zips
 
 DEFAULT_BASE = "shapes"
+_OF_EDITS = ("unknown axis", "the axis has no value", "zipped axes", "has no effect")
 
 
 def read_grid(root: At, top: dict[str, At]) -> Grid | None:
-    """The grid; the problems of its trials are reported once its parts have none."""
+    """The grid; with a wrong part it is only good for finding what is wrong with the others."""
     start = len(root.problems)
     edits = read_edits(top["edits"], _searched(top)) if "edits" in top else ()
-    are_edits_sound = len(root.problems) == start
+    are_axes_known = _are_axes_known(edits, root.problems[start:])
     base = _base(top.get("base") or replace(root, node=Node(DEFAULT_BASE), where="base"))
     erased = concepts(top["concept"], base) if "concept" in top else ()
     seeds = _seeds(top["seeds"]) if "seeds" in top else (0,)
-    if base is None or not erased or not edits:
+    if not edits:
         return None
-    grid = Grid(base, erased, edits, seeds, place=top["edits"].place)
-    if are_edits_sound:
-        read_concepts = partial(concepts, base=base, others=erased)
-        grid = replace(
-            grid,
-            zips=zips(top["zip"], grid) if "zip" in top else (),
-            exclude=exclude(top["exclude"], grid) if "exclude" in top else (),
-            include=include(top["include"], grid, read_concepts, _seed_list)
-            if "include" in top
-            else (),
-        )
-    if len(root.problems) == start and "search" not in top:
+    base = base or _UnknownBase(_UnknownBase.Settings())
+    grid = Grid(base, erased or ("",), edits, seeds or (0,), place=top["edits"].place)
+    grid = _selected(grid, top, are_axes_known)
+    if len(root.problems) > start:
+        root.problems.extend(_of_sound_parts(grid, root.problems))
+    elif "search" not in top:
         root.problems.extend(grid.expansion.problems)
-    return grid
+    return grid if erased else None
+
+
+def _of_sound_parts(grid: Grid, problems: Sequence[Problem]) -> list[Problem]:
+    """What the sound parts of a wrong grid say: a folder that is missing, for one.
+
+    Where no concept is sound, what would be said of any.
+    """
+    wrong = [problem.where for problem in problems]
+    if any(command_line.is_origin(where) for where in wrong):
+        return []
+
+    def is_sound(where: str) -> bool:
+        return not any(_is_below(w, where) for w in wrong)
+
+    edits = tuple(
+        replace(
+            edit,
+            choices=tuple(c for c in edit.choices if is_sound(c.place.where)),
+            settings={
+                n: v for n, v in edit.settings.items() if is_sound(f"{edit.place.where}.{n}")
+            },
+        )
+        for edit in grid.edits
+    )
+    edits = tuple(edit for edit in edits if edit.choices)
+    allowed = grid.base.concepts()
+    right = tuple(c for c in grid.concepts if c and (allowed is None or c in allowed))
+    rest = replace(grid, edits=edits, zips=(), exclude=(), include=(), seeds=(0,))
+    rounds = [right] if right else [(c,) for c in (allowed or ("one", "another"))[:2]]
+    said = []
+    for concepts in rounds:
+        asked = replace(rest, concepts=concepts)
+        said.append(asked.expansion.problems if asked.size() <= MAX_TRIALS else ())
+    return [problem for problem in said[0] if all(problem in others for others in said[1:])]
+
+
+def _are_axes_known(edits: Sequence[EditAxes], problems: Sequence[Problem]) -> bool:
+    """Whether only values are wrong, and no edit and no plug-in was left out."""
+    known = {f"{edit.place.where}.{name}" for edit in edits for name in edit.settings}
+    known |= {f"{c.place.where}.{name}" for e in edits for c in e.choices for name in c.settings}
+    return all(any(_is_below(p.where, where) for where in known) for p in problems)
+
+
+def _is_below(where: str, place: str) -> bool:
+    return where == place or where.startswith((f"{place}.", f"{place}["))
+
+
+def _selected(grid: Grid, top: dict[str, At], are_axes_known: bool) -> Grid:
+    """With what `zip`, `exclude` and `include` say; what is wrong with one leaves it out."""
+    read_concepts = partial(concepts, base=grid.base, others=grid.concepts)
+    read: dict[str, Callable[[At], Any]] = {
+        "zip": lambda at: zips(at, grid),
+        "exclude": lambda at: exclude(at, grid),
+        "include": lambda at: include(at, grid, read_concepts, _seed_list),
+    }
+    found: dict[str, Any] = {}
+    for key, reader in read.items():
+        if key not in top:
+            continue
+        problems: list[Problem] = []
+        values = reader(replace(top[key], problems=problems))
+        if not problems:
+            found["zips" if key == "zip" else key] = values
+        # Where an edit could not be read, its axes are missed; that is no fault of these.
+        hidden = () if are_axes_known else _OF_EDITS
+        top[key].problems.extend(p for p in problems if not p.what.startswith(hidden))
+    return replace(grid, **found) if are_axes_known else grid
+
+
+class _UnknownBase(BasePlugin):
+    """Stands in for a base that cannot be read, so that all else is still looked at."""
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        raise BaseUnknownError
+
+    def concepts(self) -> tuple[str, ...] | None:
+        return None
+
+    def prompts(self, concept: str) -> tuple[str, ...]:
+        raise BaseUnknownError
+
+    def retained(self, concept: str) -> tuple[str, ...]:
+        raise BaseUnknownError
+
+    def never_known(self) -> str | None:
+        raise BaseUnknownError
 
 
 def _searched(top: dict[str, At]) -> dict[str, At]:

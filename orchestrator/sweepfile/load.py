@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast, get_args
 
@@ -111,11 +112,16 @@ def _sweep(root: At, source: str) -> Sweep | None:
     resources = _resources(top["resources"]) if "resources" in top else Resources()
     store, mlflow = (text(top[k]) if is_given(top, k) else None for k in ("store", "mlflow"))
     search = None
-    if "search" in top and grid and evaluate:
+    if "search" in top and grid:
         for key in ("include", "exclude", "zip"):
             if key in top:
                 top[key].say("cannot stand beside `search`, whose space replaces the axes")
-        search = read_search(top["search"], grid, evaluate.metrics)
+        metrics = evaluate.metrics if evaluate else ()
+        problems: list[Problem] = []
+        search = read_search(replace(top["search"], problems=problems), grid, metrics)
+        # Where no metric could be read, its numbers are missed; that is no fault of the search.
+        hidden = () if evaluate else ("unknown number",)
+        root.problems.extend(p for p in problems if not p.what.startswith(hidden))
     if not (name and grid and evaluate and resources):
         return None
     named: dict[str, At] = {key: top[key] for key in ("store", "mlflow") if key in top}

@@ -358,3 +358,93 @@ def test_a_file_that_cannot_be_read_says_why(fault: str, tmp_path: Path) -> None
 def test_a_path_that_is_none_says_so(name: str) -> None:
     with pytest.raises(SweepError, match=r"cannot be read|no such file"):
         load(Path(f"{name}.yaml"))
+
+
+BAD_PARTS = {
+    "base": ("base: shapes", "base: ./no/such/folder", "does not exist here"),
+    "base's name": ("base: shapes", "base: shaeps", "unknown base 'shaeps'; did you mean 'shapes'"),
+    "concept": ("concept: [star]", "concept: [5]", "must be text but got 5"),
+    "a method": ("esd: {variant: [x, u]}", "esd: {variant: [x, z]}", "must be one of"),
+    "its settings": ("batch_size: 4", "batch_size: x", "batch_size: must be a whole number"),
+    "a data set's folder": ("path: here", "path: no/such/folder", "no/such/folder"),
+    "zip": ("zip: []", "zip: [[finetune.steps, finetune.learning_rate]]", "equally many"),
+    "exclude": ("exclude: []", "exclude: [{finetune.stpes: 1}]", "unknown axis 'finetune.stpes'"),
+    "include": ("include: []", "include: [{finetune.batch_sise: 1}]", "unknown axis 'finetune.ba"),
+    "a metric": ("metrics: [weight", "metrics: [nothing, weight", "unknown metric 'nothing'"),
+    "what is drawn": ("images_per_prompt: 1", "images_per_prompt: 0", "must be >= 1"),
+    "prompts": ("prompts: ['{concept}']", "prompts: [star]", "must contain {concept}"),
+    "seeds": ("seeds: 2", "seeds: 0", "must be a number of seeds"),
+    "keep": ("keep: []", "keep: [all]", "must be one of unlearned"),
+    "resources": ("workers: 2", "workers: -1", "resources.workers: "),
+    "the name": ("name: all", "name: a/b", "becomes a folder's name"),
+    "a key": ("# the end", "keap: 3", "unknown key"),
+}
+ALL_PARTS = """name: all
+base: shapes
+concept: [star]
+edits:
+  - unlearn: [esd: {variant: [x, u]}, uce]
+  - finetune:
+      dataset: [related, folder: {path: here}]
+      learning_rate: [1e-4, 1e-3, 1e-2]
+      steps: [1, 2]
+      batch_size: 4
+evaluate:
+  metrics: [weight_distance, concept_accuracy]
+  images_per_prompt: 1
+  prompts: ['{concept}']
+seeds: 2
+keep: []
+zip: []
+exclude: []
+include: []
+resources: {workers: 2}
+# the end
+"""
+
+
+@pytest.mark.parametrize("one", BAD_PARTS)
+def test_a_wrong_part_hides_no_other(
+    one: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part wrong beside each other one: both are said."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    hidden = []
+    for other in BAD_PARTS:
+        text = ALL_PARTS
+        for part in {one, other}:
+            text = text.replace(*BAD_PARTS[part][:2])
+        if {one, other} == {"base", "base's name"}:
+            continue
+        said = "\n".join(problems(text))
+        hidden += [(part, other) for part in (one, other) if BAD_PARTS[part][2] not in said]
+    assert not hidden
+
+
+def test_all_wrong_parts_come_in_one_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = ALL_PARTS
+    for part, (right, wrong, _) in BAD_PARTS.items():
+        if part != "base's name":
+            text = text.replace(right, wrong)
+    said = "\n".join(problems(text))
+    for part, (_, _, what) in BAD_PARTS.items():
+        assert what in said or part == "base's name", part
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ("finetune:\n    dataset: related\n    steps: 5", "indent 'dataset', 'steps' to be under"),
+        ("unlearn:\n    esd: {variant: u}", "indent 'esd' to be under 'unlearn'"),
+        ("unlearn: uce\n    finetune: {dataset: related}", "begin each with '-'"),
+        ("finetune: {dataset: related}\n    steps: 5", "begin each with '-'"),
+        ("fintune: {dataset: related}", "unknown edit 'fintune'; did you mean 'finetune'?"),
+    ],
+)
+def test_an_edit_that_is_laid_out_wrongly(edit: str, said: str) -> None:
+    found = problems(f"name: x\nconcept: star\nedits:\n  - {edit}\nevaluate: {{metrics: fid}}\n")
+    assert said in found[0]
