@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
@@ -20,8 +19,13 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
     """Open the MLflow UI on the right store, on loopback. Ctrl-C ends it."""
+    from orchestrator.tracking.database import check, relocate
+
     place = Home.find(home)
-    command, settings = ui_command(place.mlflow_uri(), place.artifacts, port)
+    uri = place.mlflow_uri()
+    command, settings = ui_command(uri, place.artifacts, port)
+    check(uri)
+    relocate(uri, place.artifacts)
     page = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
     out.print(f"MLflow: {page} (Ctrl-C ends it)", style="bold", soft_wrap=True)
     become(command, settings)
@@ -34,19 +38,14 @@ def dashboard(
 ) -> None:
     """Open optuna-dashboard on a search's studies, on loopback. Ctrl-C ends it."""
     from orchestrator.run.job import open_results
-    from orchestrator.study.study import dashboard_config
+    from orchestrator.study.dashboard import serve, studies_app
 
     job = open_results(sweep, Home.find(home))
     if not job.is_search:
         raise ResurgeError(f"sweep {job.name!r} has no `search` block, and so no studies")
-    config = dashboard_config(job.studies_uri, port)
-    out.print(f"Studies: http://127.0.0.1:{port} (Ctrl-C ends it)", style="bold", soft_wrap=True)
-    # A pipe: the program that this one becomes reads it by its path, and nobody else can.
-    reading, writing = os.pipe()
-    os.write(writing, config.encode())
-    os.close(writing)
-    os.set_inheritable(reading, True)
-    become(["optuna-dashboard", "--from-config", f"/dev/fd/{reading}"])
+    app = studies_app(job.studies_uri)
+    shown = f"Studies: http://127.0.0.1:{port} (Ctrl-C ends it)"
+    serve(app, port, lambda: out.print(shown, style="bold", soft_wrap=True))
 
 
 def ui_command(uri: str, artifact_root: Path, port: int) -> tuple[list[str], dict[str, str]]:
@@ -61,6 +60,8 @@ def ui_command(uri: str, artifact_root: Path, port: int) -> tuple[list[str], dic
         raise ResurgeError(f"MLflow is a server with its own UI: open {redact(uri)}")
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--artifacts-destination", str(artifact_root)]
+    # MLflow's own patterns of private addresses let names such as 10.example.org pass.
+    command += ["--allowed-hosts", "127.0.0.1,127.0.0.1:*,localhost,localhost:*"]
     # Jobs evaluate language models; their processes are most of what a server takes of a machine.
     return command, {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 

@@ -33,19 +33,21 @@ class UnreadablePlan(ValueError):
 class StoredSweep:
     """A sweep as it was last run.
 
-    `values` are those that `Sweep.canonical` gives, `source` its file's text, `plan` its plan's
-    text; None in a store that an earlier Resurge wrote.
+    `values` are those that `Sweep.canonical` gives, `source` its file's text, `overridden` what the
+    command line made of that, if it did, `plan` its plan's text; None in a store that an earlier
+    Resurge wrote.
     """
 
     name: str
     values: Mapping[str, Any]
     source: str
     plan: str | None
+    overridden: str | None = None
 
     @classmethod
     def of(cls, sweep: Sweep, plan: Plan) -> StoredSweep:
         """What is to be kept of a sweep that is about to be run."""
-        return cls(sweep.name, sweep.canonical(), sweep.source, to_text(plan))
+        return cls(sweep.name, sweep.canonical(), sweep.source, to_text(plan), sweep.overridden)
 
     @classmethod
     def from_json(cls, name: str, values: Any) -> StoredSweep:
@@ -56,19 +58,26 @@ class StoredSweep:
         """
         try:
             sweep, source = values["sweep"], values["source"] or ""
-            plan = values.get("plan")
+            plan, overridden = values.get("plan"), values.get("overridden")
         except (TypeError, LookupError, AttributeError):
-            sweep = source = plan = None
+            sweep = source = plan = overridden = None
         if not (isinstance(sweep, dict) and isinstance(source, str)):
             raise StoreError(
                 f"what the store has of sweep {name!r} is no sweep: run its file again, which "
                 "writes it anew"
             )
-        return cls(name, sweep, source, plan if isinstance(plan, str) else None)
+        texts = [text if isinstance(text, str) else None for text in (plan, overridden)]
+        return cls(name, sweep, source, *texts)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        return {"sweep": self.values, "source": self.source, "plan": self.plan}
+        found = {"sweep": self.values, "source": self.source, "plan": self.plan}
+        return found | ({"overridden": self.overridden} if self.overridden is not None else {})
+
+    @property
+    def recorded(self) -> str:
+        """A sweep file that says what was run."""
+        return self.source if self.overridden is None else self.overridden
 
     def read_plan(self) -> Plan | None:
         """What was planned; None if an earlier Resurge ran it.

@@ -52,7 +52,7 @@ class Job:
     ) -> None:
         self._given = sweep
         self.name = sweep.name
-        self.source = sweep.source
+        self.recorded = sweep.recorded
         self.home = home
         self._opened = opened
         self._remark = remark
@@ -261,8 +261,10 @@ def _known(name: str, store: Store) -> StoredSweep:
 
 def _read_again(known: StoredSweep, overrides: Iterable[str] = ()) -> Sweep:
     """The sweep, checked against the plug-ins and files that are here now."""
-    found = parse(json.dumps(known.values), None, tuple(overrides))
-    return dataclasses.replace(found, source=known.source)
+    overrides = tuple(overrides)
+    found = parse(json.dumps(known.values), None, overrides)
+    overridden = found.overridden if overrides else known.overridden
+    return dataclasses.replace(found, source=known.source, overridden=overridden)
 
 
 def _run_from(path: Path, store: Store) -> StoredSweep | None:

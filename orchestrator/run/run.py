@@ -21,7 +21,8 @@ from orchestrator.run.progress import Progress
 from orchestrator.schedule.leases import Leases
 from orchestrator.schedule.scheduler import Outcome, Rules, Scheduler
 from orchestrator.sweep.resources import ExecutorSettings, Resources
-from orchestrator.tracking.mlflow import BackgroundTracker, sync
+from orchestrator.tracking.database import TrackingError, holds
+from orchestrator.tracking.mlflow import SYNCED, BackgroundTracker, sync
 from orchestrator.tracking.run import View
 from orchestrator.tracking.sweep_runs import SweepView
 
@@ -45,8 +46,7 @@ def run_job(job: Job, console: Console) -> Outcome:
     done = job.done()
     tasks = make_tasks(plan, done, sweep.keep, sweep.resources.has_score_workers)
     if not tasks:
-        if not is_synced(job):
-            console.print(sync_job(job))
+        catch_up(job, console)
         return Outcome()
     with (
         # First in, last out: no worker waits for MLflow.
@@ -113,19 +113,39 @@ def live_tracking(job: Job, console: Console) -> Iterator[Callable[[], None]]:
         yield tracker.notify
     finally:
         job = job.now()
-        _write_results(job)
+        problem = None
+        try:
+            _write_results(job)
+        except TrackingError as error:
+            problem = str(error)
         with console.status("Bringing MLflow up to date …"):
             is_current = tracker.close(CLOSE_TIMEOUT_S)
-        if is_current:
-            _mark_synced(job)
+        if not is_current:
+            problem = str(tracker.last_error)
+        if problem is None:
+            _mark_synced(job, tracker.shown)
         else:
-            say_behind(job, str(tracker.last_error), console)
+            _say_behind(job, problem, console)
 
 
-def say_behind(job: Job, why: str, console: Console) -> None:
-    """MLflow lacks something."""
+def catch_up(job: Job, console: Console) -> None:
+    """Bring MLflow and the Parquet file up to date where nothing is left to run. That they cannot
+    be is no reason not to show what was found.
+    """
+    try:
+        if not is_synced(job):
+            console.print(sync_job(job))
+    except TrackingError as error:
+        _say_behind(job, str(error), console)
+
+
+def _say_behind(job: Job, why: str, console: Console) -> None:
+    """MLflow or the home lacks something."""
     console.print(
-        f"MLflow is behind ({why}); nothing is lost: resurge sync {job.name}", style="yellow"
+        f"MLflow is behind ({why}); nothing is lost: resurge sync {job.name}",
+        style="yellow",
+        markup=False,
+        soft_wrap=True,
     )
 
 
@@ -133,33 +153,39 @@ def sync_job(job: Job) -> str:
     """Bring MLflow and the Parquet file up to date from the store; a sentence on what was done.
 
     Raises:
-        ResurgeError: MLflow does not answer.
+        TrackingError: MLflow does not answer, or the home cannot be written.
     """
     _write_results(job)
     counts = sync(view_of(job), job.mlflow_uri, job.home.artifacts)
-    _mark_synced(job)
+    _mark_synced(job, counts.shown)
     return str(counts)
 
 
 def view_of(job: Job) -> View:
     """What MLflow should show of it."""
     if not job.is_search:
-        return SweepView(job.plan, job.store, job.source)
+        return SweepView(job.plan, job.store, job.recorded)
     from orchestrator.tracking.search_runs import StudyView  # needs Optuna
 
     return StudyView(job.points, job.studies_uri, job.store)
 
 
 def is_synced(job: Job) -> bool:
-    """Whether MLflow was told of everything, as far as is known here."""
-    mark = job.home.sync_mark(job.name)
-    return mark.exists() and mark.read_text() == _sync_state(job)
+    """Whether MLflow was told of everything and still has it. Of a server nothing is known here."""
+    try:
+        state, shown = job.home.sync_mark(job.name).read_text().split()
+        count = int(shown)
+    except (OSError, ValueError):
+        return False
+    is_told = state == _sync_state(job) and job.home.results(job.name).is_file()
+    return is_told and holds(job.mlflow_uri, job.name, SYNCED, count)
 
 
-def _mark_synced(job: Job) -> None:
+def _mark_synced(job: Job, shown: int) -> None:
     mark = job.home.sync_mark(job.name)
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.write_text(_sync_state(job))
+    with contextlib.suppress(OSError):  # without it, the next run looks again
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(f"{_sync_state(job)} {shown}")
 
 
 def _sync_state(job: Job) -> str:
@@ -167,11 +193,15 @@ def _sync_state(job: Job) -> str:
     present = sorted(job.store.keys() & {stage.key for stage in job.plan.stages})
     trials = [trial.digest for trial in job.plan.trials]
     asked = [dict(job.search_block)] if job.search_block is not None else []
-    return sha256([job.mlflow_uri, trials, present, *asked])
+    return sha256([job.mlflow_uri, trials, present, sha256(job.recorded), *asked])
 
 
 def _write_results(job: Job) -> None:
-    write(table(job.plan, job.store), job.home.results(job.name))
+    rows, path = table(job.plan, job.store), job.home.results(job.name)
+    try:
+        write(rows, path)
+    except OSError as error:
+        raise TrackingError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def export_job(job: Job, folder: Path) -> list[Path]:

@@ -15,13 +15,11 @@ from orchestrator.home import Home
 from orchestrator.messages import Event, StageCommitted, StageFailed
 from orchestrator.run.job import Job
 from orchestrator.run.run import (
-    is_synced,
+    catch_up,
     live_tracking,
     new_executor,
     new_leases,
     new_scheduler,
-    say_behind,
-    sync_job,
 )
 from orchestrator.search.progress import SearchProgress
 from orchestrator.search.searcher import Searcher
@@ -51,11 +49,7 @@ def search_job(job: Job, console: Console) -> list[WorstCase]:
     begun = job.studies  # another search's are refused before the store knows of this one
     job.remember()
     if is_complete(points, begun, job.store):
-        if not is_synced(job):
-            try:
-                console.print(sync_job(job))
-            except ResurgeError as error:  # no reason not to show what was found
-                say_behind(job, str(error), console)
+        catch_up(job, console)
         return job.now().worst_cases()
     settings = points.search.settings
     open_studies(points, storage)  # another search's are refused before any worker starts

@@ -8,7 +8,6 @@ then.
 from __future__ import annotations
 
 import itertools
-import json
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -264,22 +263,6 @@ def _create(storage: str, name: str, goals: Sequence[Goal]) -> optuna.Study:
         )
     except Exception as error:
         raise unusable(storage, error) from error
-
-
-def dashboard_config(storage: str, port: int) -> str:
-    """The configuration (TOML) with which optuna-dashboard serves the studies, on loopback only.
-
-    Raises:
-        ResurgeError: there are no studies yet.
-    """
-    place = file_of(storage)
-    if place is not None and not place.exists():
-        raise ResurgeError(f"there are no studies at {place} yet; `resurge search` makes them")
-    source = str(place) if storage.startswith("journal://") else storage
-    settings = {"storage": source, "host": "127.0.0.1", "port": port}
-    # What JSON writes, TOML reads.
-    lines = [f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in settings.items()]
-    return "\n".join(["[optuna_dashboard]", *lines])
 
 
 def _suggest(trial: optuna.trial.Trial, dimension: Dimension) -> Any:

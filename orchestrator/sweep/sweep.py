@@ -67,8 +67,9 @@ class Sweep:
     """A validated sweep. Two sweeps are equal when they mean the same, however they are written.
 
     `grid` is the part that spans the trials; `search` replaces its axes by a space; `source` is the
-    file's text without credentials. `on_command_line` are the places (`store`, `mlflow`,
-    `search.storage`) that the user named there: a file may not name every place.
+    file's text without credentials, `overridden` what the command line made of it, if it did.
+    `on_command_line` are the places (`store`, `mlflow`, `search.storage`) that the user named
+    there: a file may not name every place.
     """
 
     name: str
@@ -81,6 +82,12 @@ class Sweep:
     source: str
     search: Search | None = None
     on_command_line: frozenset[str] = frozenset()
+    overridden: str | None = None
+
+    @property
+    def recorded(self) -> str:
+        """A sweep file that says what is run."""
+        return self.source if self.overridden is None else self.overridden
 
     @property
     def storage(self) -> str | None:

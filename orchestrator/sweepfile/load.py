@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
+
+from ruamel.yaml import YAML
 
 from orchestrator.config.fields import fill, known, refuse_credentials, single, text, texts
 from orchestrator.config.yaml_tree import At, read_yaml, show
+from orchestrator.core.digest import canonical_json
 from orchestrator.core.errors import Problem, SweepError
 from orchestrator.core.hints import nearest, suggest
 from orchestrator.core.redact import redact
@@ -91,6 +96,8 @@ def parse(text: str, file: str | None = None, overrides: Sequence[str] = ()) -> 
         at = At(root, "", file, problems)
         refuse_credentials(at)
         sweep = _sweep(at, redact(text))
+        if sweep is not None and overrides:
+            sweep = replace(sweep, overridden=redact(_overridden(overrides, root.plain())))
     elif root is not None:
         got = f"but got {show(root.plain())}"
         what = "the file is empty" if root.value is None else f"must map keys to values {got}"
@@ -101,6 +108,21 @@ def parse(text: str, file: str | None = None, overrides: Sequence[str] = ()) -> 
         is_plugin = any(_UNKNOWN_PLUGIN.match(problem.what) for problem in in_order)
         raise SweepError(in_order, where_from() if is_plugin else "")
     return sweep
+
+
+def _overridden(overrides: Sequence[str], values: Any) -> str:
+    """A sweep file that says what overrides make of another one."""
+    changes = "".join(f"#   {' '.join(one.split())}\n" for one in overrides)
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = None
+    writer.sort_base_mapping_type_on_output = False
+    written = io.StringIO()
+    writer.dump(values, written)
+    again = read_yaml(written.getvalue(), None, [])
+    # What YAML would read as something else, JSON says as it is.
+    is_same = again is not None and canonical_json(again.plain()) == canonical_json(values)
+    body = written.getvalue() if is_same else json.dumps(values, indent=1, ensure_ascii=False)
+    return f"# As it was run, changed on the command line by\n{changes}{body}"
 
 
 def _sweep(root: At, source: str) -> Sweep | None:

@@ -2,53 +2,84 @@
 
 MLflow is a view of the store and the studies. Each run carries the tags `resurge.sweep`,
 `resurge.key` and `resurge.synced`, a digest of what was last written to it: writing again writes
-nothing, and what was cut off is completed.
+nothing, and what was cut off is completed. A run whose trial is no longer in the sweep is tagged
+`resurge.left_sweep` and deleted, which MLflow can undo, and so do we when the trial is back.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
+import shlex
+import shutil
+import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
-from orchestrator.core.errors import ResurgeError
+from orchestrator.core.digest import sha256
 from orchestrator.core.places import file_of
 from orchestrator.core.redact import redact
 from orchestrator.results.pictures import grid, read_images
 from orchestrator.store.store import Store
+from orchestrator.tracking.database import TrackingError, check, relocate
 from orchestrator.tracking.inputs import DataInput
+from orchestrator.tracking.names import experiment_name, legal_name, legal_value, one_line
 from orchestrator.tracking.run import CONFIRMED, WORST_CASE, MetricPoint, Run, View
 
 IMAGE_KEY = "erased"
 SYNCED = "resurge.synced"
+LEFT = "resurge.left_sweep"
+STORE = "resurge.store"
+"""On a server that several stores share: whose run it is."""
+PARENT = "mlflow.parentRunId"
 MARKS = {CONFIRMED, WORST_CASE}
 """Tags that a run may lose again."""
-MAX_POINTS = 1_000
-MAX_PAIRS = 100
-MAX_VALUE_CHARACTERS = 6_000
+MAX_PAIRS, MAX_ENTITIES, MAX_BYTES = 100, 1_000, 900_000
+"""What a batch may hold: parameters, and tags; all together; as JSON, a little less than 1e6."""
 MAX_PAUSE_S = 60.0
 ATTEMPTS_AT_CLOSE = 3
 
 
 @dataclass
 class Counts:
-    """What a sync did, in runs."""
+    """What a sync did, in runs. `refused` has by name why MLflow did not take all of a run."""
 
     created: int = 0
     updated: int = 0
     unchanged: int = 0
+    left: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def shown(self) -> int:
+        """How many runs MLflow has of the sweep."""
+        return self.created + self.updated + self.unchanged
 
     def __str__(self) -> str:
+        left = f", {self.left} no longer in the sweep" if self.left else ""
         return (
             f"MLflow: {self.created} runs created, {self.updated} updated, "
-            f"{self.unchanged} already up to date"
+            f"{self.unchanged} already up to date{left}"
+        )
+
+    @property
+    def problem(self) -> str | None:
+        """What was refused, in a sentence."""
+        if not self.refused:
+            return None
+        name, why = next(iter(self.refused.items()))
+        others = f" (and of {len(self.refused) - 1} more)" if len(self.refused) > 1 else ""
+        return (
+            f"MLflow did not take all of the run {name!r}{others}: {why}; the other runs are up "
+            f"to date"
         )
 
 
@@ -57,8 +88,13 @@ class _Known:
     """A run that MLflow has. `points` and `images` hold what this process knows to be there."""
 
     run_id: str
+    name: str
     digest: str | None = None
     status: str = "RUNNING"
+    parent_id: str | None = None
+    is_left: bool = False
+    is_deleted: bool = False
+    store: str | None = None
     points: set[MetricPoint] = field(default_factory=set)
     images: set[int] | None = None
     written: dict[str, str] = field(default_factory=dict)
@@ -79,13 +115,16 @@ def sync(view: View, uri: str, artifact_root: Path | None = None) -> Counts:
         artifact_root: the folder for artifacts of a database; a server has its own.
 
     Raises:
-        ResurgeError: MLflow does not answer or refuses.
+        TrackingError: MLflow does not answer or refuses.
     """
     try:
-        return Tracker(uri, artifact_root).sync(view)
-    except (_mlflow().MlflowException, OSError) as error:
+        counts = Tracker(uri, artifact_root).sync(view)
+    except _errors() as error:
         what = f"MLflow at {redact(uri)} cannot be written: {_first_line(error)}"
-        raise ResurgeError(what) from error
+        raise TrackingError(what) from error
+    if counts.problem is not None:
+        raise TrackingError(counts.problem)
+    return counts
 
 
 class Tracker:
@@ -98,30 +137,43 @@ class Tracker:
         self._known: dict[str, dict[str, _Known]] = {}
 
     def sync(self, view: View, with_files: bool = True) -> Counts:
-        """Write what MLflow lacks; without files, leave out what takes long to make."""
+        """Write what MLflow lacks; without files, leave out what takes long to make.
+
+        What MLflow refuses of one run stops no other.
+        """
         counts = Counts()
         known = self._runs_of(view.name)
         shown = set()
         for run in view.runs():
             shown.add(run.key)
             due = run if with_files else replace(run, files={})
-            earlier = known.get(run.key)
-            if earlier and earlier.has(run, due):
-                counts.unchanged += 1
-                continue
-            if earlier is None:
-                known[run.key] = self._create(view.name, run, known)
-            self._write(known[run.key], due, view.store)
-            counts.created += earlier is None
-            counts.updated += earlier is not None
-        # A run that is not shown any more stays, but no longer as the worst case.
-        for one in (known[key] for key in known.keys() - shown):
-            if WORST_CASE in one.marks:
-                for tag in (WORST_CASE, SYNCED):
-                    self._client.delete_tag(one.run_id, tag)
-                one.marks.remove(WORST_CASE)
-                one.digest = None
+            problems = _Problems()
+            with problems:
+                self._bring(view, run, due, counts, problems)
+            if problems.found:
+                counts.refused[run.name] = problems.found[0]
+        self._put_aside(view, known.keys() - shown, counts)
+        if counts.refused:
+            self._known.pop(view.name)  # it may be that somebody deleted one: look again
         return counts
+
+    def _bring(self, view: View, run: Run, due: Run, counts: Counts, problems: _Problems) -> None:
+        """One run up to date; what MLflow refuses of it goes to `problems` or is raised."""
+        known = self._known[view.name]
+        if run.parent is not None and run.parent not in known:
+            raise TrackingError("the run above it could not be written")
+        parent_id = None if run.parent is None else known[run.parent].run_id
+        earlier = known.get(run.key)
+        if earlier is not None and earlier.is_left:
+            self._take_back(earlier)
+        if earlier is None:
+            known[run.key] = self._create(view, run, parent_id)
+        elif earlier.has(run, due) and earlier.parent_id == parent_id:
+            counts.unchanged += 1
+            return
+        self._write(known[run.key], due, parent_id, view.store, problems)
+        counts.created += earlier is None
+        counts.updated += earlier is not None
 
     def forget(self) -> None:
         """After an error: read again what MLflow has."""
@@ -131,67 +183,172 @@ class Tracker:
 
     @cached_property
     def _client(self) -> Any:
-        if (file := file_of(self.uri)) is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        return _mlflow().MlflowClient(tracking_uri=self.uri)
+        if (path := file_of(self.uri)) is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            check(self.uri)
+            if self.artifact_root is not None:
+                relocate(self.uri, self.artifact_root)
+        mlflow = _mlflow()
+        from mlflow.tracking._tracking_service import utils as by_run
 
-    def _experiment(self, name: str) -> str:
-        if name not in self._experiments:
+        by_run._artifact_repos_cache.clear()  # a copy's runs have the ids of the original's
+        if not self._is_server:
+            from mlflow.store.db import utils
+
+            # Each try waits twice as long as the one before: its fifteen would take an hour.
+            utils.MAX_RETRY_COUNT = min(utils.MAX_RETRY_COUNT, 4)
+        return mlflow.MlflowClient(tracking_uri=self.uri)
+
+    @property
+    def _is_server(self) -> bool:
+        return self.uri.startswith(("http://", "https://"))
+
+    def _experiment(self, sweep: str) -> str:
+        if sweep not in self._experiments:
+            name = experiment_name(sweep)
             found = self._client.get_experiment_by_name(name)
             if found is not None and found.lifecycle_stage != "active":
-                raise ResurgeError(
+                raise TrackingError(
                     f"MLflow's experiment {name!r} is deleted; restore it "
-                    f"(mlflow experiments restore -x {found.experiment_id}) or rename the sweep"
+                    f"({_restore_command(self.uri, found.experiment_id)}) or rename the sweep"
                 )
             if found is not None:
-                self._experiments[name] = found.experiment_id
-                return self._experiments[name]
+                self._experiments[sweep] = found.experiment_id
+                return self._experiments[sweep]
             location = None
-            if self.artifact_root is not None and not self.uri.startswith(("http://", "https://")):
+            if self.artifact_root is not None and not self._is_server:
                 location = (self.artifact_root.absolute() / name).as_uri()
             # Without its kind the UI opens it on pages for language models, not on its runs.
             tags = {"mlflow.experimentKind": "custom_model_development"}
-            self._experiments[name] = str(self._client.create_experiment(name, location, tags))
-        return self._experiments[name]
+            self._experiments[sweep] = str(self._client.create_experiment(name, location, tags))
+        return self._experiments[sweep]
 
     def _runs_of(self, sweep: str) -> dict[str, _Known]:
-        """The sweep's runs by key, asked for once; the oldest of a key counts."""
+        """The sweep's runs by key, asked for once; the oldest of a key counts, and one that the
+        user deleted does not.
+        """
         if sweep not in self._known:
             found: dict[str, _Known] = {}
             token, is_last = None, False
             while not is_last:
                 page = self._client.search_runs(
                     [self._experiment(sweep)],
+                    run_view_type=_mlflow().entities.ViewType.ALL,
                     max_results=1_000,
                     order_by=["attributes.start_time ASC"],
                     page_token=token,
                 )
                 for run in page:
-                    tags = run.data.tags
-                    if tags.get("resurge.sweep") == sweep and "resurge.key" in tags:
-                        known = _Known(run.info.run_id, tags.get(SYNCED), run.info.status)
-                        known.params.update(run.data.params)
-                        known.marks.update(MARKS & tags.keys())
-                        found.setdefault(tags["resurge.key"], known)
+                    tags, is_deleted = run.data.tags, run.info.lifecycle_stage != "active"
+                    if tags.get("resurge.sweep") != sweep or "resurge.key" not in tags:
+                        continue
+                    if is_deleted and LEFT not in tags:
+                        continue
+                    known = _Known(
+                        run.info.run_id,
+                        run.info.run_name,
+                        digest=tags.get(SYNCED),
+                        status=run.info.status,
+                        parent_id=tags.get(PARENT),
+                        is_left=LEFT in tags,
+                        is_deleted=is_deleted,
+                        store=tags.get(STORE),
+                    )
+                    known.params.update(run.data.params)
+                    known.marks.update(MARKS & tags.keys())
+                    found.setdefault(tags["resurge.key"], known)
                 token, is_last = page.token, not page.token
             self._known[sweep] = found
         return self._known[sweep]
 
-    def _create(self, sweep: str, run: Run, known: dict[str, _Known]) -> _Known:
-        tags = {"resurge.sweep": sweep, "resurge.key": run.key, "resurge.kind": run.kind}
-        if run.parent is not None:
-            tags["mlflow.parentRunId"] = known[run.parent].run_id
+    def _create(self, view: View, run: Run, parent_id: str | None) -> _Known:
+        tags = {"resurge.sweep": view.name, "resurge.key": run.key, "resurge.kind": run.kind}
+        if parent_id is not None:
+            tags[PARENT] = parent_id
+        name = one_line(redact(run.name), run.key)
         created = self._client.create_run(
-            self._experiment(sweep), start_time=run.start_ms, tags=tags, run_name=run.name
+            self._experiment(view.name), start_time=run.start_ms, tags=tags, run_name=name
         )
-        return _Known(created.info.run_id, images=set())
+        return _Known(created.info.run_id, name, parent_id=parent_id, images=set())
 
-    def _write(self, known: _Known, run: Run, store: Store) -> None:
-        """Files first, then all numbers in one batch with the mark that nothing is missing."""
-        self._write_images(known, run, store)
+    def _put_aside(self, view: View, keys: Iterable[str], counts: Counts) -> None:
+        """A run that is not shown any more stays while it is the sweep's, but no longer as the
+        worst case; one that has left the sweep is tagged and deleted.
+        """
+        own = self._store_tag(view.store)
+        for key in keys:
+            one = self._known[view.name][key]
+            with (
+                _Problems()
+            ):  # who may write a run need not be allowed to delete it: it has its tag
+                if view.holds(key):
+                    self._unmark(one)
+                elif not one.is_left and one.store in (None, own):
+                    self._client.set_tag(one.run_id, LEFT, "true")
+                    one.is_left = True
+                    counts.left += 1
+                    if one.status == "RUNNING":
+                        self._client.set_terminated(one.run_id, "KILLED")
+                        one.status = "KILLED"
+                    self._client.delete_run(one.run_id)
+                    one.is_deleted = True
+
+    def _unmark(self, one: _Known) -> None:
+        if WORST_CASE in one.marks:
+            for tag in (WORST_CASE, SYNCED):
+                self._client.delete_tag(one.run_id, tag)
+            one.marks.remove(WORST_CASE)
+            one.digest = None
+
+    def _take_back(self, one: _Known) -> None:
+        if one.is_deleted:
+            self._client.restore_run(one.run_id)
+            one.is_deleted = False
+        self._client.delete_tag(one.run_id, LEFT)
+        one.is_left = False
+
+    def _store_tag(self, store: Store) -> str | None:
+        return sha256(store.location)[:16] if self._is_server else None
+
+    def _write(
+        self, known: _Known, run: Run, parent_id: str | None, store: Store, problems: _Problems
+    ) -> None:
+        """Files first, then all numbers in one batch with the mark that nothing is missing. What
+        MLflow refuses keeps nothing else back, and not the run's end.
+        """
+        with problems:
+            self._write_images(known, run, store)
+        with problems:
+            self._write_files(known, run)
+        with problems:
+            self._write_inputs(known, run)
+        for mark in known.marks - run.tags.keys():
+            with problems:
+                self._client.delete_tag(known.run_id, mark)
+        name = one_line(redact(run.name), run.key)
+        with problems:
+            if name != known.name:
+                self._client.update_run(known.run_id, name=name)
+                known.name = name
+        own = {PARENT: parent_id, STORE: self._store_tag(store)}
+        tags = {tag: value for tag, value in own.items() if value is not None}
+        with problems:
+            self._write_batch(known, run, tags, is_whole=not problems.found)
+            known.parent_id = parent_id
+        known.marks = MARKS & run.tags.keys()
+        with problems:
+            if run.status != known.status and run.status == "RUNNING":
+                self._client.update_run(known.run_id, status=run.status)
+            elif run.status != known.status:
+                self._client.set_terminated(known.run_id, run.status, end_time=run.end_ms)
+            known.status = run.status
+        known.digest = None if problems.found else run.digest
+
+    def _write_files(self, known: _Known, run: Run) -> None:
         for name, text in run.texts.items():
             if known.written.get(name) != text:
-                self._client.log_text(known.run_id, redact(text), name)
+                safe = redact(text).encode("utf-8", "replace").decode()
+                self._client.log_text(known.run_id, safe, name)
                 known.written[name] = text
         for name, file in run.files.items():
             if known.written.get(name) != file.digest:
@@ -200,23 +357,18 @@ class Tracker:
                     path.write_bytes(file.make())
                     self._client.log_artifact(known.run_id, str(path))
                 known.written[name] = file.digest
+
+    def _write_inputs(self, known: _Known, run: Run) -> None:
         if new := [data for data in run.data if data not in known.data]:
             entities = _mlflow().entities
             used = [entities.InputTag("mlflow.data.context", "training")]
             # MLflow knows a data set by name and digest: logging it again adds nothing.
-            inputs = [entities.DatasetInput(entities.Dataset(**asdict(data)), used) for data in new]
+            sent = [replace(data, name=one_line(data.name, data.digest)) for data in new]
+            inputs = [
+                entities.DatasetInput(entities.Dataset(**asdict(data)), used) for data in sent
+            ]
             self._client.log_inputs(known.run_id, datasets=inputs)
             known.data.update(new)
-        for mark in known.marks - run.tags.keys():
-            self._client.delete_tag(known.run_id, mark)
-        self._write_batch(known, run)
-        known.marks = MARKS & run.tags.keys()
-        if run.status != known.status and run.status == "RUNNING":
-            self._client.update_run(known.run_id, status=run.status)
-        elif run.status != known.status:
-            self._client.set_terminated(known.run_id, run.status, end_time=run.end_ms)
-        known.status = run.status
-        known.digest = run.digest
 
     def _write_images(self, known: _Known, run: Run, store: Store) -> None:
         if run.images and known.images is None:
@@ -230,23 +382,62 @@ class Tracker:
                 self._client.log_image(known.run_id, image, key=IMAGE_KEY, step=step)
                 known.images.add(step)
 
-    def _write_batch(self, known: _Known, run: Run) -> None:
+    def _write_batch(self, known: _Known, run: Run, own: dict[str, str], is_whole: bool) -> None:
         entities = _mlflow().entities
         new = [point for point in run.points if point not in known.points]
-        metrics = [entities.Metric(p.name, p.value, p.time_ms, p.step) for p in new]
+        # MLflow has no infinity: it would show the largest number that there is.
+        endless = dict.fromkeys(p.name for p in run.points if math.isinf(p.value))
+        metrics = [
+            entities.Metric(legal_name(p.name), p.value, p.time_ms, p.step)
+            for p in new
+            if not math.isinf(p.value)
+        ]
         # What MLflow has of a parameter it never changes.
-        params = [pair for pair in _cut(run.params) if pair[0] not in known.params]
-        tags = [*_cut(run.tags), (SYNCED, run.digest)]
-        pages = (_pages(metrics, MAX_POINTS), _pages(params, MAX_PAIRS), _pages(tags, MAX_PAIRS))
-        for some_metrics, some_params, some_tags in zip_longest(*pages, fillvalue=()):
-            self._client.log_batch(
-                known.run_id,
-                metrics=[*some_metrics],
-                params=[entities.Param(k, v) for k, v in some_params],
-                tags=[entities.RunTag(k, v) for k, v in some_tags],
-            )
+        params = {legal_name(name): value for name, value in run.params.items()}
+        params = {name: value for name, value in params.items() if name not in known.params}
+        tags = {legal_name(name): value for name, value in run.tags.items()} | own
+        tags |= {"resurge.infinite": ", ".join(endless)} if endless else {}
+        if is_whole:
+            tags[SYNCED] = run.digest
+        items = [
+            *metrics,
+            *(entities.Param(k, legal_value(redact(v))) for k, v in params.items()),
+            *(entities.RunTag(k, legal_value(redact(v))) for k, v in tags.items()),
+        ]
+        for page in _pages(items):
+            kinds = entities.Metric, entities.Param, entities.RunTag
+            of_kind = [[item for item in page if isinstance(item, kind)] for kind in kinds]
+            self._client.log_batch(known.run_id, *of_kind)
         known.points.update(new)
-        known.params.update(run.params)
+        known.params.update(params)
+
+
+class _Problems:
+    """What MLflow refused of one run. As a context it takes such an error and lets others pass."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> bool:
+        if isinstance(error, Exception) and _is_of_one_run(error):
+            self.found.append(_first_line(error))
+            return True
+        return False
+
+
+def _is_of_one_run(error: Exception) -> bool:
+    """Whether the next run may fare better: MLflow answered, and what it was sent was wrong."""
+    if isinstance(error, TrackingError):
+        return True
+    if not isinstance(error, _mlflow().exceptions.MlflowException):
+        return False
+    status = error.get_http_status_code()
+    is_about_it = 400 <= status < 500 and status not in (401, 408, 429)
+    # Answers that are no JSON of MLflow's: a proxy's "too large", for example.
+    return is_about_it or "failed with error code 4" in str(error)
 
 
 class BackgroundTracker:
@@ -254,13 +445,14 @@ class BackgroundTracker:
 
     What takes long to make is written once, at the end. Nothing that MLflow does reaches the
     caller: an error is kept in `last_error` and tried again, less and less often. The store has
-    everything, so `sync` can always mend it later.
+    everything, so `sync` can always mend it later. `shown` is how many runs MLflow has.
     """
 
     def __init__(
         self, view: View, uri: str, artifact_root: Path | None = None, every_s: float = 3.0
     ) -> None:
         self.last_error: str | None = None
+        self.shown = 0
         self._view: Final = view
         self._every_s: Final = every_s
         self._tracker: Final = Tracker(uri, artifact_root)
@@ -291,28 +483,30 @@ class BackgroundTracker:
             if self._closing.is_set():
                 break
             self._due.clear()
-            if self._attempt(with_files=False):
+            if self._attempt(with_files=False) is not None:
                 pause_s = self._every_s
             else:
                 pause_s = min(2 * pause_s, MAX_PAUSE_S)
                 self._due.set()
             self._closing.wait(pause_s)
         for _ in range(ATTEMPTS_AT_CLOSE):
-            if self._attempt(with_files=True):
-                self._is_current = True
+            if (counts := self._attempt(with_files=True)) is not None:
+                self._is_current = not counts.refused
+                self.shown = counts.shown
                 return
 
-    def _attempt(self, with_files: bool) -> bool:
+    def _attempt(self, with_files: bool) -> Counts | None:
+        """None if MLflow could not be written at all."""
         try:
-            self._tracker.sync(self._view, with_files)
+            counts = self._tracker.sync(self._view, with_files)
         except Exception as error:
             # A database that is locked, a server that is away, a store that is slow: none of them
             # may stop the sweep. The error is shown at the end and the sync can be repeated.
             self.last_error = _first_line(error)
             self._tracker.forget()
-            return False
-        self.last_error = None
-        return True
+            return None
+        self.last_error = counts.problem
+        return counts
 
 
 def tags_of(run_id: str, uri: str) -> dict[str, str] | None:
@@ -338,21 +532,41 @@ def _mlflow() -> Any:
     return mlflow
 
 
+def _errors() -> tuple[type[Exception], ...]:
+    """What comes of a server that is away, and of a database that is damaged, in use, full, or
+    whose driver is not installed.
+    """
+    from alembic.util.exc import CommandError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (_mlflow().MlflowException, SQLAlchemyError, CommandError, ImportError, OSError)
+
+
 def _first_line(error: Exception) -> str:
     return redact((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
-def _cut(values: Any) -> list[tuple[str, str]]:
-    """Values that MLflow would cut without a word, cut so that it shows."""
-    return [(name, _cut_value(redact(value))) for name, value in values.items()]
+def _pages(items: Iterable[Any]) -> Iterator[list[Any]]:
+    """Batches as large as MLflow takes them."""
+    page: list[Any] = []
+    counts: Counter[type] = Counter()
+    size = 0
+    for item in items:
+        one = len(json.dumps(dict(item)))
+        most = MAX_ENTITIES if isinstance(item, _mlflow().entities.Metric) else MAX_PAIRS
+        is_full = counts[type(item)] >= most or len(page) >= MAX_ENTITIES
+        if page and (is_full or size + one > MAX_BYTES):
+            yield page
+            page, counts, size = [], Counter(), 0
+        page.append(item)
+        counts[type(item)] += 1
+        size += one
+    if page:
+        yield page
 
 
-def _cut_value(value: str) -> str:
-    if len(value) <= MAX_VALUE_CHARACTERS:
-        return value
-    mark = f"… (cut, {len(value)} characters; see sweep.yaml)"
-    return value[: MAX_VALUE_CHARACTERS - len(mark)] + mark
-
-
-def _pages(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    return (items[begin : begin + size] for begin in range(0, len(items), size))
+def _restore_command(uri: str, experiment_id: str) -> str:
+    """What a shell can run; MLflow is beside this Python if it is on no path."""
+    mlflow = "mlflow" if shutil.which("mlflow") else str(Path(sys.executable).parent / "mlflow")
+    place = f"MLFLOW_TRACKING_URI={shlex.quote(uri)}"
+    return f"{place} {shlex.quote(mlflow)} experiments restore -x {experiment_id}"

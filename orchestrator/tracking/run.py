@@ -92,6 +92,9 @@ class View(Protocol):
     def runs(self) -> Iterable[Run]:
         """The runs as of now, a parent before those below it."""
 
+    def holds(self, key: str) -> bool:
+        """Whether a run belongs to it, shown now or not."""
+
 
 def as_params(params: Mapping[str, Any]) -> dict[str, str]:
     """As MLflow compares and plots them: numbers as numbers, true and false as in YAML."""

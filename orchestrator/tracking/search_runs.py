@@ -19,7 +19,7 @@ from orchestrator.results.measure import TrialReader
 from orchestrator.store.store import Record, Store
 from orchestrator.study.optuna_views import importance, in_memory, plots
 from orchestrator.study.points import PointPlanner
-from orchestrator.study.studies import is_complete, read_studies
+from orchestrator.study.studies import is_complete, read_studies, study_name
 from orchestrator.study.tried import Tried, TriedState, counted, in_order
 from orchestrator.study.words import asked, confirm_text, point_text, sentences
 from orchestrator.study.worst_case import COVERAGE_RADIUS, Confirmed, WorstCase, worst_cases
@@ -96,6 +96,17 @@ class StudyView:
                     if one.setting.scored or one.setting.failed:
                         yield shown.confirmed(one)
 
+    def holds(self, key: str) -> bool:
+        """Whether one of its studies has it; what was confirmed on other seeds is another's."""
+        sweep, seeds = self._points.sweep, self._points.fresh_seeds
+        for fixed in self._points.search.studies(sweep.grid):
+            study = f"study {study_name(sweep, fixed)}"
+            is_trial = key.startswith(f"{study} trial ")
+            is_confirmed = key.startswith(f"{study} confirmed ") and key.endswith(f" on {seeds}")
+            if key == study or is_trial or is_confirmed:
+                return True
+        return False
+
     def _plan(self, case: WorstCase, trial: Tried) -> Plan | None:
         """The stages of a trial's last numbers; None if its settings do not go together."""
         key = (case.name, trial.number)
@@ -151,9 +162,8 @@ class _Study:
         texts = {
             "space.json": json.dumps(case.space.described(), indent=1, ensure_ascii=False),
             "environment.json": environment_text(records),
+            "sweep.yaml": self.points.sweep.recorded,
         }
-        if self.points.sweep.source is not None:
-            texts["sweep.yaml"] = self.points.sweep.source
         shares = importance(in_memory(case.trials, case.space, case.goals))
         ends = [*(trial.ended_ms for trial in over), *map(end_of, confirming)]
         end_ms = max(ends, default=0)

@@ -7,15 +7,19 @@ writes the same point. `search_runs` does the same for a search.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
+from typing import Any
 
 from orchestrator.core.artifacts import LOSS
 from orchestrator.core.digest import sha256
+from orchestrator.core.plugin import Plugin
 from orchestrator.plan.labels import trial_label
 from orchestrator.plan.plan import Plan, PlannedTrial
 from orchestrator.results.measure import Measured, TrialReader
 from orchestrator.store.store import Record, Store
+from orchestrator.sweep.trial import scalar
 from orchestrator.tracking.inputs import data_inputs
 from orchestrator.tracking.run import (
     MetricPoint,
@@ -48,6 +52,26 @@ class SweepView:
         self._plan = plan
         self._source = source
         self._reader: TrialReader | None = None
+        self._asked = evaluate_params(plan)
+
+    @cached_property
+    def _trials(self) -> dict[str, str]:
+        """The run's key of every trial, by the trial's."""
+        return _told_apart((p.key, _trial_meaning(p, self._asked)) for p in self._plan.trials)
+
+    @cached_property
+    def _trajectories(self) -> dict[str, str]:
+        """The run's key of every trajectory."""
+        steps = (planned for planned in self._plan.trials if planned.steps_param is not None)
+        return _told_apart((_trajectory(p), _trajectory_meaning(p, self._asked)) for p in steps)
+
+    def holds(self, key: str) -> bool:
+        """Whether the sweep has it, begun or not."""
+        return key == SWEEP_KEY or key in self._keys
+
+    @cached_property
+    def _keys(self) -> set[str]:
+        return {*self._trials.values(), *self._trajectories.values()}
 
     def runs(self) -> Iterator[Run]:
         """The sweep's run first, then those of its trajectories and trials that have begun."""
@@ -61,13 +85,16 @@ class SweepView:
         groups: dict[str, list[Measured]] = {}
         for measured in trials:
             if measured.planned.steps_param is not None:
-                groups.setdefault(_trajectory_key(measured.planned), []).append(measured)
-        for members in groups.values():
+                groups.setdefault(_trajectory(measured.planned), []).append(measured)
+        for own, members in groups.items():
             members.sort(key=lambda measured: measured.planned.steps)
-            if members[-1].planned.steps and (run := _trajectory(self._reader, members)):
+            key = self._trajectories[own]
+            run = _trajectory_run(self._reader, members, key, self._asked)
+            if members[-1].planned.steps and run:
                 yield run
         for measured in trials:
-            if (run := _trial(self._reader, measured)) is not None:
+            key = self._trials[measured.planned.key]
+            if (run := _trial_run(self._reader, measured, key, self._asked)) is not None:
                 yield run
 
 
@@ -90,7 +117,75 @@ def _sweep(reader: TrialReader, trials: Sequence[Measured], source: str | None) 
     )
 
 
-def _trial(reader: TrialReader, measured: Measured) -> Run | None:
+def evaluate_params(plan: Plan) -> dict[str, Any]:
+    """The base and how all models are judged, by name: numbers of other settings do not compare."""
+    found: dict[str, Any] = {"base": plan.root.plugin}
+    found |= _flat("base", plan.root.settings["settings"])
+    stages = {stage.plugin: stage for stage in plan.stages if stage.kind == "score"}
+    # The first trial's own come in the order of the file; the first metric gives the numbers.
+    own = plan.trials[0].final.scores if plan.trials else ()
+    metrics = {stage.plugin: stage for stage in own} | stages
+    if metrics:
+        found["evaluate.metrics"] = ", ".join(metrics)
+        found["evaluate.controls"] = any(planned.is_control for planned in plan.trials)
+    for name, stage in metrics.items():
+        found |= _flat(f"evaluate.{name}", stage.settings["settings"])
+    sample = next((stage for stage in plan.stages if stage.kind == "sample"), None)
+    if sample is not None:
+        found |= _flat("evaluate", sample.settings["settings"])
+        probes = sample.settings["probes"]
+        for role, name in (("erased", "evaluate.prompts"), ("retained", "evaluate.retain")):
+            of = "prompt" if role == "erased" else "concept"
+            found[name] = [probe[of] for probe in probes if probe["role"] == role]
+    return {name: scalar(value) for name, value in found.items()}
+
+
+def _flat(prefix: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}.{name}": value for name, value in settings.items()}
+
+
+def _told_apart(meanings: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, str]:
+    """A key for what each means, by its own; two that mean the same have their own in it."""
+    found: dict[str, str] = {}
+    taken: dict[str, str] = {}
+    for own, meaning in meanings:
+        key = sha256(meaning)[:16]
+        if taken.setdefault(key, own) != own:
+            key = sha256({**meaning, "own": own})[:16]
+        found[own] = key
+    return found
+
+
+def _meaning(planned: PlannedTrial) -> dict[str, Any]:
+    """A trial's settings, however they were written: what is a default counts as if it were said,
+    and what changes only how the work is done does not count.
+    """
+
+    def values(plugin: Plugin | None) -> list[Any]:
+        if plugin is None:
+            return []
+        settings = plugin.settings
+        full = {k: v for k, v in settings.full().items() if k not in settings.ONLY_MEMORY}
+        return [plugin.name, full]
+
+    return {
+        "concept": planned.trial.concept,
+        "seed": planned.trial.seed,
+        "control": planned.is_control,
+        "edits": [
+            [edit.key, *values(edit.plugin), *values(edit.dataset)] for edit in planned.trial.edits
+        ],
+    }
+
+
+def _trial_meaning(planned: PlannedTrial, asked: Mapping[str, Any]) -> dict[str, Any]:
+    digests = [stage.digest for stage in (planned.final.sample, *planned.final.scores)]
+    return {"trial": _meaning(planned), "stages": digests, "asked": dict(asked)}
+
+
+def _trial_run(
+    reader: TrialReader, measured: Measured, key: str, asked: Mapping[str, Any]
+) -> Run | None:
     """None before the trial's last model is there."""
     planned = measured.planned
     own = list(reader.records(planned.final.stages()))
@@ -101,25 +196,36 @@ def _trial(reader: TrialReader, measured: Measured) -> Run | None:
     end_ms = max(end_of(record) for record in own)
     return Run(
         kind="trial",
-        key=planned.key,
+        key=key,
         name=trial_label(reader.plan, planned),
         status=_status([measured]),
         start_ms=min(start_of(record) for record in own),
         end_ms=end_ms,
         parent=SWEEP_KEY,
-        params=as_params(planned.params),
+        params=as_params({**asked, **planned.params}),
         tags=_digests(planned),
         points=tuple(points_of(_trial_numbers(measured), step=0, time_ms=end_ms)),
         data=data_inputs(reader, model),
     )
 
 
-def _trajectory_key(planned: PlannedTrial) -> str:
+def _trajectory(planned: PlannedTrial) -> str:
     params = {k: v for k, v in planned.params.items() if k != planned.steps_param}
-    return sha256({"params": params, "unlearned": planned.unlearned.sample.digest})[:16]
+    return sha256({"params": params, "unlearned": planned.unlearned.sample.digest})
 
 
-def _trajectory(reader: TrialReader, members: Sequence[Measured]) -> Run | None:
+def _trajectory_meaning(planned: PlannedTrial, asked: Mapping[str, Any]) -> dict[str, Any]:
+    meaning = _meaning(planned)
+    for edit in meaning["edits"]:
+        if f"{edit[0]}.steps" == planned.steps_param:
+            edit[2].pop("steps", None)
+    digests = [stage.digest for stage in (planned.unlearned.sample, *planned.unlearned.scores)]
+    return {"trajectory": meaning, "stages": digests, "asked": dict(asked)}
+
+
+def _trajectory_run(
+    reader: TrialReader, members: Sequence[Measured], key: str, asked: Mapping[str, Any]
+) -> Run | None:
     """None before the curve has its first point."""
     first = members[0].planned
     points = [*_curve(reader, members), *_loss_points(reader, members)]
@@ -128,13 +234,13 @@ def _trajectory(reader: TrialReader, members: Sequence[Measured]) -> Run | None:
     params = {k: v for k, v in first.params.items() if k != first.steps_param}
     return Run(
         kind="trajectory",
-        key=_trajectory_key(first),
+        key=key,
         name=trial_label(reader.plan, first, with_steps=False),
         status=_status(members),
         start_ms=min(point.time_ms for point in points),
         end_ms=max(point.time_ms for point in points),
         parent=SWEEP_KEY,
-        params=as_params(params),
+        params=as_params({**asked, **params}),
         tags={"resurge.unlearned_model": first.unlearned.model.digest},
         points=tuple(points),
         images=_images(reader, members),

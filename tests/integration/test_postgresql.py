@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
-
 import pytest
 
 from orchestrator.core.errors import ResurgeError
-from orchestrator.study.study import Study, dashboard_config
+from orchestrator.study.dashboard import studies_app
+from orchestrator.study.study import Study
 from orchestrator.sweep.search import Confirm, Goal, Search, SearchSettings
 from orchestrator.sweep.space import Range, Space
 
@@ -46,5 +45,4 @@ def test_studies_are_alone_in_their_database(postgresql: str, new_database: obje
     study = opened(postgresql)
     assert study.ask() is not None
     assert opened(new_database()).tried() == []
-    config = tomllib.loads(dashboard_config(postgresql, 8080))
-    assert config["optuna_dashboard"]["storage"] == postgresql
+    assert callable(studies_app(postgresql))

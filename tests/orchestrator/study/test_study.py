@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tomllib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ import pytest
 from orchestrator.core.errors import ResurgeError
 from orchestrator.study import optuna_views as study_plots
 from orchestrator.study.storage import shown_url
-from orchestrator.study.study import Study, dashboard_config, read_tried
+from orchestrator.study.study import Study, read_tried
 from orchestrator.study.tried import Tried, best, best_so_far, candidates, counted
 from orchestrator.sweep.search import REDUCTION, Confirm, Goal, Search, SearchSettings
 from orchestrator.sweep.space import Categorical, Dimension, Range, Space, point_key
@@ -609,12 +608,3 @@ def test_a_file_that_is_no_database_gives_one_clear_error(tmp_path: Path) -> Non
 )
 def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
     assert shown_url(url) == shown
-
-
-@pytest.mark.parametrize("storage", ["sqlite", "journal"], indirect=True)
-def test_the_dashboard_needs_studies(storage: str) -> None:
-    with pytest.raises(ResurgeError, match="there are no studies at"):
-        dashboard_config(storage, 8080)
-    run(opened(storage, search_of(RATE)), 1)
-    config = tomllib.loads(dashboard_config(storage, 8080))["optuna_dashboard"]
-    assert config["host"] == "127.0.0.1"

@@ -21,11 +21,9 @@ from orchestrator.core.artifacts import Failure
 from orchestrator.core.errors import ResurgeError
 from orchestrator.store.store import Store
 from orchestrator.tracking.mlflow import (
-    MAX_VALUE_CHARACTERS,
     BackgroundTracker,
     Counts,
     Tracker,
-    _cut_value,
     sync,
 )
 from orchestrator.tracking.sweep_runs import SweepView
@@ -81,14 +79,6 @@ def small_plan(**axes):
 def plan():
     """2 methods × 1 data set × 2 rates × steps 0 and 50 × 1 seed, and controls: 19 runs."""
     return small_plan(methods=synthetic.METHODS, rates=synthetic.RATES)
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    """An empty MLflow database: making its tables takes seconds."""
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -285,13 +275,6 @@ def test_a_deleted_experiment_is_named(place, plan):
     place.client.delete_experiment(place.client.get_experiment_by_name("quickstart").experiment_id)
     with pytest.raises(ResurgeError, match="is deleted; restore it"):
         place.sync(plan)
-
-
-def test_a_long_value_is_cut_so_that_it_shows():
-    cut = _cut_value("x" * 7_000)
-    assert len(cut) == MAX_VALUE_CHARACTERS
-    assert "cut, 7000 characters" in cut
-    assert _cut_value("short") == "short"
 
 
 def test_importing_tracking_loads_no_mlflow():

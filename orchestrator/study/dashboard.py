@@ -1,0 +1,91 @@
+"""optuna-dashboard on a search's studies, for this machine's own browser and nobody else.
+
+It asks for no password and answers whatever Host and Origin it is asked with: a page of another
+site could remove a study, by a name of its own that it lets point to this machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from typing import Any
+from urllib.parse import urlsplit
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from orchestrator.core.errors import ResurgeError
+from orchestrator.study.storage import file_of, open_storage, unusable
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Nothing: a line for every picture helps nobody."""
+
+
+def studies_app(storage: str) -> WSGIApp:
+    """The dashboard of the studies, behind a check of who asks.
+
+    Raises:
+        ResurgeError: there are no studies yet, or they cannot be read.
+    """
+    place = file_of(storage)
+    if place is not None and not place.exists():
+        raise ResurgeError(f"there are no studies at {place} yet; `resurge search` makes them")
+    try:
+        opened = open_storage(storage)
+    except Exception as error:
+        raise unusable(storage, error) from error
+    from optuna_dashboard import wsgi
+
+    return for_this_machine(wsgi(opened))
+
+
+def serve(app: WSGIApp, port: int, ready: Callable[[], None]) -> None:
+    """Answer on loopback until Ctrl-C.
+
+    Args:
+        ready: called once the port is open.
+
+    Raises:
+        ResurgeError: the port is in use.
+    """
+    try:
+        server = make_server("127.0.0.1", port, app, _Server, _Quiet)
+    except OSError as error:
+        why = error.strerror or error
+        raise ResurgeError(f"port {port} cannot be used ({why}): name another by --port") from error
+    with server, contextlib.suppress(KeyboardInterrupt):
+        ready()
+        server.serve_forever()
+
+
+def for_this_machine(app: WSGIApp) -> WSGIApp:
+    """Refuse (403) what is asked of another name than this machine's, or by a page of another."""
+
+    def checked(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        host, origin = environ.get("HTTP_HOST", ""), environ.get("HTTP_ORIGIN")
+        problem = None
+        if _name(f"//{host}") not in LOOPBACK:
+            problem = f"Host {host!r} is not this machine: ask 127.0.0.1"
+        elif origin is not None and origin.partition("://")[2] != host:
+            problem = f"Origin {origin!r} is another page than {host!r}"
+        if problem is None:
+            return app(environ, start)
+        start("403 Forbidden", [("Content-Type", "text/plain; charset=utf-8")])
+        return [problem.encode("utf-8", "replace")]
+
+    return checked
+
+
+def _name(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None

@@ -1,0 +1,121 @@
+"""A sweep that is edited and run again: what MLflow shows is what the sweep says now."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from orchestrator.home import Home
+from orchestrator.plan.plan import make_plan
+from orchestrator.run.job import Job
+from orchestrator.run.run import view_of
+from orchestrator.store.store import Store
+from orchestrator.sweepfile.load import parse
+from orchestrator.tracking.mlflow import Counts, sync
+from tests.orchestrator import synthetic
+
+TEXT = """
+name: edited
+base: shapes
+concept: star
+edits: [{unlearn: uce}, {finetune: {dataset: related, learning_rate: 1.0e-3, steps: [0, 50]}}]
+evaluate: {metrics: [concept_accuracy], images_per_prompt: 4}
+"""
+RUNS = 7
+"""The sweep, two trajectories and four trials, controls included."""
+
+
+class Place:
+    """A home whose sweeps get made-up records."""
+
+    def __init__(self, root: Path, database: Path) -> None:
+        shutil.copy(database, root / "mlflow.db")
+        self.home = Home(root)
+        self.store = Store(self.home.store_location())
+
+    def sync(self, *overrides: str, text: str = TEXT) -> Counts:
+        sweep = parse(text, None, overrides)
+        synthetic.commit(self.store, make_plan(sweep))
+        view = view_of(Job(sweep, self.home, self.store))
+        return sync(view, self.home.mlflow_uri(), self.home.artifacts)
+
+    def runs(self, kind: str) -> list[Any]:
+        client = MlflowClient(self.home.mlflow_uri())
+        experiment = client.get_experiment_by_name("edited")
+        assert experiment is not None
+        return client.search_runs([experiment.experiment_id], f"tags.resurge.kind = '{kind}'")
+
+    def recorded(self) -> str:
+        (run,) = self.runs("sweep")
+        client = MlflowClient(self.home.mlflow_uri())
+        return Path(client.download_artifacts(run.info.run_id, "sweep.yaml")).read_text()
+
+
+@pytest.fixture
+def place(tmp_path: Path, database: Path) -> Place:
+    return Place(tmp_path, database)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "evaluate.images_per_prompt=2",
+        "evaluate.guidance=5",
+        "evaluate.prompts=['a {concept}', 'one {concept}']",
+        "evaluate.retain=[circle]",
+        "evaluate.metrics=[clip_score, concept_accuracy]",
+    ],
+)
+def test_numbers_of_another_evaluation_are_other_runs(place: Place, change: str) -> None:
+    assert place.sync().created == RUNS
+    before = {run.info.run_id: run.data.params for run in place.runs("trial")}
+    assert place.sync(change) == Counts(created=RUNS - 1, updated=1, left=RUNS - 1)
+    now = {run.info.run_id: run.data.params for run in place.runs("trial")}
+    assert len(now) == len(before) == 4 and not now.keys() & before.keys()
+    (name,) = {change.partition("=")[0]}
+    assert {params[name] for params in now.values()} != {p[name] for p in before.values()}
+    # Back again, they are the runs that they were.
+    assert place.sync() == Counts(updated=1, unchanged=RUNS - 1, left=RUNS - 1)
+    assert {run.info.run_id for run in place.runs("trial")} == before.keys()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "finetune.batch_size=16",
+        "finetune.micro_batch_size=4",
+        "unlearn.uce.erase_scale=1.0",
+        "evaluate.controls=true",
+        "evaluate.noise_seed=0",
+    ],
+)
+def test_a_default_that_is_spelt_out_makes_no_other_run(place: Place, change: str) -> None:
+    place.sync()
+    before = {run.info.run_id for run in place.runs("trial")}
+    counts = place.sync(change)
+    assert (counts.created, counts.left) == (0, 0)
+    assert {run.info.run_id for run in place.runs("trial")} == before
+
+
+def test_an_axis_that_makes_no_difference_has_all_its_runs(place: Place) -> None:
+    """Two settings that mean the same are one run, unless the sweep has both."""
+    place.sync()
+    assert place.sync("finetune.micro_batch_size=[2, 4]").shown == 1 + 2 * (RUNS - 1)
+
+
+def test_an_axis_that_shrinks_leaves_what_is_left(place: Place) -> None:
+    place.sync("finetune.learning_rate=[1e-3,3e-4]")
+    assert place.sync().left == RUNS - 1
+    assert {run.data.params["finetune.learning_rate"] for run in place.runs("trial")} == {"0.001"}
+
+
+def test_the_sweep_that_is_recorded_is_the_one_that_ran(place: Place) -> None:
+    place.sync()
+    assert place.recorded() == TEXT
+    place.sync("seeds=2", "finetune.learning_rate=3e-4")
+    assert "seeds=2" in place.recorded().partition("name:")[0]
+    assert parse(place.recorded()) == parse(TEXT, None, ("seeds=2", "finetune.learning_rate=3e-4"))
