@@ -157,16 +157,12 @@ def _told_apart(meanings: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, str
 
 
 def _meaning(planned: PlannedTrial) -> dict[str, Any]:
-    """A trial's settings, however they were written: what is a default counts as if it were said,
+    """A trial's settings, however they were written: a default counts as little where it is said,
     and what changes only how the work is done does not count.
     """
 
     def values(plugin: Plugin | None) -> list[Any]:
-        if plugin is None:
-            return []
-        settings = plugin.settings
-        full = {k: v for k, v in settings.full().items() if k not in settings.ONLY_MEMORY}
-        return [plugin.name, full]
+        return [] if plugin is None else [plugin.name, plugin.settings.identity()]
 
     return {
         "concept": planned.trial.concept,
