@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from orchestrator.core.errors import ResurgeError
-from orchestrator.study.storage import file_of, open_storage, unusable
+from orchestrator.core.places import file_of
+from orchestrator.study.storage import open_storage, unusable
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]

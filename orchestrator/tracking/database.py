@@ -15,6 +15,8 @@ from orchestrator.core.errors import ResurgeError
 from orchestrator.core.places import file_of
 
 BUSY_TIMEOUT_S = 5.0
+_ALWAYS = {"alembic_version", "experiments", "runs", "tags", "params", "metrics"}
+"""Tables of every version; where some are missing, MLflow would begin to make its own."""
 _LOCATIONS = {
     "experiments": "artifact_location",
     "runs": "artifact_uri",
@@ -45,10 +47,10 @@ def check(uri: str) -> None:
                 database.execute("SELECT version_num FROM alembic_version").fetchall()
     except sqlite3.Error as error:
         raise TrackingError(f"MLflow's database {path} cannot be used: {_why(error)}") from error
-    if tables and "experiments" not in tables:
+    if tables and not tables >= _ALWAYS:
         raise TrackingError(
-            f"{path} is a database, but none of MLflow's (it has the tables "
-            f"{', '.join(sorted(tables)[:3])}, …): name another file for MLflow"
+            f"{path} is a database but not MLflow's, or not all of it (it lacks the tables "
+            f"{', '.join(sorted(_ALWAYS - tables))}): name another file for MLflow, or move it away"
         )
 
 

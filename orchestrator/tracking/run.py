@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -71,7 +71,8 @@ class Run:
             "points": [[p.name, repr(p.value), p.step, p.time_ms] for p in self.points],
             "images": {str(step): record.key for step, record in self.images.items()},
             "texts": dict(self.texts),
-            "data": [asdict(one) for one in self.data],
+            # Where the store is says nothing about the data.
+            "data": [asdict(replace(one, source="")) for one in self.data],
         }
         if self.files:
             shown["files"] = {name: file.digest for name, file in self.files.items()}

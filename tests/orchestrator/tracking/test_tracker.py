@@ -20,6 +20,7 @@ from mlflow.entities import Metric, Param, RunTag, ViewType
 from mlflow.utils import validation
 
 from orchestrator.core.errors import ResurgeError
+from orchestrator.core.places import sqlite_url
 from orchestrator.store.store import Store
 from orchestrator.tracking.database import TrackingError
 from orchestrator.tracking.mlflow import BackgroundTracker, Counts, Tracker, _pages, sync
@@ -62,7 +63,7 @@ class Place:
 
     @property
     def uri(self) -> str:
-        return f"sqlite:///{self.root / 'mlflow.db'}"
+        return sqlite_url(self.root / "mlflow.db")
 
     @property
     def artifacts(self) -> Path:
