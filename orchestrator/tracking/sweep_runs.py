@@ -7,6 +7,7 @@ writes the same point. `search_runs` does the same for a search.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -14,7 +15,6 @@ from typing import Any
 
 from orchestrator.core.artifacts import LOSS
 from orchestrator.core.digest import sha256
-from orchestrator.core.plugin import Plugin
 from orchestrator.plan.labels import trial_label
 from orchestrator.plan.plan import Plan, PlannedTrial
 from orchestrator.results.measure import Measured, TrialReader
@@ -57,13 +57,19 @@ class SweepView:
     @cached_property
     def _trials(self) -> dict[str, str]:
         """The run's key of every trial, by the trial's."""
-        return _told_apart((p.key, _trial_meaning(p, self._asked)) for p in self._plan.trials)
+        return _told_apart(
+            (planned.key, {"trial": _meaning(planned), "asked": self._asked}, dict(planned.params))
+            for planned in self._plan.trials
+        )
 
     @cached_property
     def _trajectories(self) -> dict[str, str]:
-        """The run's key of every trajectory."""
-        steps = (planned for planned in self._plan.trials if planned.steps_param is not None)
-        return _told_apart((_trajectory(p), _trajectory_meaning(p, self._asked)) for p in steps)
+        """The run's key of every trajectory that leads anywhere, by that of its trials."""
+        some = {_trajectory(planned): planned for planned in self._plan.trials if planned.steps}
+        return _told_apart(
+            (own, {"trajectory": _course(planned), "asked": self._asked}, own)
+            for own, planned in some.items()
+        )
 
     def holds(self, key: str) -> bool:
         """Whether the sweep has it, begun or not."""
@@ -88,9 +94,9 @@ class SweepView:
                 groups.setdefault(_trajectory(measured.planned), []).append(measured)
         for own, members in groups.items():
             members.sort(key=lambda measured: measured.planned.steps)
-            key = self._trajectories[own]
-            run = _trajectory_run(self._reader, members, key, self._asked)
-            if members[-1].planned.steps and run:
+            if (key := self._trajectories.get(own)) is None:
+                continue
+            if run := _trajectory_run(self._reader, members, key, self._asked):
                 yield run
         for measured in trials:
             key = self._trials[measured.planned.key]
@@ -144,39 +150,46 @@ def _flat(prefix: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{prefix}.{name}": value for name, value in settings.items()}
 
 
-def _told_apart(meanings: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, str]:
-    """A key for what each means, by its own; two that mean the same have their own in it."""
-    found: dict[str, str] = {}
-    taken: dict[str, str] = {}
-    for own, meaning in meanings:
-        key = sha256(meaning)[:16]
-        if taken.setdefault(key, own) != own:
-            key = sha256({**meaning, "own": own})[:16]
-        found[own] = key
-    return found
-
-
-def _meaning(planned: PlannedTrial) -> dict[str, Any]:
-    """A trial's settings, however they were written: a default counts as little where it is said,
-    and what changes only how the work is done does not count.
+def _told_apart(given: Iterable[tuple[str, dict[str, Any], Any]]) -> dict[str, str]:
+    """A key for what each means, by its name. Where several mean the same, how they were written
+    tells them apart: settings make no difference at 0 steps, for example.
     """
-
-    def values(plugin: Plugin | None) -> list[Any]:
-        return [] if plugin is None else [plugin.name, plugin.settings.identity()]
-
+    found = list(given)
+    counts = Counter(sha256(meaning) for _, meaning, _ in found)
     return {
-        "concept": planned.trial.concept,
-        "seed": planned.trial.seed,
-        "control": planned.is_control,
-        "edits": [
-            [edit.key, *values(edit.plugin), *values(edit.dataset)] for edit in planned.trial.edits
-        ],
+        name: sha256([meaning, written] if counts[sha256(meaning)] > 1 else meaning)[:16]
+        for name, meaning, written in found
     }
 
 
-def _trial_meaning(planned: PlannedTrial, asked: Mapping[str, Any]) -> dict[str, Any]:
-    digests = [stage.digest for stage in (planned.final.sample, *planned.final.scores)]
-    return {"trial": _meaning(planned), "stages": digests, "asked": dict(asked)}
+def _meaning(planned: PlannedTrial) -> dict[str, Any]:
+    """What a trial's numbers hang on, however it was written: a default is as good as unsaid."""
+    points = (planned.unlearned, planned.final)
+    return {
+        "concept": planned.trial.concept,
+        "control": planned.is_control,
+        "stages": [stage.digest for at in points for stage in (at.sample, *at.scores)],
+    }
+
+
+def _course(planned: PlannedTrial) -> dict[str, Any]:
+    """The same of all step counts of a trajectory: what its last fine-tune begins from, and how."""
+    at, after = planned.final.model, []
+    while (tuned := at.inputs.get("donor", at)).kind != "finetune" and at.parent is not None:
+        after.append([at.kind, at.plugin, at.version, dict(at.identity), at.seed])
+        at = at.parent
+    settings = {k: v for k, v in tuned.identity.get("settings", {}).items() if k != "steps"}
+    recipe = {**tuned.identity, "settings": settings}
+    before = [stage.parent.digest for stage in (at, tuned) if stage.parent is not None]
+    data = {name: stage.digest for name, stage in tuned.inputs.items()}
+    point = planned.unlearned
+    return {
+        "concept": planned.trial.concept,
+        "control": planned.is_control,
+        "finetune": [at.kind, tuned.plugin, tuned.version, recipe, tuned.seed, before, data],
+        "after": after,
+        "stages": [stage.digest for stage in (point.sample, *point.scores)],
+    }
 
 
 def _trial_run(
@@ -208,15 +221,6 @@ def _trial_run(
 def _trajectory(planned: PlannedTrial) -> str:
     params = {k: v for k, v in planned.params.items() if k != planned.steps_param}
     return sha256({"params": params, "unlearned": planned.unlearned.sample.digest})
-
-
-def _trajectory_meaning(planned: PlannedTrial, asked: Mapping[str, Any]) -> dict[str, Any]:
-    meaning = _meaning(planned)
-    for edit in meaning["edits"]:
-        if f"{edit[0]}.steps" == planned.steps_param:
-            edit[2].pop("steps", None)
-    digests = [stage.digest for stage in (planned.unlearned.sample, *planned.unlearned.scores)]
-    return {"trajectory": meaning, "stages": digests, "asked": dict(asked)}
 
 
 def _trajectory_run(

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
 from orchestrator.core.plugin import DatasetPlugin, RecipePlugin, UnlearnerPlugin
-from orchestrator.core.settings import Settings
 from orchestrator.core.stage import Stage
 from orchestrator.plan.plan import Plan, PlannedTrial, Waypoint
 from orchestrator.store.store import Store
@@ -39,33 +38,13 @@ GIT_SHA = "0123456789abcdef0123456789abcdef01234567"
 class Unlearner(UnlearnerPlugin):
     """Stands for a method."""
 
-
-class Esd(Unlearner):
-    """Stands for a method with randomness."""
-
-    name = "esd"
-
-
-class Uce(Unlearner):
-    """Stands for a method without."""
-
-    name = "uce"
+    name = "unlearner"
 
 
 class Dataset(DatasetPlugin):
     """Stands for a data set."""
 
-
-class Related(Dataset):
-    """Stands for pictures of the concept's kind."""
-
-    name = "related"
-
-
-class Unrelated(Dataset):
-    """Stands for other pictures."""
-
-    name = "unrelated"
+    name = "dataset"
 
 
 class Finetune(RecipePlugin):
@@ -73,21 +52,9 @@ class Finetune(RecipePlugin):
 
     name = "finetune"
 
-    class Settings(Settings):
-        """What the trials differ in."""
 
-        learning_rate: float
-        steps: int
-
-
-def _edits(method: str, dataset: str, rate: float, steps: int) -> tuple[Edit, ...]:
-    recipe = Finetune(Finetune.Settings(learning_rate=rate, steps=steps))
-    data = {"related": Related, "unrelated": Unrelated}[dataset]
-    finetune = Edit("finetune", "finetune", recipe, data(data.Settings()))
-    if method == "none":
-        return (finetune,)
-    unlearner = {"esd": Esd, "uce": Uce}[method]
-    return (Edit("unlearn", "unlearn", unlearner(unlearner.Settings())), finetune)
+UNLEARN = Edit("unlearn", "unlearn", Unlearner(Unlearner.Settings()))
+FINETUNE = Edit("finetune", "finetune", Finetune(Finetune.Settings()), Dataset(Dataset.Settings()))
 
 
 def _stage(kind, plugin, settings, seed, parent, inputs=None, **extra) -> Stage:
@@ -127,7 +94,7 @@ def _trial(method: str, dataset: str, rate: float, steps: int, seed: int) -> Pla
     params |= {"unlearn.esd.variant": "x"} if method == "esd" else {}
     params |= {"finetune.dataset": dataset, "finetune.adapter": "full"}
     params |= {"finetune.learning_rate": rate, "finetune.steps": steps, "seed": seed}
-    edits = _edits(method, dataset, rate, steps)
+    edits = (FINETUNE,) if is_control else (UNLEARN, FINETUNE)
     unlearned = ROOT if is_control else unlearned_model(method, seed)
     return PlannedTrial(
         trial=Trial("star", edits, seed, params),

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from orchestrator.home import Home
 from orchestrator.plan.plan import make_plan
-from orchestrator.run.job import Job
+from orchestrator.run.job import Job, open_results
 from orchestrator.run.run import view_of
 from orchestrator.store.store import Store
 from orchestrator.sweepfile.load import parse
@@ -91,7 +91,6 @@ def test_numbers_of_another_evaluation_are_other_runs(place: Place, change: str)
     [
         "finetune.batch_size=16",
         "finetune.gradient_checkpointing=false",
-        "finetune.lora_rank=8",
         "unlearn.uce.erase_scale=1.0",
         "evaluate.noise_seed=0",
     ],
@@ -108,6 +107,18 @@ def test_an_axis_that_makes_no_difference_has_all_its_runs(place: Place) -> None
     """Two settings that mean the same are one run, unless the sweep has both."""
     place.sync()
     assert place.sync("finetune.gradient_checkpointing=[false, true]").shown == 1 + 2 * (RUNS - 1)
+
+
+def test_what_was_run_shows_the_same_as_what_is_run(place: Place) -> None:
+    """A stored sweep has its plan and no plug-ins."""
+    changes = ("finetune.steps=[0, 50]", "finetune.learning_rate=[1e-3,3e-4]")
+    place.sync(*changes)
+    job = Job(parse(TEXT, None, changes), place.home, place.store)
+    job.remember()
+    stored = view_of(open_results("edited", place.home))
+    again = sync(stored, place.home.mlflow_uri(), place.home.artifacts)
+    assert again == Counts(unchanged=1 + 2 + 4)
+    assert [run.digest for run in stored.runs()] == [run.digest for run in view_of(job).runs()]
 
 
 def test_an_axis_that_shrinks_leaves_what_is_left(place: Place) -> None:
