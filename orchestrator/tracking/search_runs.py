@@ -39,6 +39,7 @@ from orchestrator.tracking.run import (
     start_of,
 )
 from orchestrator.tracking.search_numbers import confirmed_points, study_points, trial_points
+from orchestrator.tracking.sweep_runs import evaluate_params
 
 STATUS: Mapping[TriedState, RunStatus] = {
     "done": "FINISHED",
@@ -270,7 +271,7 @@ class _Study:
         plan = next((plan for plan in self.plans.values() if plan), None)
         params = plan.trials[0].trial.params if plan else {}
         held = {k: v for k, v in params.items() if k not in searched and k != "seed"}
-        return {**held, **self.case.fixed}
+        return {**(evaluate_params(plan) if plan else {}), **held, **self.case.fixed}
 
     def _own_records(self, trials: Iterable[PlannedTrial]) -> Iterator[Record]:
         """Of the final models and their evaluation, which no other setting has."""

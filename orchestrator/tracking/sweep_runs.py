@@ -53,12 +53,14 @@ class SweepView:
         self._source = source
         self._reader: TrialReader | None = None
         self._asked = evaluate_params(plan)
+        # The rest of it is in the stages' digests, whatever else it is called by.
+        self._apart = {key: self._asked.get(f"evaluate.{key}") for key in ("metrics", "controls")}
 
     @cached_property
     def _trials(self) -> dict[str, str]:
         """The run's key of every trial, by the trial's."""
         return _told_apart(
-            (planned.key, {"trial": _meaning(planned), "asked": self._asked}, dict(planned.params))
+            (planned.key, {"trial": _meaning(planned), **self._apart}, dict(planned.params))
             for planned in self._plan.trials
         )
 
@@ -67,7 +69,7 @@ class SweepView:
         """The run's key of every trajectory that leads anywhere, by that of its trials."""
         some = {_trajectory(planned): planned for planned in self._plan.trials if planned.steps}
         return _told_apart(
-            (own, {"trajectory": _course(planned), "asked": self._asked}, own)
+            (own, {"trajectory": _course(planned), **self._apart}, own)
             for own, planned in some.items()
         )
 
@@ -124,7 +126,7 @@ def _sweep(reader: TrialReader, trials: Sequence[Measured], source: str | None) 
 
 
 def evaluate_params(plan: Plan) -> dict[str, Any]:
-    """The base and how all models are judged, by name: numbers of other settings do not compare."""
+    """The base and how its models are judged, by name: numbers of other settings do not compare."""
     found: dict[str, Any] = {"base": plan.root.plugin}
     found |= _flat("base", plan.root.settings["settings"])
     stages = {stage.plugin: stage for stage in plan.stages if stage.kind == "score"}
@@ -139,11 +141,15 @@ def evaluate_params(plan: Plan) -> dict[str, Any]:
     sample = next((stage for stage in plan.stages if stage.kind == "sample"), None)
     if sample is not None:
         found |= _flat("evaluate", sample.settings["settings"])
-        probes = sample.settings["probes"]
-        for role, name in (("erased", "evaluate.prompts"), ("retained", "evaluate.retain")):
-            of = "prompt" if role == "erased" else "concept"
-            found[name] = [probe[of] for probe in probes if probe["role"] == role]
     return {name: scalar(value) for name, value in found.items()}
+
+
+def _params(planned: PlannedTrial, asked: Mapping[str, Any]) -> dict[str, Any]:
+    probes = planned.final.sample.settings["probes"]
+    prompts = [probe["prompt"] for probe in probes if probe["role"] == "erased"]
+    retained = [probe["concept"] for probe in probes if probe["role"] == "retained"]
+    shown = {"evaluate.prompts": scalar(prompts), "evaluate.retain": scalar(retained)}
+    return {**asked, **shown, **planned.params}
 
 
 def _flat(prefix: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,7 +217,7 @@ def _trial_run(
         start_ms=min(start_of(record) for record in own),
         end_ms=end_ms,
         parent=SWEEP_KEY,
-        params=as_params({**asked, **planned.params}),
+        params=as_params(_params(planned, asked)),
         tags=_digests(planned),
         points=tuple(points_of(_trial_numbers(measured), step=0, time_ms=end_ms)),
         data=data_inputs(reader, model),
@@ -231,7 +237,7 @@ def _trajectory_run(
     points = [*_curve(reader, members), *_loss_points(reader, members)]
     if not points:
         return None
-    params = {k: v for k, v in first.params.items() if k != first.steps_param}
+    params = {k: v for k, v in _params(first, asked).items() if k != first.steps_param}
     return Run(
         kind="trajectory",
         key=key,
@@ -240,7 +246,7 @@ def _trajectory_run(
         start_ms=min(point.time_ms for point in points),
         end_ms=max(point.time_ms for point in points),
         parent=SWEEP_KEY,
-        params=as_params({**asked, **params}),
+        params=as_params(params),
         tags={"resurge.unlearned_model": first.unlearned.model.digest},
         points=tuple(points),
         images=_images(reader, members),

@@ -79,7 +79,7 @@ def test_numbers_of_another_evaluation_are_other_runs(place: Place, change: str)
     trials = place.runs("trial", "params.control = 'false'")
     now = {run.info.run_id: run.data.params for run in trials}
     assert len(now) == len(before) == 1 and not now.keys() & before.keys()
-    (name,) = {change.partition("=")[0]}
+    name = change.partition("=")[0]
     assert {params[name] for params in now.values()} != {p[name] for p in before.values()}
     # Back again, they are the runs that they were.
     assert place.sync().created == 0
@@ -107,6 +107,16 @@ def test_an_axis_that_makes_no_difference_has_all_its_runs(place: Place) -> None
     """Two settings that mean the same are one run, unless the sweep has both."""
     place.sync()
     assert place.sync("finetune.gradient_checkpointing=[false, true]").shown == 1 + 2 * (RUNS - 1)
+
+
+def test_each_concept_has_its_own_prompts(place: Place) -> None:
+    place.sync("concept=[star, circle]")
+    prompts = {
+        run.data.params["concept"]: run.data.params["evaluate.prompts"]
+        for run in [*place.runs("trial"), *place.runs("trajectory")]
+    }
+    assert all(concept in prompts[concept] for concept in ("star", "circle"))
+    assert prompts["star"].replace("star", "circle") == prompts["circle"]
 
 
 def test_what_was_run_shows_the_same_as_what_is_run(place: Place) -> None:
