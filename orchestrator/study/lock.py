@@ -14,7 +14,7 @@ import optuna
 from orchestrator.core.claims import Claims, beating
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.liveness import SILENT_S, Process, Sign, Verdict, Watch
-from orchestrator.study.storage import open_storage, shown_url, unusable
+from orchestrator.study.storage import open_storage, shown_url, unusable, using
 
 PREFIX = "resurge.owner."
 LOOK_AGAIN_S = 1.0
@@ -117,7 +117,8 @@ def owned(
             yield check
     finally:
         if not lost:
-            lock.release()
+            with using(lock.url):
+                lock.release()
 
 
 def _acquire(

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.places import JOURNAL, file_of
@@ -32,7 +37,7 @@ def open_storage(url: str) -> BaseStorage:
     return RDBStorage(url)
 
 
-def unusable(url: str, error: Exception) -> ResurgeError:
+def unusable(url: str, error: BaseException | None) -> ResurgeError:
     """A driver that is not installed, a server that is away, a file that is no database: each
     raises something of its own.
     """
@@ -41,6 +46,24 @@ def unusable(url: str, error: Exception) -> ResurgeError:
     what = (str(error).strip() or type(error).__name__).splitlines()[0]
     what = redact(what, also=passwords_of(url))
     return ResurgeError(f"the studies at {shown_url(url)} cannot be used: {what}")
+
+
+@contextlib.contextmanager
+def using(url: str) -> Iterator[None]:
+    """Inside, what a driver raises of a storage that was opened is an error of ours.
+
+    Raises:
+        ResurgeError: it was damaged, is locked, full or gone.
+    """
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError, OSError) as error:
+        raise unusable(url, error.__cause__ if _says_nothing(error) else error) from error
+
+
+def _says_nothing(error: Exception) -> bool:
+    """Optuna's own says that something was raised; what, says its cause."""
+    return isinstance(error, StorageInternalError) and isinstance(error.__cause__, Exception)
 
 
 def shown_url(url: str) -> str:

@@ -7,11 +7,12 @@ then.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import optuna
@@ -21,7 +22,7 @@ from orchestrator.core.digest import canonical_json
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.places import file_of
 from orchestrator.study.optuna_views import directions
-from orchestrator.study.storage import open_storage, unusable
+from orchestrator.study.storage import open_storage, unusable, using
 from orchestrator.study.tried import Tried, TriedState
 from orchestrator.sweep.search import REDUCTION, Goal, Search
 from orchestrator.sweep.space import Categorical, Dimension, Space, point_key
@@ -31,6 +32,8 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 # A search by `cmaes` says so itself.
 warnings.filterwarnings("ignore", message="Constraints have been set, but CmaEsSampler")
 
+P = ParamSpec("P")
+T = TypeVar("T")
 IDENTITY = "resurge.identity"
 MAX_REPEATS = 10
 """So many known points in a row, and the next one is drawn by chance among the others."""
@@ -42,6 +45,18 @@ _STATES: Mapping[TrialState, TriedState] = {
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
 }
+
+
+def _of_its_storage(method: Callable[P, T]) -> Callable[P, T]:
+    """A method of a study: what a driver raises is an error of ours."""
+
+    @functools.wraps(method)
+    def called(*given: P.args, **named: P.kwargs) -> T:
+        study: Any = given[0]
+        with using(study._storage):
+            return method(*given, **named)
+
+    return called
 
 
 class Study:
@@ -69,6 +84,7 @@ class Study:
         identity: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
+        self._storage = storage
         self.goals = search.goals
         self.space = space
         self.budget = search.settings.trials
@@ -76,11 +92,12 @@ class Study:
         self._is_grid = search.settings.sampler == "grid"
         self._study = _create(storage, name, self.goals)
         mine = _whole_identity(identity or {}, self.goals, self.space)
-        if IDENTITY not in self._study.user_attrs:  # it is new
-            self._study.set_metric_names([goal.name for goal in self.goals])
-            self._study.set_user_attr(IDENTITY, mine)
-        _refuse_another(self._study, mine)
-        begun = len(self._study.get_trials(deepcopy=False))
+        with using(storage):
+            if IDENTITY not in self._study.user_attrs:  # it is new
+                self._study.set_metric_names([goal.name for goal in self.goals])
+                self._study.set_user_attr(IDENTITY, mine)
+            _refuse_another(self._study, mine)
+            begun = len(self._study.get_trials(deepcopy=False))
         self._rng = np.random.default_rng([self._rng_seed, begun])
         # A sampler that begins again with the same seed would propose the same points again.
         self._study.sampler = _sampler(search, space, (self._rng_seed + 7919 * begun) % 2**32)
@@ -96,6 +113,7 @@ class Study:
         most = self.budget if self.space.size is None else min(self.budget, self.space.size)
         return len(self.known) >= most
 
+    @_of_its_storage
     def adopt(self) -> list[Tried]:
         """The trials that were running, or next in line, when the study was last closed."""
         states = (TrialState.RUNNING, TrialState.WAITING)
@@ -107,6 +125,7 @@ class Study:
                 found.append(self.one(trial.number))
         return found
 
+    @_of_its_storage
     def ask(self) -> Tried | None:
         """A new point; None if the budget is spent or none is left. Known ones are told at once."""
         repeats = 0
@@ -123,6 +142,7 @@ class Study:
             repeats += 1
         return None
 
+    @_of_its_storage
     def report(self, number: int, step: int, value: float) -> bool:
         """A value on the way; whether the trial should stop there."""
         trial = self._live(number)
@@ -130,6 +150,7 @@ class Study:
             trial.report(value, step)
         return bool(trial.should_prune())
 
+    @_of_its_storage
     def tell(
         self,
         number: int,
@@ -141,6 +162,7 @@ class Study:
         self._remember(number, numbers, violations)
         self._study.tell(number, list(values))
 
+    @_of_its_storage
     def tell_pruned(
         self, number: int, numbers: Mapping[str, float], violations: Mapping[str, float]
     ) -> None:
@@ -148,11 +170,13 @@ class Study:
         self._remember(number, numbers, violations)
         self._study.tell(number, state=TrialState.PRUNED)
 
+    @_of_its_storage
     def tell_failed(self, number: int, reason: str) -> None:
         """A trial has no value."""
         self._live(number).set_user_attr("resurge.reason", reason)
         self._study.tell(number, state=TrialState.FAIL)
 
+    @_of_its_storage
     def tried(self) -> list[Tried]:
         """Every trial so far, repeats too, by number."""
         return [_tried(t, self.space) for t in self._study.get_trials(deepcopy=False)]
@@ -161,6 +185,7 @@ class Study:
         frozen = self._study.get_trials(deepcopy=False)[number]
         return optuna.trial.Trial(self._study, frozen._trial_id)
 
+    @_of_its_storage
     def one(self, number: int) -> Tried:
         """A trial as it is now."""
         return _tried(self._study.get_trials(deepcopy=False)[number], self.space)
@@ -249,8 +274,9 @@ def read_tried(
         return []
     except Exception as error:
         raise unusable(storage, error) from error
-    _refuse_another(study, _whole_identity(identity or {}, search.goals, space))
-    return [_tried(trial, space) for trial in study.get_trials(deepcopy=False)]
+    with using(storage):
+        _refuse_another(study, _whole_identity(identity or {}, search.goals, space))
+        return [_tried(trial, space) for trial in study.get_trials(deepcopy=False)]
 
 
 def _create(storage: str, name: str, goals: Sequence[Goal]) -> optuna.Study:
