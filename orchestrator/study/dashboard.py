@@ -2,11 +2,17 @@
 
 It asks for no password and answers whatever Host and Origin it is asked with: a page of another
 site could remove a study, by a name of its own that it lets point to this machine.
+
+    python -m orchestrator.study.dashboard URL [--host 0.0.0.0] [--port 8080]
+
+serves it in a container, whose own port is published on its machine's loopback.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import sys
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -48,8 +54,8 @@ def studies_app(storage: str) -> WSGIApp:
     return for_this_machine(wsgi(opened))
 
 
-def serve(app: WSGIApp, port: int, ready: Callable[[], None]) -> None:
-    """Answer on loopback until Ctrl-C.
+def serve(app: WSGIApp, port: int, ready: Callable[[], None], host: str = "127.0.0.1") -> None:
+    """Answer until Ctrl-C.
 
     Args:
         ready: called once the port is open.
@@ -58,7 +64,7 @@ def serve(app: WSGIApp, port: int, ready: Callable[[], None]) -> None:
         ResurgeError: the port is in use.
     """
     try:
-        server = make_server("127.0.0.1", port, app, _Server, _Quiet)
+        server = make_server(host, port, app, _Server, _Quiet)
     except OSError as error:
         why = error.strerror or error
         raise ResurgeError(f"port {port} cannot be used ({why}): name another by --port") from error
@@ -90,3 +96,20 @@ def _name(url: str) -> str | None:
         return urlsplit(url).hostname
     except ValueError:
         return None
+
+
+def main() -> None:
+    """The dashboard as a program of its own."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("storage", help="the studies' database, or journal:///path")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
+    parser.add_argument("--port", type=int, default=8080)
+    given = parser.parse_args()
+    try:
+        serve(studies_app(given.storage), given.port, lambda: None, given.host)
+    except ResurgeError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -310,9 +311,22 @@ def test_a_server_shows_what_was_synced_and_takes_syncs(place):
         query = f"run_uuid={runs[0].info.run_id}&path=sweep.yaml"
         with urllib.request.urlopen(f"{address}/get-artifact?{query}") as answer:
             assert answer.read().decode() == SOURCE
+        for headers in ({"Host": "evil.example"}, {"Host": "10.evil.example"}):
+            assert refused(f"{address}/api/2.0/mlflow/experiments/search", headers) == 403
+        assert refused(f"{address}/api/2.0/mlflow/runs/create", {"Origin": "http://evil.example"})
         again = small_plan(name="again")
         assert sync(place.view(again), address).created == 7
         assert sync(place.view(again), address).unchanged == 7
+
+
+def refused(url: str, headers: dict[str, str]) -> int:
+    """The status with which a change is refused."""
+    sent = {"Content-Type": "application/json", **headers}
+    request = urllib.request.Request(url, b"{}", sent, method="POST")
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request)
+    assert b"rebinding" in caught.value.read() or caught.value.code == 403
+    return caught.value.code
 
 
 def free_port() -> int:
