@@ -278,9 +278,8 @@ class Tracker:
         own = self._store_tag(view.store)
         for key in keys:
             one = self._known[view.name][key]
-            with (
-                _Problems()
-            ):  # who may write a run need not be allowed to delete it: it has its tag
+            # Who may write a run may not be allowed to delete it: it then keeps its tag.
+            with _Problems():
                 if view.holds(key):
                     self._unmark(one)
                 elif not one.is_left and one.store in (None, own):
