@@ -132,6 +132,16 @@ class TaskRetried:
     reason: str
 
 
+@dataclass(frozen=True)
+class TaskWaits:
+    """A task cannot start: no machine that there is now has what its worker needs."""
+
+    task_id: str
+    reason: str
+
+
 TaskOver = TaskEnded | TaskHandedBack | WorkerLost
 """The last event of a task; the worker has nothing to do from then on."""
-Event = StageStarted | StageProgress | StageCommitted | StageFailed | TaskRetried | TaskOver
+Event = (
+    StageStarted | StageProgress | StageCommitted | StageFailed | TaskRetried | TaskWaits | TaskOver
+)

@@ -105,6 +105,10 @@ class Executor(Plugin):
         how many there may be beside other sweeps'. Those with a fixed number do nothing.
         """
 
+    def lacks(self) -> str:
+        """What no worker can have as things are, in words, so that nothing starts; mostly empty."""
+        return ""
+
     def abandon(self, task_id: str, reason: str) -> None:
         """Take a task from its worker, which is hung: WorkerLost follows. Where that cannot be
         done, nothing happens.
@@ -115,7 +119,11 @@ class Executor(Plugin):
         """Stop every worker at once; what was not committed is lost. May be called twice."""
 
     def __enter__(self) -> Executor:
-        self.start()
+        try:
+            self.start()
+        except BaseException:  # a Ctrl-C as well: what has started is not left behind
+            self.shutdown()
+            raise
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,51 @@ def pool_of(settings: ExecutorSettings, resources: Mapping[str, float], is_local
         wanted = high if isinstance(given, int) else 2
         threads = 1 if gpus else max(1, cpus // wanted)
     return Pool(low, high, gpus, threads, elastic.gpu_type if elastic else ())
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a machine of a cluster has: resources ("CPU", "GPU") and labels, as Ray tells them."""
+
+    resources: Mapping[str, float]
+    labels: Mapping[str, str]
+
+    def has(self, name: str) -> float:
+        """How much of a resource."""
+        return self.resources.get(name, 0.0)
+
+
+def lacking(pool: Pool, machines: Sequence[Machine]) -> tuple[str, str] | None:
+    """What a worker needs and what there is instead; None if some machine could hold one."""
+    labelled = [m for m in machines if not pool.gpu_types or _type(m) in pool.gpu_types]
+    if not labelled:
+        types = sorted({_type(machine) for machine in machines} - {""})
+        return f"a GPU of type {' or '.join(pool.gpu_types)}", ", ".join(
+            types
+        ) or "none with a type"
+    gpus, cpus = (max((m.has(name) for m in labelled), default=0) for name in ("GPU", "CPU"))
+    if gpus < pool.gpus:
+        return _amount(pool.gpus, "GPU"), _most(gpus, pool.gpus, labelled, "GPU")
+    if cpus < pool.threads:
+        return _amount(pool.threads, "CPU"), _most(cpus, pool.threads, labelled, "CPU")
+    if any(m.has("GPU") >= pool.gpus and m.has("CPU") >= pool.threads for m in labelled):
+        return None
+    both = f"{_amount(pool.gpus, 'GPU')} and {_amount(pool.threads, 'CPU')} on one machine"
+    return both, f"no machine with as many of both ({gpus:g} and {cpus:g} at most)"
+
+
+def _type(machine: Machine) -> str:
+    return machine.labels.get(ACCELERATOR, "")
+
+
+def _amount(count: float, name: str) -> str:
+    return f"{count:g} {name}{'s' if count > 1 else ''}"
+
+
+def _most(most: float, needed: float, machines: Sequence[Machine], name: str) -> str:
+    """'0', or '1 on each machine' where together there would be enough."""
+    total = sum(machine.has(name) for machine in machines)
+    return f"{most:g}" if total < needed else f"at most {most:g} on a machine"
 
 
 def whole_gpu_pool(model: Pool) -> Pool:

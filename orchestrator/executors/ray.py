@@ -1,4 +1,4 @@
-"""Ray: workers are actors that keep their model warm. The only file that starts Ray."""
+"""Ray: workers are actors that keep their model warm."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +22,22 @@ from orchestrator.executors.base import (
     WorkerKind,
     Workers,
 )
-from orchestrator.executors.pools import Pool, pool_of, score_pool, whole_gpu_pool
+from orchestrator.executors.joining import address_to_join, check
+from orchestrator.executors.own_ray import OwnRay
+from orchestrator.executors.pools import (
+    Machine,
+    Pool,
+    lacking,
+    pool_of,
+    score_pool,
+    whole_gpu_pool,
+)
 from orchestrator.executors.worker import WorkerProcess
 from orchestrator.messages import Event, LossCause, TaskEnded, TaskHandedBack, WorkerLost, WorkOrder
 
-FORWARDED = ("RESURGE_PLUGINS", "MLFLOW_DISABLE_TELEMETRY")
+FORWARDED = ("RESURGE_PLUGINS", "MLFLOW_DISABLE_TELEMETRY", "PYTHONSAFEPATH")
 """Environment variables that workers on other machines must see as well."""
 
-LOCAL = "local"
-"""Ray's word for a cluster of its own on this machine."""
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set in a submitted job."""
 
@@ -37,6 +45,12 @@ IDLE_S = 30.0
 """An elastic worker without a task goes after this long: models take seconds to load."""
 MAX_FALSE_STARTS = 3
 """So many workers in a row that could not start, and it is no accident."""
+MAX_DEATHS = 3
+"""So often a Ray of our own is started again."""
+DEATH_IS_SEEN_S = 3.0
+"""When a worker's end may be that of all of Ray, that is known after so long."""
+LOOK_EVERY_S = 5.0
+"""How often a cluster is asked what it has."""
 
 
 class RayWorker(WorkerProcess):
@@ -86,26 +100,27 @@ class RayExecutor(Executor):
         self._numbers = itertools.count()
         self._told: list[Event] = []
         self._false_starts = 0
-        self._is_local = os.environ.get("RAY_ADDRESS", LOCAL) == LOCAL
+        self._deaths = 0
+        self._lack, self._looked_s = "", -math.inf
+        self._address = address_to_join()
+        self._own = OwnRay(self._cpus()) if self._address is None else None
+
+    @property
+    def _is_local(self) -> bool:
+        return self._own is not None
 
     def start(self) -> None:
-        """Join the cluster, or start Ray here, and bring the workers up that are always there."""
+        """Join the cluster, or start Ray here, and bring the workers up that are always there.
+
+        Raises:
+            ResurgeError: that cannot be done, or this machine lacks what each worker is to have.
+        """
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         # Ray's own 15 lets any other process on a busy machine starve the workers.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        forwarded = {name: os.environ[name] for name in FORWARDED if name in os.environ}
-        self.ray = importlib.import_module("ray")
-        on_sigterm = signal.getsignal(signal.SIGTERM)
-        self.ray.init(
-            address=os.environ.get("RAY_ADDRESS", LOCAL),
-            **(self._local_options() if self._is_local else {}),
-            log_to_driver=False,
-            logging_level="error",
-            # A submitted job's workers have its environment already.
-            runtime_env={} if IN_A_JOB in os.environ else {"env_vars": forwarded},
-        )
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in the caller's place
+        if self._address is not None and IN_A_JOB not in os.environ:
+            check(self._address)
+        self._connect()
         model = pool_of(self.settings, self.ray.cluster_resources(), self._is_local)
         self._pools = {WorkerKind(): model}
         if 0 < model.gpus < 1:  # what does not fit into the share gets the whole
@@ -113,9 +128,41 @@ class RayExecutor(Executor):
         if self.settings.score_workers is not None:
             score = score_pool(self.settings.score_workers, self._is_local)
             self._pools[WorkerKind("score")] = score
-        for need, pool in self._pools.items():
+        if self._is_local and (lack := lacking(model, self._machines())) is not None:
+            need, have = lack
+            raise ResurgeError(
+                f"each worker is to have {need}, and this machine has {have}: change `gpus`, "
+                "`gpu_type` or `threads` of the sweep's `resources`, or run where that is "
+                "(docs/cluster.md)"
+            )
+        for need_of, pool in self._pools.items():
             for _ in range(pool.min):
-                self._seat(need)
+                self._seat(need_of)
+
+    def _connect(self) -> None:
+        """Be a driver of the cluster, or of a Ray that is started here."""
+        address = self._own.start() if self._own is not None else self._address
+        self.ray = importlib.import_module("ray")
+        job_config: Any = None
+        env_vars: dict[str, str] = {}
+        if IN_A_JOB not in os.environ:  # a submitted job's workers have its environment already
+            # Ray's word for: workers need not search this process's folder for modules.
+            job_config = importlib.import_module("ray.job_config").JobConfig(_client_job=True)
+            if not self._is_local:  # here they inherit it
+                env_vars = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+        with _own_signals():
+            try:
+                self.ray.init(
+                    address=address,
+                    job_config=job_config,
+                    runtime_env={"env_vars": env_vars} if env_vars else {},
+                    log_to_driver=False,
+                    logging_level="error",
+                )
+            except Exception as error:  # of Ray's there are many kinds, without a common one
+                raise ResurgeError(
+                    f"Ray cannot be joined at {address}: {_reason(error)}"
+                ) from error
 
     def workers(self) -> Workers:
         """Those that are up and have no task are free. The room is that of the machines that there
@@ -132,6 +179,7 @@ class RayExecutor(Executor):
 
     def adapt(self, wanted: Mapping[WorkerKind, int], may_have: float) -> None:
         """Bring workers up while tasks wait for them; let idle ones go."""
+        self._start_again_if_gone()
         for need, pool in self._pools.items():
             limit = may_have if need.pool == "model" else math.inf
             mine = [seat for seat in self.seats.values() if seat.has == need]
@@ -161,8 +209,9 @@ class RayExecutor(Executor):
         """Events of every actor that has some.
 
         Raises:
-            ResurgeError: workers cannot start.
+            ResurgeError: workers cannot start, or Ray itself dies again and again.
         """
+        self._start_again_if_gone()
         told, self._told = self._told, []
         streams = {seat.stream: seat for seat in self.seats.values() if seat.order is not None}
         starting = {s.starting: s for s in self.seats.values() if s.starting is not None}
@@ -179,6 +228,8 @@ class RayExecutor(Executor):
             try:
                 seat.node = self.ray.get(reference)
             except self.ray.exceptions.RayError as error:
+                if self._own is not None and self._own.dies_within(DEATH_IS_SEEN_S):
+                    break
                 self._false_starts += 1
                 if self._is_local or self._false_starts >= MAX_FALSE_STARTS:
                     raise ResurgeError(f"{seat.name} cannot start: {_reason(error)}") from error
@@ -194,15 +245,56 @@ class RayExecutor(Executor):
             if seat.order is not None and seat.order.task.id == task_id:
                 self._told.append(self._replace(seat, reason, "hang"))
 
+    def lacks(self) -> str:
+        """What workers wait for that no machine of the cluster has, though one may come."""
+        now_s = self._clock_s()
+        if self._is_local or now_s - self._looked_s < LOOK_EVERY_S:
+            return self._lack
+        self._looked_s = now_s
+        missing = {seat.has for seat in self.seats.values() if seat.starting is not None}
+        missing -= {seat.has for seat in self.seats.values() if seat.starting is None}
+        machines = self._machines() if missing else []
+        lacks = [lack for kind in missing if (lack := lacking(self._pools[kind], machines))]
+        said = (f"waiting for {need}; this cluster has {have}" for need, have in lacks)
+        self._lack = "; ".join(dict.fromkeys(said))
+        return self._lack
+
     def shutdown(self) -> None:
         """Kill the actors and leave Ray."""
-        if self.ray is None:
-            return
-        for seat in self.seats.values():
-            self.ray.kill(seat.actor)
+        if self.ray is not None:
+            if self._own is None or not self._own.is_gone:
+                for seat in self.seats.values():
+                    self.ray.kill(seat.actor)
+            self.ray.shutdown()
+            self.ray = None
         self.seats.clear()
+        if self._own is not None:
+            self._own.end()
+
+    def _machines(self) -> list[Machine]:
+        nodes = (node for node in self.ray.nodes() if node["Alive"])
+        return [Machine(node["Resources"], node.get("Labels") or {}) for node in nodes]
+
+    def _start_again_if_gone(self) -> None:
+        """A Ray of our own that has died took all workers with it; they get new ones."""
+        if self._own is None or not self._own.is_gone:
+            return
+        self._deaths += 1
+        if self._deaths > MAX_DEATHS:
+            raise ResurgeError(
+                f"Ray on this machine has died {self._deaths} times, which is often for want of "
+                "memory. What is finished is kept; the same command goes on from here"
+            )
+        busy = [seat for seat in self.seats.values() if seat.order is not None]
+        for seat in busy:
+            assert seat.order is not None
+            reason = "Ray on this machine has died and is started again"
+            self._told.append(WorkerLost(seat.order.task.id, seat.name, reason, "node"))
         self.ray.shutdown()
-        self.ray = None
+        self._own.end()
+        self._connect()
+        for seat in self.seats.values():
+            self._take_seat(seat)
 
     def _drain(self, seat: _Seat) -> Iterator[Event]:
         """All events of one stream that have already arrived."""
@@ -227,6 +319,8 @@ class RayExecutor(Executor):
         text = str(error)
         if isinstance(error, self.ray.exceptions.OutOfMemoryError) or "low on memory" in text:
             return "oom"
+        if self._own is not None:  # a Ray that dies is not asked
+            return "node" if self._own.dies_within(DEATH_IS_SEEN_S) else "death"
         alive = {node["NodeID"] for node in self.ray.nodes() if node["Alive"]}
         return "death" if seat.node is None or seat.node in alive else "node"
 
@@ -239,6 +333,9 @@ class RayExecutor(Executor):
 
     def _renew(self, seat: _Seat) -> None:
         self.ray.kill(seat.actor)
+        self._take_seat(seat)
+
+    def _take_seat(self, seat: _Seat) -> None:
         seat.actor, seat.starting = self._actor(self._pools[seat.has])
         seat.node = seat.holds = seat.order = seat.stream = None
 
@@ -258,17 +355,36 @@ class RayExecutor(Executor):
         actor = self.ray.remote(RayWorker).options(**options).remote(pool.threads, pool.gpus)
         return actor, actor.where.remote()
 
-    def _local_options(self) -> dict[str, Any]:
-        """More workers than cores are the user's choice; a dashboard would outlive its use."""
+    def _cpus(self) -> int:
+        """Of a Ray of our own: more workers than cores are the user's choice."""
         pool = pool_of(self.settings, {}, is_local=True)
         cpus = max(os.cpu_count() or 1, pool.max * pool.threads)
         if self.settings.score_workers is not None:
             score = score_pool(self.settings.score_workers, is_local=True)
             cpus += score.max * score.threads
-        return {"include_dashboard": False, "num_cpus": cpus}
+        return cpus
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Inside, Ray takes SIGTERM for itself and makes a SystemExit of it; here it keeps the meaning
+    that it has for the caller.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _reason(error: Exception) -> str:
-    """One line of Ray's many."""
-    first = next((line for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {first}".rstrip(": ")
+    """One line of Ray's many: the last one of a worker's traceback, if it has one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any(line.startswith('File "') for line in lines):
+        return lines[-1]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")

@@ -18,6 +18,7 @@ from orchestrator.messages import (
     StageStarted,
     TaskEnded,
     TaskHandedBack,
+    TaskWaits,
     WorkerLost,
 )
 
@@ -75,6 +76,8 @@ class Display(ABC):
             self.running.pop(event.task_id, None)
         if isinstance(event, WorkerLost):
             self.warn(f"{event.worker} was lost ({event.reason}); its task is tried again")
+        elif isinstance(event, TaskWaits):
+            self.warn(event.reason)
 
     def refresh(self, always: bool = False) -> None:
         """Show how far it is; in lines only now and then, unless told to."""

@@ -25,6 +25,7 @@ from orchestrator.messages import (
     TaskHandedBack,
     TaskOver,
     TaskRetried,
+    TaskWaits,
     WorkerLost,
     WorkOrder,
 )
@@ -114,6 +115,7 @@ class Scheduler:
         self._may_have = math.inf
         self._heard_s: dict[str, float] = {}
         self._under_way: dict[str, dict[str, object]] = {}
+        self._lack = ""
 
     def run(self) -> Outcome:
         """Until every stage is committed, failed or skipped."""
@@ -154,6 +156,7 @@ class Scheduler:
         self._look_at_others()
         self._adapt()
         self._submit_ready()
+        self._say_what_lacks()
         if self.is_busy:
             for event in self.executor.wait(timeout_s):
                 self._handle(event)
@@ -170,6 +173,13 @@ class Scheduler:
             self.leases.wants = min(sum(models), self.executor.workers().most)
             self.leases.running = list(self._under_way.values())
         self.executor.adapt(wanted, self._may_have)
+
+    def _say_what_lacks(self) -> None:
+        """Once for each thing that no machine has."""
+        lack = self.executor.lacks()
+        if lack and lack != self._lack and (ready := self._ready()):
+            self.listener(TaskWaits(ready[0].id, lack))
+        self._lack = lack
 
     def _submit_ready(self) -> None:
         """Give each free worker the ready task with the longest path; one whose model it holds
