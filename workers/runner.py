@@ -29,7 +29,7 @@ from orchestrator.core.artifacts import (
     LossRow,
     Provenance,
 )
-from orchestrator.core.errors import CorruptObject, StoreUnavailable
+from orchestrator.core.errors import CorruptObject, Stopped, StoreUnavailable
 from orchestrator.core.redact import redact
 from orchestrator.core.stage import Stage
 from orchestrator.messages import (
@@ -164,8 +164,11 @@ class _TaskRun:
                 self.log(f"{stage!r} begins")
                 with heard_by(self.tell):
                     record = self.made(stage)
-        except Exception as error:
-            # A plug-in may raise anything. The task goes on with what does not hang on the stage.
+        except BaseException as error:
+            # A plug-in may raise anything, also what ends a process (sys.exit). The task goes on
+            # with what does not hang on the stage.
+            if _is_asked_to_stop(error):
+                raise
             self.fail(stage, error)
             return False
         self.log(f"{stage!r} {'done' if ran else 'was there'}")
@@ -313,7 +316,7 @@ class _TaskRun:
         self.pace.leave_if_asked()
         self.progress(done, total, numbers)
 
-    def fail(self, stage: Stage, error: Exception) -> None:
+    def fail(self, stage: Stage, error: BaseException) -> None:
         self.failed |= {stage.digest, stage.trajectory or stage.digest}
         self.log("".join(traceback.format_exception(error)))
         cause, message = cause_of(error), redact(message_of(error))
@@ -355,6 +358,15 @@ def _scored(metric: Metric, score: Score, files: Sequence[Path] = ()) -> _Result
     values = {f"picture {i}": v for i, v in enumerate(score.values) if not math.isnan(v)}
     check_numbers(values, where, "a value must be a finite number, or NaN where there is none")
     return _Result(score.metrics, files)
+
+
+def _is_asked_to_stop(error: BaseException) -> bool:
+    """Whether it comes from outside, and not from a plug-in."""
+    if isinstance(error, Leaving | Stopped):
+        return True
+    is_pythons = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    is_main = threading.current_thread() is threading.main_thread()  # only that hears signals
+    return isinstance(error, KeyboardInterrupt) and is_main and is_pythons
 
 
 def leave_on_sigterm(runner: Runner) -> None:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.show.screen import Screen
-from orchestrator.core.errors import ResurgeError
+from orchestrator.core.errors import ResurgeError, Stopped
 
 if TYPE_CHECKING:
     from orchestrator.run.job import Job
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_STOPPED = 0, 1, 2, 130
 out = Screen(width=None if sys.stdout.isatty() else 160)
 err = Screen(stderr=True)
@@ -64,17 +65,38 @@ def become(command: list[str], settings: Mapping[str, str] | None = None) -> Non
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Inside, a Ctrl-C ends the command in good order; a batch system's kind request is one too."""
+    """Inside, a Ctrl-C ends the command in good order, and so does a batch system's kind request or
+    a terminal that is closed. What is ignored already stays so: `nohup`, a job in the background.
+    """
+    kept = {number: signal.getsignal(number) for number in STOPPING}
 
-    def interrupt(number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    def stop(number: int, _frame: FrameType | None) -> None:
+        for other in (signal.SIGTERM, signal.SIGHUP):  # often come together, and once is enough
+            signal.signal(other, signal.SIG_IGN)
+        if number == signal.SIGHUP:
+            _print_nowhere()
+        raise Stopped
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for number, handler in kept.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, stop)
     try:
         yield
     except KeyboardInterrupt:
         err.print("Stopped. What is finished is kept; the same command goes on from here.")
         raise typer.Exit(EXIT_STOPPED) from None
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def _print_nowhere() -> None:
+    """The terminal is gone, and to write to it would be an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        if os.isatty(stream):
+            os.dup2(nowhere, stream)
+    os.close(nowhere)
 
 
 def warn(text: str) -> None:

@@ -63,6 +63,7 @@ def plan(
 
 
 @app.command()
+@stoppable()
 def run(sweep: SweepFile, overrides: Overrides = None, home: HomeOption = None) -> None:
     """Run a sweep, or what is left of it, and print its results.
 
@@ -78,8 +79,7 @@ def run(sweep: SweepFile, overrides: Overrides = None, home: HomeOption = None) 
 
     job = open_job(sweep, overrides or (), Home.find(home))
     show_plan_line(job, out)
-    with stoppable():
-        outcome = run_job(job, out)
+    outcome = run_job(job, out)
     show_results(job, out)
     show_outcome(job, outcome, out)
     out.print(f"Browse it: resurge ui{_home_flag(home)}", style="bold")
@@ -87,6 +87,7 @@ def run(sweep: SweepFile, overrides: Overrides = None, home: HomeOption = None) 
 
 
 @app.command()
+@stoppable()
 def search(sweep: SweepFile, overrides: Overrides = None, home: HomeOption = None) -> None:
     """Search a sweep's space for the worst case, and confirm it on fresh seeds.
 
@@ -102,8 +103,7 @@ def search(sweep: SweepFile, overrides: Overrides = None, home: HomeOption = Non
     job = open_job(sweep, overrides or (), Home.find(home))
     if job.sweep.search is not None:
         show_space(job.sweep, job.sweep.search, out)
-    with stoppable():
-        cases = search_job(job, out)
+    cases = search_job(job, out)
     show_worst_cases(cases, out)
     out.print(f"Browse it: resurge ui{_home_flag(home)}", style="bold")
     answered = all(case.is_answered for case in cases)

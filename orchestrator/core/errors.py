@@ -47,6 +47,10 @@ class Problem:
         return ": ".join(part for part in parts if part)
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal asks this process to stop. A plain KeyboardInterrupt may be a plug-in's own."""
+
+
 class SweepError(ResurgeError):
     """A sweep file with everything that is wrong in it."""
 

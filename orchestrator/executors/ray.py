@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.core.errors import ResurgeError
+from orchestrator.core.errors import ResurgeError, Stopped
 from orchestrator.executors.base import (
     Executor,
     ExecutorSettings,
@@ -376,7 +376,7 @@ def _own_signals() -> Iterator[None]:
     except SystemExit as error:
         if error.code != signal.SIGTERM:
             raise
-        raise KeyboardInterrupt from None
+        raise Stopped from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)

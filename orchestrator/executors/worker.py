@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import queue
 import sys
 import threading
@@ -23,9 +24,7 @@ def work(runner: Any, order: WorkOrder, worker: str, tell: Callable[[Event], Non
 
 
 def load_workers() -> None:
-    """Import our package `workers`. Ray puts the folder in which the head was started before all
-    others, and the user may have another package of that name there.
-    """
+    """Import our package `workers`, where the user may have another one of that name installed."""
     beside_us = str(Path(orchestrator.__file__).parents[1])
     sys.path.insert(0, beside_us)
     try:
@@ -42,6 +41,8 @@ class WorkerProcess:
     """
 
     def __init__(self, threads: int, gpus: float = 0.0) -> None:
+        # What it starts itself (training on several GPUs) imports nothing from this folder.
+        os.environ["PYTHONSAFEPATH"] = "1"
         importlib.import_module("torch").set_num_threads(threads)
         load_workers()
         module = importlib.import_module("workers.runner")
@@ -50,20 +51,21 @@ class WorkerProcess:
 
     def run(self, order: WorkOrder, worker: str) -> Iterator[Event]:
         """Run the task in a thread; yield each event when it happens."""
-        events: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
+        events: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
 
         def run() -> None:
             try:
                 work(self.runner, order, worker, events.put)
-            except Exception as error:
+            except BaseException as error:
                 # A stage's errors are events; this one is the runner's own. Raised below.
                 events.put(error)
 
         threading.Thread(target=run, name=order.task.id, daemon=True).start()
         while True:
             event = events.get()
-            if isinstance(event, Exception):
-                raise event
+            if isinstance(event, BaseException):
+                # As an Exception: what ends a process would do so without a word.
+                raise RuntimeError(f"the worker failed: {event!r}") from event
             yield event
             if isinstance(event, TaskEnded | TaskHandedBack):
                 return

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from orchestrator.core.settings import Settings
 
 Auto = Literal["auto"]
 Count = Annotated[int, Field(ge=1)]
-Gpus = Annotated[float, Field(ge=0)]
+SMALLEST_SHARE = 1e-4
+"""Of a GPU, that Ray can give out."""
+
+
+def _can_be_given(gpus: float) -> float:
+    if gpus > 1 and gpus != int(gpus):
+        raise ValueError(f"must be a whole number above 1, as GPUs are, but got {gpus:g}")
+    if 0 < gpus < SMALLEST_SHARE:
+        raise ValueError(f"must be 0 or at least {SMALLEST_SHARE:g} but got {gpus:g}")
+    return gpus
+
+
+Gpus = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(_can_be_given)]
 Minutes = Annotated[float, Field(gt=0)]
 
 

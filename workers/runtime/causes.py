@@ -42,6 +42,8 @@ def cause_of(error: BaseException) -> Cause:
 
 def message_of(error: BaseException) -> str:
     """What to show of an exception: our own errors and those of the numbers are sentences."""
+    if isinstance(error, SystemExit):
+        return f"the code of this stage called sys.exit: {error.code}"
     sentences = ResurgeError | FloatingPointError | FailedElsewhere
     is_sentence = isinstance(error, sentences) and str(error)
     return str(error) if is_sentence else repr(error)
