@@ -84,10 +84,8 @@ def lacking(pool: Pool, machines: Sequence[Machine]) -> tuple[str, str] | None:
     """What a worker needs and what there is instead; None if some machine could hold one."""
     labelled = [m for m in machines if not pool.gpu_types or _type(m) in pool.gpu_types]
     if not labelled:
-        types = sorted({_type(machine) for machine in machines} - {""})
-        return f"a GPU of type {' or '.join(pool.gpu_types)}", ", ".join(
-            types
-        ) or "none with a type"
+        types = ", ".join(sorted({_type(machine) for machine in machines} - {""}))
+        return f"a GPU of type {' or '.join(pool.gpu_types)}", types or "no GPU with a type"
     gpus, cpus = (max((m.has(name) for m in labelled), default=0) for name in ("GPU", "CPU"))
     if gpus < pool.gpus:
         return _amount(pool.gpus, "GPU"), _most(gpus, pool.gpus, labelled, "GPU")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from orchestrator.core.settings import Settings
 
@@ -15,10 +16,11 @@ SMALLEST_SHARE = 1e-4
 
 
 def _can_be_given(gpus: float) -> float:
-    if gpus > 1 and gpus != int(gpus):
-        raise ValueError(f"must be a whole number above 1, as GPUs are, but got {gpus:g}")
-    if 0 < gpus < SMALLEST_SHARE:
-        raise ValueError(f"must be 0 or at least {SMALLEST_SHARE:g} but got {gpus:g}")
+    is_share, is_whole = SMALLEST_SHARE <= gpus <= 1, gpus == int(gpus)
+    if not is_share and not is_whole:
+        raise PydanticCustomError(
+            "gpus", "a share of a GPU (0.0001 to 1) or a whole number of GPUs"
+        )
     return gpus
 
 
