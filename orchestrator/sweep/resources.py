@@ -18,9 +18,7 @@ SMALLEST_SHARE = 1e-4
 def _can_be_given(gpus: float) -> float:
     is_share, is_whole = SMALLEST_SHARE <= gpus <= 1, gpus == int(gpus)
     if not is_share and not is_whole:
-        raise PydanticCustomError(
-            "gpus", "a share of a GPU (0.0001 to 1) or a whole number of GPUs"
-        )
+        raise PydanticCustomError("gpus", "a share of a GPU (0.0001 to 1) or a whole number")
     return gpus
 
 
