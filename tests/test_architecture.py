@@ -74,7 +74,7 @@ PLUGINS -= {"recipes"}  # a file: work that is no choice of the user's
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft"}
 SPEAKS_TO = {
     "mlflow": {"tracking/mlflow.py"},
-    "ray": {"cluster/jobs.py", "executors/ray.py"},
+    "ray": {"cluster/jobs.py", "executors/ray.py", "executors/ray_keeper.py"},
     "optuna": {f"study/{name}.py" for name in ("study", "lock", "optuna_views", "storage")},
 }
 """Each service, and the few files that speak to it."""
