@@ -11,7 +11,13 @@ from pydantic import Field, field_validator, model_validator
 
 from orchestrator.core.settings import Settings
 from workers.data.pinned import Source, digest_of, digest_of_file
-from workers.data.pipeline_files import PICKLES, config_faults, loaded_files, refuse_bad_model
+from workers.data.pipeline_files import (
+    PICKLES,
+    config_faults,
+    loaded_files,
+    refuse_bad_model,
+    refuse_bad_repository,
+)
 from workers.data.pipeline_loading import Dtype, load_pipeline
 from workers.interfaces.base import Base, WeightFiles
 from workers.interfaces.fit import refuse
@@ -167,6 +173,7 @@ class Diffusers(Base):
         """
         s, path = self.settings, self._source.path
         if not path.exists():
+            refuse_bad_repository(self._source)
             return str(s.revision)
         refuse_bad_model(path, s.variant, s.allow_pickle)
         if path.is_dir():

@@ -9,12 +9,16 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from orchestrator.core.errors import ResurgeError
+from workers.data.pinned import Source
 from workers.interfaces.fit import (
+    Config,
     between_faults,
+    refuse,
     scheduler_faults,
     unet_faults,
     vae_faults,
@@ -45,6 +49,7 @@ _WEIGHTS = re.compile(
     r"(?P<stem>diffusion_pytorch_model|pytorch_model|model)(\.(?P<variant>[\w-]+?))?"
     r"(-\d{5}-of-\d{5})?(?P<suffix>\.safetensors|\.bin)"
 )
+HUB_TIMEOUT_S = 3.0
 _MAX_HEADER_BYTES = 100_000_000  # what the safetensors reader itself allows
 
 
@@ -159,10 +164,30 @@ def refuse_bad_model(path: Path, variant: str | None = None, allow_pickle: bool 
             raise ResurgeError(f"{path}: {error}") from None
 
 
+def refuse_bad_repository(source: Source) -> None:
+    """The same of a repository, by the configurations that the local cache has or the hub gives.
+
+    Nothing is said where there are neither: loading has more to go on.
+    """
+    index = _of_repository(source, INDEX)
+    if index is None:
+        return
+    if found := index_faults(index):
+        raise ResurgeError(other_model(source.name, "; ".join(found)))
+    read = {part: _of_repository(source, f"{part}/{name}") for part, name in CONFIGS.items()}
+    known = {part: config for part, config in read.items() if config is not None}
+    if known.keys() == read.keys():
+        refuse(_faults(known, index), source.name)
+
+
 def config_faults(folder: Path) -> list[str]:
     """What is wrong with the configurations of a folder's parts."""
     read = {part: _json_object(folder / part / name) for part, name in CONFIGS.items()}
-    _, kind = _json_object(folder / INDEX).get("scheduler") or (None, None)
+    return _faults(read, _json_object(folder / INDEX))
+
+
+def _faults(read: Mapping[str, Config], index: Config) -> list[str]:
+    _, kind = index.get("scheduler") or (None, None)
     return [
         *scheduler_faults(read["scheduler"], kind),
         *unet_faults(read["unet"]),
@@ -242,6 +267,41 @@ def _refuse_other_folders(path: Path) -> None:
         )
     if found := index_faults(_json_object(path / INDEX)):
         raise ResurgeError(other_model(str(path), "; ".join(found)))
+
+
+def _of_repository(source: Source, name: str) -> Mapping[str, Any] | None:
+    """A configuration file of a repository; None if it cannot be had at once."""
+    try:
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+    except ImportError:  # a head that only plans
+        return None
+    found = try_to_load_from_cache(source.name, name, revision=source.revision)
+    if isinstance(found, str):
+        return _json_object(Path(found))
+    if not _is_hub_there():
+        return None
+    disable_progress_bars()
+    try:
+        return _json_object(Path(hf_hub_download(source.name, name, revision=source.revision)))
+    except ResurgeError:
+        raise
+    except Exception:  # not there, or not for everybody
+        return None
+
+
+@lru_cache(maxsize=1)
+def _is_hub_there() -> bool:
+    """Whether the hub answers within a few seconds: its own readers try for a minute."""
+    from huggingface_hub import constants, get_session, is_offline_mode
+
+    if is_offline_mode():
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+    except Exception:  # whatever its client raises
+        return False
+    return True
 
 
 def _json_object(path: Path) -> Mapping[str, Any]:

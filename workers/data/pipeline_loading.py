@@ -99,8 +99,13 @@ def _read_layout(
     stated = DDIMScheduler.load_config(where, subfolder="scheduler", revision=revision)
     refuse(scheduler_faults(stated), source.name)
     names, are_all = (names_in(source.path), True) if source.path.is_dir() else _known(source)
+    try:
+        chosen = files_of(names, variant, allow_pickle)
+    except ResurgeError as error:
+        which = "" if are_all else "the local cache does not hold all of it, and the hub is away: "
+        raise ResurgeError(f"{source.name!r}: {which}{error}") from None
     parts = {}
-    for part, files in files_of(names, variant, allow_pickle).items():
+    for part, files in chosen.items():
         if variant is None and files.variant is not None and not are_all:
             raise ResurgeError(
                 f"of {source.name!r} only the {files.variant} weights of {part} are in the local "
