@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 
 from orchestrator.core.artifacts import DATASET, MATERIAL, WEIGHTS
+from orchestrator.core.errors import ResurgeError
 from orchestrator.core.plugin import Plugin
 from orchestrator.core.registry import find
 from orchestrator.core.stage import Stage
@@ -50,6 +51,21 @@ def plugin_of(kind: type[P], name: str, settings: Mapping[str, Any]) -> P:
     return cast(P, cls(cls.Settings.model_validate(settings["settings"])))
 
 
+def planned_plugin(kind: type[P], name: str, settings: Mapping[str, Any]) -> P:
+    """The same, to be put to work.
+
+    Raises:
+        ResurgeError: the files that it reads are no longer those that the stage is named after.
+    """
+    plugin = plugin_of(kind, name, settings)
+    if settings.get("fingerprint", "") not in ("", plugin.fingerprint()):
+        raise ResurgeError(
+            f"the files of {kind.kind} {name!r} are not those that the sweep was planned with: "
+            "they changed since, or are others on this machine; the same command plans it anew"
+        )
+    return plugin
+
+
 class Model:
     """One base in memory with the edits of a model stage made.
 
@@ -68,7 +84,7 @@ class Model:
         self.root = root
         self.processes = processes
         self.stage = root
-        self.warm = WarmPipeline(plugin_of(Base, root.plugin, root.settings), device)
+        self.warm = WarmPipeline(planned_plugin(Base, root.plugin, root.settings), device)
         self.trainer: Trainer | SpreadTrainer | None = None
         self.numbers: dict[str, float] = {}
 
@@ -120,7 +136,7 @@ class Model:
         source = None
         if (parent := _parent(target)).kind == "prepare":
             source = self._material(parent)
-        plugin = plugin_of(Material, target.plugin, target.settings)
+        plugin = planned_plugin(Material, target.plugin, target.settings)
         return plugin.make(Work(self.warm.pipe, target.settings, source, self.tell))
 
     def new_examples(self, target: Stage) -> Examples:
@@ -128,7 +144,7 @@ class Model:
         _, _, latent_width = latent_shape(self.warm.pipe)
         size_px = latent_width * self.warm.pipe.vae_scale_factor
         choice = target.settings["dataset"]
-        dataset = plugin_of(Dataset, choice["name"], choice)
+        dataset = planned_plugin(Dataset, choice["name"], choice)
         examples = dataset.examples(target.settings.get("concept", ""), size_px)
         return examples.named(dataset.name)
 

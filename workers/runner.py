@@ -47,7 +47,7 @@ from workers.diffusion.sampling import sample
 from workers.editing.edit_file import save_edits
 from workers.interfaces.base import Base
 from workers.interfaces.metric import Metric, Picture, Probe, Score
-from workers.model import Model, plugin_of
+from workers.model import Model, planned_plugin, plugin_of
 from workers.recipes import SampleSettings
 from workers.runtime.causes import cause_of, message_of
 from workers.runtime.finite import check_numbers, check_tensors
@@ -264,7 +264,7 @@ class _TaskRun:
         return _Result({"images": float(len(pictures)), CONSTANT_PICTURES: float(constant)}, [path])
 
     def score(self, stage: Stage, folder: Path) -> _Result:
-        metric = plugin_of(Metric, stage.plugin, stage.settings)
+        metric = planned_plugin(Metric, stage.plugin, stage.settings)
         assert stage.parent is not None  # a score hangs on images or on a model
         if metric.needs == "weights":
             return _scored(metric, self.model(stage).compare(stage.parent, metric))

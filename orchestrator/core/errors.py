@@ -27,6 +27,10 @@ class ResurgeError(Exception):
     """Something the user can mend. The message says what, what was got, what is allowed."""
 
 
+class DataError(ResurgeError):
+    """A user's data are wrong: the message says which file and row, and what to do."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing that is wrong in a sweep file.

@@ -19,11 +19,12 @@ _WORDS = (
     r"|private[_-]?key|credentials?"
 )
 _SECRET_NAME = re.compile(rf"(?i)(?:{_WORDS})$")
-_URL = re.compile(r"(?i)(?<![a-z0-9+.-])([a-z][a-z0-9+.-]*://)([^\s/?#\"'<>]*)@")
+# With one slash too: a URL that was taken for a path has lost the other.
+_URL = re.compile(r"(?i)(?<![a-z0-9+.-])([a-z][a-z0-9+.-]*:/{1,2})([^\s/?#\"'<>]*)@")
 
 # A password with an unescaped slash; what follows a port is a path and no password.
 _SLASHED = re.compile(
-    r"(?i)(?<![a-z0-9+.-])([a-z][a-z0-9+.-]*://[^\s/:@\"'<>]+:)(?!\d+/)"
+    r"(?i)(?<![a-z0-9+.-])([a-z][a-z0-9+.-]*:/{1,2}[^\s/:@\"'<>]+:)(?!\d+/)"
     r"[^\s/@\"'<>]{0,200}/[^\s@\"'<>]{0,200}@"
 )
 _ASSIGNED = re.compile(
@@ -78,7 +79,7 @@ def _userless(match: re.Match[str]) -> str:
     name, colon, _ = user.partition(":")
     if colon:
         return f"{scheme}{name}:{HIDDEN}@"
-    is_token = scheme.lower() in ("http://", "https://")
+    is_token = scheme.lower().rstrip("/") in ("http:", "https:")
     return f"{scheme}{HIDDEN if is_token and user else user}@"
 
 

@@ -250,7 +250,9 @@ class Planner:
     def material_stage(self, model: Stage, need: Need) -> Stage:
         """Made from the model that is to be unlearned; without a seed, so that all share it."""
         parent = self.material_stage(model, need.of) if need.of else model
-        return self.unique(_stage("prepare", need.plugin, need.asked, need.asked, None, parent))
+        files = self.fingerprint(need.plugin)
+        asked = {**need.asked, **({"fingerprint": files} if files else {})}
+        return self.unique(_stage("prepare", need.plugin, asked, asked, None, parent))
 
     def finetune_stage(self, parent: Stage, edit: Edit, trial: Trial) -> Stage:
         dataset = edit.dataset

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator, model_validator
 
 from orchestrator.core.settings import Settings
-from workers.data.pinned import Source, digest_of, digest_of_file
+from workers.data.files import PlaceText, digest_of, digest_of_file, place
+from workers.data.pinned import Source
 from workers.data.pipeline_files import (
     PICKLES,
     config_faults,
@@ -41,14 +42,14 @@ TEXT_FILES = (".json", ".txt")  # a tokenizer's merges are a .txt
 class DiffusersSettings(Settings):
     """Which model, how it is read, what it is asked for, and what should survive erasing."""
 
-    source: str = Field(
+    source: PlaceText = Field(
         description="a folder in diffusers' layout, a repository id such as owner/name, or one "
         ".safetensors checkpoint file"
     )
     revision: str | None = Field(
         None, description="a repository's commit, 40 hex digits; needed for repositories only"
     )
-    config: str | None = Field(
+    config: PlaceText | None = Field(
         None,
         description="for a checkpoint file: a folder with the pipeline's configuration and "
         "tokenizer in diffusers' layout; null: fetched from the hub",
@@ -181,7 +182,7 @@ class Diffusers(Base):
             return _digest_of(path, loaded_files(path, s.variant, s.allow_pickle))
         if s.config is None:
             return digest_of_file(path)
-        config = digest_of(Path(s.config).expanduser(), TEXT_FILES)
+        config = digest_of(place(s.config), TEXT_FILES)
         return hashlib.sha256(f"{digest_of_file(path)}\n{config}".encode()).hexdigest()
 
     @property

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.hints import suggest
-from workers.data.pinned import Source, digest_of
+from workers.data.files import digest_of
+from workers.data.pinned import Source
 from workers.data.pipeline_loading import load_pipeline
 from workers.interfaces.base import Base
 from workers.interfaces.reading import as_clip_reads, cut_by_clip

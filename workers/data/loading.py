@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.core.errors import ResurgeError
+from workers.data.hub_access import asking_the_hub
 from workers.data.pinned import Source, sentence
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ def load_part(kind: Any, source: Source, **options: Any) -> Any:
     """
     _be_quiet()
     try:
-        return kind.from_pretrained(**source.options(), **options)
+        with asking_the_hub(source):
+            return kind.from_pretrained(**source.options(), **options)
+    except (ResurgeError, MemoryError):
+        raise
     except Exception as error:  # the readers raise whatever they trip over
         raise _not_loaded(kind, source.name, source.revision, sentence(error)) from error
 
@@ -49,9 +53,12 @@ def load_weights(
         # It raises without a name otherwise; diffusers names the first.
         own["ignore_mismatched_sizes"] = True
     try:
-        model, found = kind.from_pretrained(
-            where, revision=revision, output_loading_info=True, **own, **options
-        )
+        with asking_the_hub(Source(where, revision)):
+            model, found = kind.from_pretrained(
+                where, revision=revision, output_loading_info=True, **own, **options
+            )
+    except (ResurgeError, MemoryError):
+        raise
     except Exception as error:
         name = str(Path(where) / part) if part else where
         raise _not_loaded(kind, name, revision, sentence(error)) from error

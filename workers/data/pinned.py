@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
+
+from workers.data.files import digest_of, marks_of, place
 
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -25,7 +25,7 @@ class Source:
     @property
     def path(self) -> Path:
         """The folder or file, if it is one."""
-        return Path(self.name).expanduser()
+        return place(self.name)
 
     @property
     def where(self) -> str:
@@ -52,6 +52,10 @@ class Source:
         """sha256 of a folder's names and contents, or the repository at its commit."""
         return digest_of(self.path) if self.path.is_dir() else f"{self.name}@{self.revision}"
 
+    def marks(self) -> tuple[object, ...]:
+        """What tells a folder's files from what they were, without reading them."""
+        return marks_of(self.path) if self.path.is_dir() else ()
+
     def config(self) -> dict[str, Any] | None:
         """A folder's config.json; None of a repository, which planning does not ask."""
         file = self.path / "config.json"
@@ -66,34 +70,3 @@ def sentence(error: Exception) -> str:
     """What a reader says, as one line without its last full stop."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (" ".join(lines[:2]) or repr(error)).rstrip(".")
-
-
-def offline_hint(cache: str) -> str:
-    """What to add where a repository was not found: `cache` is what was searched alone."""
-    from huggingface_hub import is_offline_mode
-
-    return f" (HF_HUB_OFFLINE is set: only {cache} was searched)" if is_offline_mode() else ""
-
-
-def digest_of(root: Path, suffixes: tuple[str, ...] | None = None) -> str:
-    """sha256 of names and contents: a folder's files, all or those of `suffixes`, or one file."""
-    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
-    total = hashlib.sha256()
-    for file in files:
-        if suffixes is None or file.suffix in suffixes:
-            name = file.relative_to(root).as_posix() if root.is_dir() else ""
-            total.update(f"{name}\0{digest_of_file(file)}\n".encode())
-    return total.hexdigest()
-
-
-def digest_of_file(path: Path) -> str:
-    """sha256 of a file's contents."""
-    status = path.stat()
-    return _sha256(path.resolve(), status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=1024)
-def _sha256(path: Path, _modified_ns: int, _size_bytes: int) -> str:
-    """Read once a process, as long as time and size stay: weights are gigabytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.core.errors import ResurgeError
+from workers.data.files import place
+from workers.data.hub_access import asking_the_hub, out_of_reach
 from workers.data.loading import load_weights, refuse_wrong_keys, unloaded
-from workers.data.pinned import Source, offline_hint, sentence
+from workers.data.pinned import Source, sentence
 from workers.data.pipeline_files import (
     CLASSES,
     INDEX,
@@ -67,13 +69,13 @@ def load_pipeline(
         if path.is_file():
             pipe = _read_file(path, config, options)
         else:
-            pipe = _read_layout(source, variant, allow_pickle, options)
-    except ResurgeError:
+            with asking_the_hub(source):
+                pipe = _read_layout(source, variant, allow_pickle, options)
+    except (ResurgeError, MemoryError):
         raise
     except Exception as error:  # the readers raise whatever they trip over in a broken file
-        hint = "" if path.exists() else offline_hint("the local cache")
         raise ResurgeError(
-            f"cannot load a Stable Diffusion pipeline from {source.name!r}: {sentence(error)}{hint}"
+            f"cannot load a Stable Diffusion pipeline from {source.name!r}: {sentence(error)}"
         ) from error
     _refuse_other_models(pipe, source.name)
     pipe.set_progress_bar_config(disable=True)
@@ -140,7 +142,7 @@ def _known(source: Source) -> tuple[list[str], bool]:
         if not isinstance(cached, str):
             raise
     if not isinstance(cached, str):
-        raise ResurgeError(f"{source.name!r} is not here{offline_hint('the local cache')}")
+        raise out_of_reach(source)
     return names_in(Path(cached).parent), False
 
 
@@ -148,7 +150,7 @@ def _read_file(path: Path, config: str | None, options: dict[str, Any]) -> Stabl
     from diffusers import StableDiffusionPipeline
     from huggingface_hub import is_offline_mode
 
-    folder = None if config is None else Path(config).expanduser()
+    folder = None if config is None else place(config)
     if folder is not None and not (folder / INDEX).is_file():
         raise ResurgeError(f"config must be a folder with a {INDEX} but got {config!r}")
     is_offline = folder is not None or is_offline_mode()

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
 from orchestrator.core.errors import ResurgeError
+from workers.data.files import PlaceText
+from workers.data.metadata import METADATA, SAVED, Entry, read_entries
 from workers.data.rows import Row, RowsDataset, RowsSettings
-
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 class FolderSettings(RowsSettings):
     """Where the pictures are."""
 
-    path: str = Field(description="a folder with metadata.jsonl, .csv or .parquet")
+    path: PlaceText = Field(description="a folder with metadata.jsonl, .csv or .parquet")
 
 
 class Folder(RowsDataset):
@@ -29,7 +26,7 @@ class Folder(RowsDataset):
     """
 
     name = "folder"
-    version = 1
+    version = 2
     Settings = FolderSettings
     settings: FolderSettings
 
@@ -46,6 +43,11 @@ class Folder(RowsDataset):
                 f"{'' if self.path.exists() else ', which does not exist'}"
             )
         if not self._metadata():
+            if any((self.path / name).is_file() for name in SAVED):
+                raise ResurgeError(
+                    f"{self.path} was saved by the package datasets; "
+                    f"write {{hub: {{repository: {self.path}}}}}"
+                )
             raise ResurgeError(f"{self.path} must hold one of {', '.join(METADATA)} but has none")
 
     def _metadata(self) -> Path | None:
@@ -54,32 +56,22 @@ class Folder(RowsDataset):
 
     def rows(self) -> Iterator[Row]:
         """The rows of the metadata."""
+        return map(self._row, self._entries())
+
+    def others(self) -> Iterable[str]:
+        """The pictures that the metadata name."""
+        names = (entry.values.get("file_name") for entry in self._entries())
+        return {name for name in names if isinstance(name, str)}
+
+    def _entries(self) -> Iterator[Entry]:
         metadata = self._metadata()
         assert metadata is not None  # `check` refuses a folder without
-        for number, row in enumerate(_read_table(metadata), start=1):
-            name = row.get("file_name")
-            source = self.path / str(name) if name else None
-            where = f"row {number}" + (f" ({name})" if name else "")
-            yield where, source, row.get(self.settings.caption_column)
+        return read_entries(metadata, ("file_name", self.settings.caption_column))
 
-
-def _read_table(path: Path) -> Iterator[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        yield from pyarrow.parquet.read_table(path).to_pylist()
-    elif path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8") as file:
-            yield from csv.DictReader(file)
-    else:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ResurgeError(f"{path}:{number}: not JSON: {error}") from error
-            if not isinstance(row, dict):
-                got = type(row).__name__
-                raise ResurgeError(f"{path}:{number}: must be a JSON object but got {got}")
-            yield row
+    def _row(self, entry: Entry) -> Row:
+        name, fault = entry.values.get("file_name"), entry.fault
+        if name and not isinstance(name, str):
+            fault = fault or f"file_name must be text but is {type(name).__name__}"
+        source = self.path / name if isinstance(name, str) and name else None
+        where = f"{entry.name} ({name})" if source else entry.name
+        return Row(where, source, entry.values.get(self.settings.caption_column), fault)

@@ -11,7 +11,8 @@ from orchestrator.core.digest import sha256
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.plugin import BasePlugin
 from orchestrator.core.settings import Settings
-from workers.data.pinned import Source, digest_of, digest_of_file
+from workers.data.files import PlaceText, digest_of, digest_of_file
+from workers.data.pinned import Source
 from workers.interfaces.dataset import ChosenDataset, Dataset, Examples, draw_subset
 
 Bin = Literal["near", "middle", "far"]
@@ -45,7 +46,7 @@ class NearestSettings(Settings):
         None, ge=1, description="how many of the bin, chosen by the seed; null: all, nearest first"
     )
     seed: int = Field(0, ge=0, description="seed of the choice")
-    clip: str | None = Field(None, description="CLIP's folder or repository, for by: clip")
+    clip: PlaceText | None = Field(None, description="CLIP's folder or repository, for by: clip")
     clip_revision: str | None = Field(
         None, description="the repository's commit, 40 hex digits; not for a folder"
     )

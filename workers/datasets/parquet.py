@@ -8,16 +8,15 @@ from typing import Any
 from pydantic import Field
 
 from orchestrator.core.errors import ResurgeError
+from workers.data.files import PlaceText
+from workers.data.parquet_file import ParquetRows
 from workers.data.rows import Row, RowsDataset, RowsSettings
-from workers.interfaces.dataset import check_size
-
-ROWS_AT_ONCE = 64
 
 
 class ParquetSettings(RowsSettings):
     """Where the pictures are."""
 
-    path: str = Field(description="a .parquet file")
+    path: PlaceText = Field(description="a .parquet file")
     image_column: str = Field(
         "image", description="the column with the pictures: bytes, or a struct with `bytes`"
     )
@@ -32,32 +31,26 @@ class Parquet(RowsDataset):
     """
 
     name = "parquet"
-    version = 1
+    version = 2
     Settings = ParquetSettings
     settings: ParquetSettings
 
     def check(self) -> None:
         """The file must be there and have the two columns, of the right types."""
-        import pyarrow
-        import pyarrow.parquet
-
         if not self.path.is_file():
             there = "is a folder" if self.path.is_dir() else "does not exist"
             raise ResurgeError(
                 f"dataset 'parquet' needs a .parquet file but got {self.path}, which {there}"
             )
-        try:
-            schema = pyarrow.parquet.read_schema(self.path)
-        except (pyarrow.ArrowInvalid, OSError) as error:
-            raise ResurgeError(f"{self.path} is no Parquet file: {error}") from error
-        s = self.settings
+        s, schema = self.settings, ParquetRows(self.path).schema
         wanted = {
             s.image_column: ("image_column", "pictures as bytes", _holds_bytes),
             s.caption_column: ("caption_column", "text", _holds_text),
         }
         there = ", ".join(f"{field.name} ({field.type})" for field in schema)
         for column, (setting, what, is_right) in wanted.items():
-            if column not in schema.names or not is_right(schema.field(column).type):
+            index = schema.get_field_index(column)  # -1 too where two columns have the name
+            if index < 0 or not is_right(schema.field(index).type):
                 raise ResurgeError(
                     f"{self.path} needs a column {column!r} with {what} but has {there}; "
                     f"set {setting}"
@@ -65,23 +58,16 @@ class Parquet(RowsDataset):
 
     def rows(self) -> Iterator[Row]:
         """The rows, read a few at a time."""
-        import pyarrow.parquet
+        s = self.settings
+        values = ParquetRows(self.path).values((s.image_column, s.caption_column))
+        for number, row in enumerate(values, start=1):
+            value = row[s.image_column]
+            content = value.get("bytes") if isinstance(value, dict) else value
+            yield Row(f"row {number}", content, row[s.caption_column])
 
-        s, number = self.settings, 0
-        file = pyarrow.parquet.ParquetFile(self.path, memory_map=True)
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=[s.image_column, s.caption_column]):
-            for row in batch.to_pylist():
-                number += 1
-                value = row[s.image_column]
-                content = value.get("bytes") if isinstance(value, dict) else value
-                yield f"row {number}", content, row[s.caption_column]
-
-    def count(self) -> int:
-        """The rows that are taken, from the file's own count."""
-        import pyarrow.parquet
-
-        there = pyarrow.parquet.read_metadata(self.path).num_rows
-        return check_size(there, self.settings.size, str(self.path))
+    def there(self) -> int:
+        """The file's own count."""
+        return ParquetRows(self.path).count
 
 
 def _holds_bytes(kind: Any) -> bool:

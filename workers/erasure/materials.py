@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from orchestrator.core.plugin import BasePlugin, MaterialPlugin, Need
@@ -49,8 +49,7 @@ def need_caption_sums(file: str | None, prompts: Sequence[str]) -> Need:
     """Sums over a file's captions, or over `prompts`."""
     if file is None:
         return need("caption_sums", {"prompts": list(prompts)})
-    sums = need("caption_sums", file=file)
-    return replace(sums, asked={"captions": sums.plugin.fingerprint()})
+    return need("caption_sums", file=file)
 
 
 def pack(mask: Tensor) -> Tensor:

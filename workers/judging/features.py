@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 from orchestrator.core.artifacts import Role
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.plugin import Asked
+from workers.data.files import PlaceText
 from workers.data.pinned import Source
 from workers.interfaces.metric import Picture, Score
 from workers.judging.model_metric import REVISION, SourceMetric, SourceSettings
@@ -30,7 +31,7 @@ class SetSettings(SourceSettings):
     MODELS: ClassVar[Mapping[str, str]] = {"features": "revision"}
     WORDS: ClassVar[frozenset[str]] = frozenset({JUDGE})
 
-    features: str = Field(
+    features: PlaceText = Field(
         JUDGE,
         description="judge: the bundled world's; or a CLIP model: a folder or a repository id",
     )

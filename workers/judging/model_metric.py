@@ -11,7 +11,8 @@ from pydantic import model_validator
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.plugin import BasePlugin
 from orchestrator.core.settings import Settings
-from workers.data.pinned import Source, digest_of
+from workers.data.files import digest_of, place
+from workers.data.pinned import Source
 from workers.interfaces.metric import Metric
 from workers.judging.shapes_judge import JUDGE, judge_digest, refusal
 
@@ -42,7 +43,7 @@ class SourceSettings(Settings):
     def _are_pinned(self) -> SourceSettings:
         for model, revision in self.MODELS.items():
             name = getattr(self, model)
-            if getattr(self, revision) is None and name in COMMITS and not Path(name).exists():
+            if getattr(self, revision) is None and name in COMMITS and not place(name).exists():
                 # Before the values are seen: nobody has this object yet, frozen as it will be. Not
                 # in a validator of the raw values, after which JSON's lists would be no tuples.
                 object.__setattr__(self, revision, COMMITS[name])
@@ -121,7 +122,7 @@ class SourceMetric(Metric):
         Raises:
             ResurgeError: there is none, or it is of another format.
         """
-        path = Path(getattr(self.settings, setting)).expanduser()
+        path = place(getattr(self.settings, setting))
         if not path.is_file() or path.suffix != ".safetensors":
             there = "" if path.exists() else ", which does not exist"
             raise ResurgeError(

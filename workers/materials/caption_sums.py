@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.settings import Settings
+from workers.data.files import PlaceText, place
+from workers.data.metadata import text_of
 from workers.interfaces.material import Made, Material, Work
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ CAPTIONS_PER_PASS = 64
 class CaptionSumsSettings(Settings):
     """Which captions."""
 
-    file: str | None = Field(
+    file: PlaceText | None = Field(
         None, description="a text file, one caption a line; null: the prompts that are asked for"
     )
 
@@ -52,10 +53,10 @@ class CaptionSums(Material):
             ResurgeError: there is no such file, or it is empty.
         """
         assert self.settings.file is not None  # else the prompts are the captions
-        path = Path(self.settings.file).expanduser()
+        path = place(self.settings.file)
         if not path.is_file():
             raise ResurgeError(f"the caption file {str(path)!r} does not exist")
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        lines = [line.strip() for line in text_of(path).split("\n")]
         if not any(lines):
             raise ResurgeError(f"the caption file {str(path)!r} has no captions")
         return [line for line in lines if line]

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.settings import Settings
+from workers.data.files import PlaceText
 from workers.data.pinned import Source
 from workers.erasure.materials import Pictures
 from workers.interfaces.material import Made, Material, Work
@@ -31,7 +32,7 @@ class MasksSettings(Settings):
     threshold: float = Field(
         0.15, gt=0, lt=1, description="contrast: distance in [0, 1]; clipseg: probability"
     )
-    model: str = Field(CLIPSEG, description="clipseg's folder or repository id")
+    model: PlaceText = Field(CLIPSEG, description="clipseg's folder or repository id")
     revision: str | None = Field(None, description="clipseg's commit")
 
 
@@ -42,6 +43,15 @@ class Masks(Material):
     version = 1
     Settings = MasksSettings
     settings: MasksSettings
+
+    def fingerprint(self) -> str:
+        """sha256 of clipseg's folder; its repository's name and commit are settings."""
+        is_folder = self.settings.segmenter == "clipseg" and self._source.path.is_dir()
+        return self._source.digest() if is_folder else ""
+
+    @property
+    def _source(self) -> Source:
+        return Source(self.settings.model, self.settings.revision)
 
     def make(self, work: Work) -> Made:
         """Find the object in every picture.
@@ -73,11 +83,11 @@ class Masks(Material):
 
         from workers.data.loading import load_part, load_weights
 
-        source = Source(self.settings.model, self.settings.revision)
-        processor = load_part(CLIPSegProcessor, source)
+        source = self._source
         segmenter: nn.Module = load_weights(
             CLIPSegForImageSegmentation, source.where, source.revision, use_safetensors=True
         )
+        processor = load_part(CLIPSegProcessor, source)
         segmenter.to(work.pipe.device).eval()
         found = []
         for index, image in enumerate(pictures.images):

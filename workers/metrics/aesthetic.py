@@ -8,6 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from orchestrator.core.errors import ResurgeError
+from workers.data.files import PlaceText
 from workers.interfaces.metric import Picture, Score, means
 from workers.judging.model_metric import CLIP_L14, REVISION, SourceMetric, SourceSettings
 from workers.judging.weights import check_width, read
@@ -16,11 +17,11 @@ from workers.judging.weights import check_width, read
 class AestheticSettings(SourceSettings):
     """The predictor and the CLIP model that it was trained on."""
 
-    head: str = Field(
+    head: PlaceText = Field(
         description="a .safetensors file with linear layers: <name>.weight (outputs, inputs) and "
         "<name>.bias, in the order of the numbers in their names, the last with one output"
     )
-    model: str = Field(CLIP_L14, description="a CLIP model: a folder or a repository id")
+    model: PlaceText = Field(CLIP_L14, description="a CLIP model: a folder or a repository id")
     revision: str | None = Field(None, description=REVISION)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field
 
 from orchestrator.core.plugin import Asked, BasePlugin
+from workers.data.files import PlaceText
 from workers.interfaces.metric import Picture, Score, extra, means
 from workers.judging.classes import ids_of, load_classifier, refusal
 from workers.judging.model_metric import RESNET_50, REVISION, SourceMetric, SourceSettings
@@ -18,7 +19,7 @@ TOP = 5
 class ClassifierSettings(SourceSettings):
     """Which model, and which of its classes the concepts are."""
 
-    model: str = Field(
+    model: PlaceText = Field(
         RESNET_50, description="an image classifier of transformers: a folder or a repository id"
     )
     revision: str | None = Field(None, description=REVISION)

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.hints import suggest
 from orchestrator.core.plugin import Asked, BasePlugin
+from workers.data.files import PlaceText
 from workers.interfaces.metric import Picture, Score, extra, means
 from workers.judging.model_metric import CLIP_B32, REVISION, SourceMetric, SourceSettings
 
@@ -23,7 +24,7 @@ class ClipAccuracySettings(SourceSettings):
     value: Literal["top1", "probability"] = Field(
         "top1", description="a picture's value; the other one is told beside it"
     )
-    model: str = Field(CLIP_B32, description="a CLIP model: a folder or a repository id")
+    model: PlaceText = Field(CLIP_B32, description="a CLIP model: a folder or a repository id")
     revision: str | None = Field(None, description=REVISION)
 
     @field_validator("classes")

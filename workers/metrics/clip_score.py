@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
+from workers.data.files import PlaceText
 from workers.interfaces.metric import Picture, Score, means
 from workers.judging.model_metric import CLIP_L14, REVISION, SourceMetric, SourceSettings
 
@@ -13,7 +14,7 @@ from workers.judging.model_metric import CLIP_L14, REVISION, SourceMetric, Sourc
 class ClipScoreSettings(SourceSettings):
     """Which CLIP model, and the number that its cosine is multiplied by."""
 
-    model: str = Field(CLIP_L14, description="a CLIP model: a folder or a repository id")
+    model: PlaceText = Field(CLIP_L14, description="a CLIP model: a folder or a repository id")
     revision: str | None = Field(None, description=REVISION)
     scale: float = Field(
         100.0, gt=0, description="times the cosine: 100, 1 or, by Hessel et al., 2.5"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from workers.data.files import PlaceText
 from workers.judging.distances import rbf_distance
 from workers.judging.features import SetDistance, SetSettings
 from workers.judging.model_metric import CLIP_L14
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 class CmmdSettings(SetSettings):
     """The features, and the kernel's width. Published: ViT-L/14 at 336 pixels, 10, 1000."""
 
-    features: str = Field(
+    features: PlaceText = Field(
         CLIP_L14,
         description="a CLIP model: a folder or a repository id; or judge: the bundled world's",
     )

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.plugin import Asked, BasePlugin
-from workers.data.pinned import digest_of
+from workers.data.files import PlaceText, digest_of
 from workers.interfaces.metric import Picture, Score, extra, means
 from workers.judging.classes import ImageClassifier, ids_of, load_classifier, refusal
 from workers.judging.faces import LBP, cascade_file, crop, largest_face
@@ -28,12 +28,12 @@ class FaceIdSettings(SourceSettings):
     MODELS: ClassVar[Mapping[str, str]] = {"model": "revision", "detector": "detector_revision"}
     WORDS: ClassVar[frozenset[str]] = frozenset({LBP})
 
-    model: str = Field(description="a classifier of faces: a folder or a repository id")
+    model: PlaceText = Field(description="a classifier of faces: a folder or a repository id")
     revision: str | None = Field(None, description=REVISION)
     labels: Mapping[str, tuple[str, ...]] = Field(
         {}, description="the model's class names of a person, by concept, where they differ"
     )
-    detector: str = Field(
+    detector: PlaceText = Field(
         LBP,
         description="lbp: scikit-image's cascade for frontal faces; or an object detector of "
         "transformers with a class named face: a folder or a repository id",

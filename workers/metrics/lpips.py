@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from orchestrator.core.errors import ResurgeError
+from workers.data.files import PlaceText
 from workers.interfaces.metric import Picture, Score, means
 from workers.judging.model_metric import SourceMetric, SourceSettings
 from workers.judging.shapes_judge import JUDGE, judge_inputs
@@ -40,7 +41,7 @@ class LpipsSettings(SourceSettings):
 
     MODELS: ClassVar[dict[str, str]] = {}
 
-    features: str = Field(
+    features: PlaceText = Field(
         JUDGE,
         description="judge: the bundled world's; or a .safetensors file with AlexNet's "
         "convolutions and LPIPS's weights, as docs/metrics.md says how to make it",

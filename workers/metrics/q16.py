@@ -8,6 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from orchestrator.core.errors import ResurgeError
+from workers.data.files import PlaceText
 from workers.interfaces.metric import Picture, Score, extra, means
 from workers.judging.model_metric import CLIP_L14, REVISION, SourceMetric, SourceSettings
 from workers.judging.weights import check_width, read
@@ -16,11 +17,11 @@ from workers.judging.weights import check_width, read
 class Q16Settings(SourceSettings):
     """The learned prompts and the CLIP model that they were learned with."""
 
-    prompts: str = Field(
+    prompts: PlaceText = Field(
         description="a .safetensors file with one tensor (2, width): the learned embeddings of "
         "what is not and of what is inappropriate, in this order"
     )
-    model: str = Field(CLIP_L14, description="a CLIP model: a folder or a repository id")
+    model: PlaceText = Field(CLIP_L14, description="a CLIP model: a folder or a repository id")
     revision: str | None = Field(None, description=REVISION)
 
 

@@ -5,22 +5,32 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-from collections.abc import Callable
-from functools import lru_cache
-from typing import ParamSpec, TypeVar, cast
+from collections.abc import Callable, Hashable
+from functools import lru_cache, wraps
+from typing import TypeVar
 
-P = ParamSpec("P")
+A = TypeVar("A", bound=Hashable)
 T = TypeVar("T")
 _clear: list[Callable[[], None]] = []
 
 
-def kept(count: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Keep the last `count` results of a loader, by its arguments, until `let_go`."""
+def kept(count: int) -> Callable[[Callable[[A], T]], Callable[[A], T]]:
+    """Keep the last `count` results of a loader, by its argument, until `let_go`.
 
-    def decorate(load: Callable[P, T]) -> Callable[P, T]:
-        cached = lru_cache(maxsize=count)(load)
+    An argument that has `marks()`, such as the times of its files, is another once these differ.
+    """
+
+    def decorate(load: Callable[[A], T]) -> Callable[[A], T]:
+        @lru_cache(maxsize=count)
+        def cached(what: A, _marks: object) -> T:
+            return load(what)
+
+        @wraps(load)
+        def look(what: A) -> T:
+            return cached(what, what.marks() if hasattr(what, "marks") else None)
+
         _clear.append(cached.cache_clear)
-        return cast("Callable[P, T]", cached)
+        return look
 
     return decorate
 

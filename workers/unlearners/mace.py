@@ -9,6 +9,7 @@ from pydantic import Field
 
 from orchestrator.core.plugin import BasePlugin, Need
 from orchestrator.core.settings import Presets
+from workers.data.files import PlaceText
 from workers.erasure.materials import need, need_caption_sums, need_pictures
 from workers.interfaces.unlearner import Erasure, TrainSettings, Unlearned, Unlearner
 
@@ -58,10 +59,10 @@ class MACESettings(TrainSettings):
     domain_weight: float = Field(
         0.0, ge=0, description="w, weight of the domain's captions beside the general ones"
     )
-    general_captions: str | None = Field(
+    general_captions: PlaceText | None = Field(
         None, description="a text file of general captions; null: the retained prompts"
     )
-    domain_captions: str | None = Field(
+    domain_captions: PlaceText | None = Field(
         None, description="a text file of the domain's captions; null: the retained prompts"
     )
     iterations: int = Field(50, ge=0, description="optimiser steps of the LoRA; 0: parts 1 and 3")

@@ -53,6 +53,10 @@ class Leak(Unlearner):
     [
         ("at http://ann:pa55@host:5000/x", "at http://ann:***@host:5000/x"),
         ("at http://ann:p@55@host/x", "at http://ann:***@host/x"),
+        ("the folder http:/ann:pa55@host/x", "the folder http:/ann:***@host/x"),
+        ("the folder https:/ghp_1234@host/x", "the folder https:/***@host/x"),
+        ("the folder s3:/ann:p/q@bucket/x", "the folder s3:/ann:***@bucket/x"),
+        ("the folder C:/ann/a@b and E:/x", "the folder C:/ann/a@b and E:/x"),
         ("postgresql+psycopg://ann:p/q@host/db", "postgresql+psycopg://ann:***@host/db"),
         ("postgresql://h/db?user=a&password=pw&x=1", "postgresql://h/db?user=a&password=***&x=1"),
         ("https://ghp_1234@github.com/a/b", "https://***@github.com/a/b"),

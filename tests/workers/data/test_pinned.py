@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from workers.data.pinned import Source, digest_of, digest_of_file
+from workers.data.files import digest_of, digest_of_file
+from workers.data.pinned import Source
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -1,4 +1,6 @@
 import io
+import json
+import os
 import sys
 
 import numpy as np
@@ -185,3 +187,107 @@ def test_settings_that_are_refused(settings, message):
 def test_a_clone_has_no_revision(tmp_path):
     with pytest.raises(ValidationError, match="revision is for repositories"):
         Hub.Settings(repository=str(tmp_path), revision=COMMIT)
+
+
+README = """---
+dataset_info:
+  features:
+  - name: image
+    dtype: image
+  - name: text
+    dtype: string
+{more}---
+"""
+
+
+def table_of_names(folder, *names, more=""):
+    """A clone whose table names its pictures."""
+    folder.mkdir()
+    rows = [json.dumps({"image": str(name), "text": "one"}) + "\n" for name in names]
+    (folder / "train.jsonl").write_text("".join(rows))
+    (folder / "README.md").write_text(README.format(more=more))
+    return folder
+
+
+def test_pictures_outside_of_a_clone_are_refused(tmp_path):
+    """They are not in its digest."""
+    clone = table_of_names(tmp_path / "clone", tmp_path / "x.png", tmp_path / "clone" / "a.png")
+    for file in (tmp_path / "x.png", clone / "a.png"):
+        Image.new("RGB", (8, 8)).save(file)
+    with pytest.raises(ResurgeError) as raised:
+        read(clone)
+    assert "1 bad row\n" in str(raised.value)
+    assert f"row 1: its picture {tmp_path}/x.png is no file of the data set's own" in str(
+        raised.value
+    )
+
+
+def test_tables_outside_of_a_clone_are_refused(tmp_path):
+    table_of_names(tmp_path / "other", "x.png")
+    files = "  data_files:\n  - split: train\n    path: ../other/*.jsonl\n"
+    more = f"configs:\n- config_name: default\n{files}"
+    clone = table_of_names(tmp_path / "clone", more=more)
+    with pytest.raises(
+        ResurgeError, match=r"other/train\.jsonl, which is not in that folder; copy"
+    ):
+        read(clone)
+
+
+def test_a_linked_folder_in_a_clone_is_refused_when_the_sweep_is_planned(clone, tmp_path):
+    assert hub(clone).problems(None, "star") == []
+    (clone / "more").symlink_to(tmp_path, target_is_directory=True)
+    [found] = hub(clone).problems(None, "star")
+    assert found.startswith(f"{clone}/more is a link to a folder")
+
+
+def test_a_clone_that_changed_is_read_anew(clone, tmp_path):
+    """However its times of modification are: what the package kept of it may be another's."""
+    [file] = (clone / "data").iterdir()
+    os.utime(file, ns=(0, 0))
+    read(clone)
+    numbers = [9 - i for i in range(10)]
+    [other] = (write(tmp_path / "other", text=[f"number {i}" for i in numbers]) / "data").iterdir()
+    os.utime(other, ns=(0, 0))
+    other.replace(file)
+    assert read(clone).captions == tuple(f"number {i}" for i in numbers)
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_save_to_disk_wrote_is_read(tmp_path, splits, streaming):
+    values = {"image": [Image.new("RGB", (20, 10), color) for color in COLORS], "text": ["x"] * 10}
+    table = datasets.Dataset.from_dict(values)
+    saved = table if splits == 1 else datasets.DatasetDict({"train": table, "test": table})
+    saved.save_to_disk(str(tmp_path / "saved"))
+    examples = read(tmp_path / "saved", size=10, streaming=streaming)
+    assert sorted(tuple(image[8, 8]) for image in examples.images) == sorted(COLORS)
+    with pytest.raises(ResurgeError, match="leave out config"):
+        read(tmp_path / "saved", config="small")
+    if splits == 2:
+        with pytest.raises(ResurgeError, match=r"split 'dev' is not there, but train, test; set"):
+            read(tmp_path / "saved", split="dev")
+
+
+def test_a_saved_table_that_is_elsewhere_is_refused(tmp_path):
+    datasets.Dataset.from_dict({"image": [Image.new("RGB", (8, 8))], "text": ["x"]}).save_to_disk(
+        str(tmp_path / "saved")
+    )
+    [table] = (tmp_path / "saved").glob("*.arrow")
+    table.rename(tmp_path / "x.arrow")
+    state = tmp_path / "saved" / "state.json"
+    state.write_text(state.read_text().replace(table.name, "../x.arrow"))
+    with pytest.raises(ResurgeError, match=r"x\.arrow, which is not in that folder"):
+        read(tmp_path / "saved")
+
+
+def test_a_list_of_captions_says_so(tmp_path):
+    folder = write(tmp_path / "lists", text=[["a", "b"]] * 10)
+    with pytest.raises(ResurgeError, match=r"must be one text but is a list: \['a', 'b'\]"):
+        read(folder)
+
+
+def test_the_background_of_transparent_pictures(tmp_path):
+    pictures = [Image.new("RGBA", (8, 8), (255, 0, 0, 0))] * 10
+    folder = write(tmp_path / "clear", image=pictures)
+    assert (read(folder).images == 255).all()
+    assert (read(folder, background="black").images == 0).all()

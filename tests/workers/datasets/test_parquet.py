@@ -1,4 +1,5 @@
 import io
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +9,8 @@ from PIL import Image
 
 from orchestrator.core.errors import ResurgeError
 from workers.bases.shapes import Shapes
+from workers.data import parquet_file
+from workers.data.parquet_file import ParquetRows
 from workers.data.prepared import write_examples
 from workers.datasets.parquet import Parquet
 from workers.datasets.related import Related
@@ -113,3 +116,62 @@ def test_a_prepared_data_set_is_such_a_file(tmp_path):
     again = dataset(tmp_path / "dataset.parquet", caption_column="caption").examples("star", 32)
     assert again.captions == examples.captions
     assert np.array_equal(again.images, examples.images)
+
+
+def test_a_file_that_unfolds_is_read_a_few_rows_at_a_time(tmp_path):
+    """2 kB here are 5.7 GB of rows, which planning counts and looks at without holding them."""
+    picture = png("red") + bytes(100_000)
+    rows = pa.DictionaryArray.from_arrays(pa.array(np.zeros(57_000, np.int32)), [picture])
+    texts = pa.DictionaryArray.from_arrays(pa.array(np.zeros(57_000, np.int32)), ["x"])
+    path, table = tmp_path / "data.parquet", pa.table({"image": rows, "text": texts})
+    pq.write_table(table, path, compression="zstd", store_schema=False)
+    assert path.stat().st_size < 10_000
+    before = pa.total_allocated_bytes()
+    values = ParquetRows(path).values(("image", "text"))
+    seen = [len(row["image"]) for row in islice(values, 200)]
+    assert seen == [len(picture)] * 200
+    assert pa.total_allocated_bytes() - before < 2**26
+    values.close()
+
+
+def test_a_column_that_only_an_attack_would_make_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_file, "SMALLEST_BOMB_BYTES", 2**20)
+    path, content = tmp_path / "data.parquet", [bytes(2**22)] * 2
+    table = pa.table({"image": content, "text": ["x"] * 2})
+    pq.write_table(table, path, compression="zstd", use_dictionary=False)
+    [problem] = dataset(path).problems(BASE, "star")
+    assert "the column 'image' unfolds from " in problem
+    assert "to 8.4 MB, which no pictures with captions do" in problem
+
+
+def test_pictures_keep_their_places_when_the_seed_chooses(tmp_path):
+    colors = [(value, 0, 0) for value in range(0, 250, 10)]
+    rows = [{"image": png(c), "text": str(c[0])} for c in colors]
+    examples = dataset(write(tmp_path / "data.parquet", rows), size=9, seed=3).examples("star", 8)
+    assert [str(image[4, 4, 0]) for image in examples.images] == list(examples.captions)
+    assert list(examples.captions) != sorted(examples.captions, key=int)
+
+
+def test_two_columns_of_one_name(tmp_path):
+    column = pa.array([png("red")])
+    names = ["image", "image", "text"]
+    pq.write_table(pa.table([column, column, pa.array(["x"])], names), tmp_path / "data.parquet")
+    [problem] = dataset(tmp_path / "data.parquet").problems(BASE, "star")
+    assert "needs a column 'image' with pictures as bytes" in problem
+
+
+def test_damage_anywhere_is_the_files_and_no_bug(file):
+    whole = file.read_bytes()
+    random = np.random.default_rng(0)
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for place in random.integers(0, len(whole), 3):
+            damaged[place] = random.integers(0, 256)
+        file.write_bytes(damaged[: random.integers(1, 2 * len(whole))])
+        found = dataset(file).problems(BASE, "star")
+        try:
+            dataset(file).examples("star", 8)
+        except ResurgeError as error:
+            assert len(str(error)) < 3000
+        else:
+            assert found == []

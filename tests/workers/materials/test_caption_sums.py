@@ -46,19 +46,33 @@ def test_what_is_asked_changes_with_the_files_content_and_not_with_its_place(tmp
     one, other = tmp_path / "one.txt", tmp_path / "other.txt"
     one.write_text("a star\n", "utf-8")
     other.write_text("a star\n\n", "utf-8")
-    asked = [need_caption_sums(str(path), []).asked for path in (one, other)]
+    asked = [need_caption_sums(str(path), []).plugin.fingerprint() for path in (one, other)]
     assert asked[0] == asked[1]
     other.write_text("a circle\n", "utf-8")
-    assert need_caption_sums(str(other), []).asked != asked[0]
+    assert need_caption_sums(str(other), []).plugin.fingerprint() != asked[0]
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ResurgeError, match=r"caption file '.*none\.txt' does not exist"):
-        need_caption_sums(str(tmp_path / "none.txt"), [])
+        need_caption_sums(str(tmp_path / "none.txt"), []).plugin.fingerprint()
 
 
 def test_a_file_without_captions_is_named(tmp_path):
     path = tmp_path / "empty.txt"
     path.write_text("\n \n", "utf-8")
     with pytest.raises(ResurgeError, match=r"empty\.txt' has no captions"):
-        need_caption_sums(str(path), [])
+        need_caption_sums(str(path), []).plugin.fingerprint()
+
+
+def test_a_mark_before_the_text_is_no_part_of_the_first_caption(tmp_path):
+    """Nor does a line end where Unicode has a separator within it."""
+    path = tmp_path / "captions.txt"
+    path.write_bytes("\ufeffa star\r\na red\u2028circle\n".encode())
+    assert need_caption_sums(str(path), []).plugin.captions() == ["a star", "a red\u2028circle"]
+
+
+def test_a_file_of_another_encoding_is_named_with_its_line(tmp_path):
+    path = tmp_path / "captions.txt"
+    path.write_bytes("a star\na café\n".encode("cp1252"))
+    with pytest.raises(ResurgeError, match=r"captions\.txt:2: the byte 0xe9 is not UTF-8"):
+        need_caption_sums(str(path), []).plugin.fingerprint()
