@@ -88,7 +88,7 @@ def files_of(root: Path, suffixes: tuple[str, ...] | None = None) -> dict[str, P
         elif path.is_symlink():  # to a folder it would have been followed
             dead.append(path)
     if dead:
-        raise DataError(_dead_links(root, sorted(dead)))
+        raise dead_links(root, dead)
     return {
         path.relative_to(root).as_posix(): path
         for path in sorted(found)
@@ -120,12 +120,14 @@ def _below(root: Path) -> Iterator[Path]:
                 yield path
 
 
-def _dead_links(root: Path, dead: list[Path]) -> str:
+def dead_links(root: Path, dead: Iterable[Path]) -> DataError:
+    """What to say of links in a folder that lead to no file."""
+    dead = sorted(dead)
     shown = ", ".join(
         f"{path.relative_to(root)} -> {os.readlink(path)}" for path in dead[:MAX_DEAD_SHOWN]
     )
     more = f" and {len(dead) - MAX_DEAD_SHOWN} more" if len(dead) > MAX_DEAD_SHOWN else ""
-    return (
+    return DataError(
         f"{root} has links that lead to no file: {shown}{more}; put the files there, or remove the "
         "links"
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.core.errors import ResurgeError
+from workers.data.files import dead_links
 from workers.data.pinned import Source
 from workers.interfaces.fit import (
     Config,
@@ -119,15 +120,16 @@ def files_of(names: Iterable[str], variant: str | None, allow_pickle: bool) -> d
 
 
 def names_in(folder: Path) -> list[str]:
-    """A model folder's files, "unet/config.json"; links are followed, dead ones left out."""
-    here = [path.name for path in folder.iterdir() if path.is_file()]
-    return here + [
-        f"{inner.name}/{path.name}"
-        for inner in folder.iterdir()
-        if inner.is_dir()
-        for path in inner.iterdir()
-        if path.is_file()
-    ]
+    """A model folder's files, "unet/config.json"; links are followed.
+
+    Raises:
+        ResurgeError: a link leads to no file.
+    """
+    rooms = [folder, *(inner for inner in folder.iterdir() if inner.is_dir())]
+    paths = [path for room in rooms for path in room.iterdir()]
+    if dead := [path for path in paths if path.is_symlink() and not path.exists()]:
+        raise dead_links(folder, dead)
+    return [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
 
 
 def loaded_files(folder: Path, variant: str | None, allow_pickle: bool) -> list[Path]:

@@ -154,7 +154,8 @@ def base_in_the_hubs_cache(tmp: Path) -> tuple[Plugin, Path]:
 
 
 def single_file_base(tmp: Path) -> tuple[Plugin, Path]:
-    save_file({"x": np.zeros(2, np.float32)}, tmp / "real.safetensors")
+    starts = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
+    save_file({f"{s}x": np.zeros(2, np.float32) for s in starts}, tmp / "real.safetensors")
     shutil.copytree(WEIGHTS / "pipeline", tmp / "A")
     linked(tmp / "config" / "tokenizer", tmp / "A" / "tokenizer")
     linked(tmp / "model.safetensors", tmp / "real.safetensors")
@@ -347,6 +348,15 @@ def test_links_that_lead_nowhere_are_named_together(tmp_path: Path) -> None:
         digest_of(tmp_path, (".json",))
     (tmp_path / "a").unlink()
     assert digest_of(tmp_path, (".txt",)) == digest_of(tmp_path, (".bin",))  # it is not read
+
+
+@pytest.mark.parametrize("name", ["unet", "unet/diffusion_pytorch_model.safetensors", "tokenizer"])
+def test_a_base_with_a_link_that_leads_nowhere(name: str, tmp_path: Path) -> None:
+    shutil.copytree(WEIGHTS / "pipeline", tmp_path / "base")
+    (tmp_path / "base" / name).rename(tmp_path / "gone")
+    (tmp_path / "base" / name).symlink_to("/nowhere")
+    with pytest.raises(ResurgeError, match=f"links that lead to no file: {name} -> /nowhere; put"):
+        made("base", "diffusers", source=str(tmp_path / "base")).fingerprint()
 
 
 def test_two_links_to_one_folder_are_no_circle(tmp_path: Path) -> None:

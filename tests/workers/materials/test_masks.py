@@ -67,5 +67,5 @@ def test_pictures_without_any_object_are_refused():
 
 def test_a_segmenter_that_is_not_there_is_named(tmp_path):
     images, _ = rendered()
-    with pytest.raises(ResurgeError, match="cannot load CLIPSegProcessor from"):
+    with pytest.raises(ResurgeError, match="cannot load CLIPSegForImageSegmentation from"):
         make(images, segmenter="clipseg", model=str(tmp_path))
