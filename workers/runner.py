@@ -20,6 +20,7 @@ from orchestrator.core.artifacts import (
     CONSTANT_PICTURES,
     DATASET,
     IMAGES,
+    IMAGES_DRAWN,
     LOSS,
     LOSSES,
     MATERIAL,
@@ -261,7 +262,8 @@ class _TaskRun:
         path = folder / IMAGES.name
         write_pictures(path, pictures)
         constant = sum(is_constant(picture.image) for picture in pictures)
-        return _Result({"images": float(len(pictures)), CONSTANT_PICTURES: float(constant)}, [path])
+        numbers = {IMAGES_DRAWN: float(len(pictures)), CONSTANT_PICTURES: float(constant)}
+        return _Result(numbers, [path])
 
     def score(self, stage: Stage, folder: Path) -> _Result:
         metric = planned_plugin(Metric, stage.plugin, stage.settings)

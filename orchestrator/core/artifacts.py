@@ -167,6 +167,8 @@ WEIGHTS = "weights.safetensors"
 
 LOSS = "loss"
 """The number of a finetune's record that says how well it fitted at its end."""
+IMAGES_DRAWN = "images"
+"""The number of a sample's record that says how many pictures there are."""
 CONSTANT_PICTURES = "constant_pictures"
 """How many of them are of one colour, black ones among them: what a safety checker leaves, or a
 broken autoencoder."""

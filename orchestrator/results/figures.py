@@ -27,6 +27,7 @@ STRIP_STEPS = 3
 STRIP_CELL_PX = 128
 _INK = "#333333"
 _FAINT = "#888888"
+_WARNING = "#A61C00"
 _CURVES_INCHES = 3.1
 _STRIP_FRAME_INCHES = 0.75
 _STRIP_ROW_INCHES = 0.62
@@ -75,7 +76,8 @@ def _draw(plan: Plan, store: Store, path: Path) -> None:
     _draw_curves(parts[0], panels, plan, summary.axes)
     if strip is not None:
         _draw_strip(parts[1], strip)
-    sheet.supxlabel(summary.caption, fontsize=6.5, color=_FAINT)
+    notes = (textwrap.fill(warning, 150) for warning in summary.warnings())
+    sheet.supxlabel("\n".join([summary.caption, *notes]), fontsize=6.5, color=_FAINT)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.savefig(path, dpi=200)
 
@@ -122,7 +124,14 @@ def _draw_curves(
         _draw_level(place, "base model", [s.base for s in settings], (0, (5, 3)))
         _draw_level(place, "never-known concept", [s.never_known for s in settings], (0, (1, 2)))
         _dress(place, {0, *(s.steps for s in settings)})
-        place.set_title(title, fontsize=10, fontweight="bold", loc="left", color=_INK)
+        flaws = _flaws(settings)
+        place.set_title(
+            f"{title} ({flaws})" if flaws else title,
+            fontsize=10,
+            fontweight="bold",
+            loc="left",
+            color=_WARNING if flaws else _INK,
+        )
     concepts = sorted({planned.trial.concept for planned in plan.trials})
     of = f"“{number(concepts[0])}”" if len(concepts) == 1 else "the concept"
     places[0].set_ylabel(f"accuracy of {of}", fontsize=9)
@@ -134,6 +143,15 @@ def _draw_curves(
         handlelength=2.6,
         labelspacing=0.7,
     )
+
+
+def _flaws(settings: Sequence[Aggregate]) -> str:
+    """What keeps a panel's settings from being ranked."""
+    flaws = {
+        "unlearning failed": any(s.unlearning_failed for s in settings),
+        "model ruined": any(s.model_ruined for s in settings),
+    }
+    return ", ".join(what for what, is_so in flaws.items() if is_so)
 
 
 def _styles(axes: Sequence[str], keys: Collection[tuple[Any, ...]]) -> dict[tuple[Any, ...], Style]:

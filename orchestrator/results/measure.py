@@ -10,15 +10,30 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.core.artifacts import LOSSES, VALUES, LossRow, Role
+from orchestrator.core.artifacts import (
+    CONSTANT_PICTURES,
+    IMAGES_DRAWN,
+    LOSSES,
+    VALUES,
+    LossRow,
+    Role,
+)
 from orchestrator.core.errors import StoreError
 from orchestrator.core.stage import Stage
 from orchestrator.plan.plan import Plan, PlannedTrial, Waypoint
 from orchestrator.stats.intervals import Array
-from orchestrator.stats.paired import Paired, paired_interval, unchanged, unlearning_failed
+from orchestrator.stats.paired import (
+    Paired,
+    model_ruined,
+    paired_interval,
+    unchanged,
+    unlearning_failed,
+)
 from orchestrator.store.store import Record, Store
 
 Status = Literal["done", "incomplete", "failed"]
+_OF = "retained."
+"""What a metric's mean over one of the retained concepts begins with."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,28 @@ class Scores:
     erased: float | None = None
     retained: float | None = None
     never_known: float | None = None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is odd about some models' pictures.
+
+    Of `count` pictures `constant` are of one colour; of `judged` pictures of the erased concept
+    `without_value` have no value of the primary metric; of `retained` concepts that were asked for
+    `retained_lacking` have no score of it.
+    """
+
+    count: int = 0
+    constant: int = 0
+    judged: int = 0
+    without_value: int = 0
+    retained: int = 0
+    retained_lacking: int = 0
+
+    @property
+    def retained_scored(self) -> int:
+        """How many retained concepts have a score in every model."""
+        return self.retained - self.retained_lacking
 
 
 @dataclass(frozen=True)
@@ -47,6 +84,8 @@ class Measured:
     control: float | None
     paired: Paired | None
     unlearning_failed: bool | None
+    model_ruined: bool | None
+    pictures: Pictures
     metrics: Mapping[str, float]
     seconds: float
 
@@ -78,6 +117,7 @@ class TrialReader:
         self._values: dict[str, _Values] = {}
         self._measured: dict[str, Measured] = {}
         self._losses: dict[str, list[LossRow]] = {}
+        self._pictured: dict[str, Pictures] = {}
         self._controls: dict[tuple[str | None, str], PlannedTrial] = {
             (trial.final.model.digest, trial.trial.concept): trial
             for trial in plan.trials
@@ -113,6 +153,9 @@ class TrialReader:
         failed = False if planned.is_control else None
         if failed is None and base.erased is not None and unlearned.erased is not None:
             failed = unlearning_failed(base.erased, unlearned.erased)
+        ruined = False if planned.is_control else None
+        if ruined is None and base.retained is not None and unlearned.retained is not None:
+            ruined = model_ruined(base.retained, unlearned.retained)
         keys = {stage.key for stage in planned.stages()}
         is_failed = not keys.isdisjoint(self._failed)
         status: Status = "done" if keys <= self._keys else "failed" if is_failed else "incomplete"
@@ -132,6 +175,8 @@ class TrialReader:
             control=self.scores(control.final).erased if control else None,
             paired=self._paired(planned),
             unlearning_failed=failed,
+            model_ruined=ruined,
+            pictures=self.pictures([planned]),
             metrics=metrics,
             seconds=sum(record.seconds for record in self.records(planned.stages())),
         )
@@ -155,6 +200,40 @@ class TrialReader:
         found = self._erased(point)
         return None if found is None else found.values
 
+    def pictures(self, trials: Iterable[PlannedTrial]) -> Pictures:
+        """What is odd about the pictures of the trials' models, each model's counted once."""
+        points = {p.sample: p for t in trials for p in (t.base, t.unlearned, t.final)}
+        found = [self._pictures(point) for point in points.values()]
+        return Pictures(
+            count=sum(one.count for one in found),
+            constant=sum(one.constant for one in found),
+            judged=sum(one.judged for one in found),
+            without_value=sum(one.without_value for one in found),
+            retained=max((one.retained for one in found), default=0),
+            retained_lacking=max((one.retained_lacking for one in found), default=0),
+        )
+
+    def _pictures(self, point: Waypoint) -> Pictures:
+        if point.sample.key in self._pictured:
+            return self._pictured[point.sample.key]
+        drawn, values = self.record(point.sample), self.values(point)
+        scored = self.record(point.primary) if point.primary else None
+        asked = {p["concept"] for p in point.sample.settings["probes"] if p["role"] == "retained"}
+        # A metric need not tell concepts apart.
+        told = [name for name in (scored.metrics if scored else ()) if name.startswith(_OF)]
+        there = {name.removeprefix(_OF) for name in told} if told else asked
+        found = Pictures(
+            count=int(drawn.metrics.get(IMAGES_DRAWN, 0)) if drawn else 0,
+            constant=int(drawn.metrics.get(CONSTANT_PICTURES, 0)) if drawn else 0,
+            judged=0 if values is None else values.size,
+            without_value=0 if values is None else int(np.isnan(values).sum()),
+            retained=len(asked),
+            retained_lacking=len(asked - there),
+        )
+        if drawn and (scored or not point.primary):
+            self._pictured[point.sample.key] = found
+        return found
+
     def losses(self, record: Record) -> list[LossRow]:
         """A fine-tune's loss at each optimiser step; empty if it kept none."""
         if record.key not in self._losses:
@@ -177,6 +256,8 @@ class TrialReader:
                 f"the scores of trial {planned.key} are of different images: {keys}; their metric "
                 "must keep the order"
             )
+        if not all(np.isfinite(values.values).any() for values in known):
+            return None  # a metric that has no value of any picture
         base, unlearned, final = (values.values[None] for values in known)
         paired = paired_interval(base, unlearned, final)
         return unchanged(paired) if is_unchanged(planned) else paired

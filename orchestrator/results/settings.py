@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,9 +12,17 @@ from orchestrator.core.errors import ResurgeError
 from orchestrator.core.hints import suggest
 from orchestrator.core.text import number
 from orchestrator.plan.plan import Plan
-from orchestrator.results.measure import Measured, TrialReader, is_unchanged
+from orchestrator.results.measure import Measured, Pictures, TrialReader, is_unchanged
 from orchestrator.stats.intervals import Array, are_shares
-from orchestrator.stats.paired import ALPHA, Paired, holm, mean_interval, paired_interval, unchanged
+from orchestrator.stats.paired import (
+    ALPHA,
+    MAX_RETAINED_LOSS,
+    Paired,
+    holm,
+    mean_interval,
+    paired_interval,
+    unchanged,
+)
 from orchestrator.store.store import Store
 from orchestrator.sweep.trial import Scalar
 
@@ -27,9 +35,12 @@ class Aggregate:
 
     `is_tuned` says whether some fine-tune came after the unlearning; `steps` are the last one's.
     `paired` holds resurgence and recovery with intervals over the trials that are scored, which are
-    `scored` of `planned`. `unlearning_failed` counts the trials whose unlearning never worked: with
-    any, the setting ranks behind those that have something to bring back, and has no `p_holm`.
-    `p_holm` is Holm's p-value of its resurgence among the settings that are ranked.
+    `scored` of `planned`. `seeds_scored` of `seeds_planned` have all their trials scored, and
+    `controls_scored` of `controls_planned` trials that have a control have its score.
+    `unlearning_failed` counts the trials whose unlearning never worked, `model_ruined` those where
+    it took what should have stayed too: with any, the setting ranks behind those that have
+    something to bring back, and has no `p_holm`. `p_holm` is Holm's p-value of its resurgence among
+    the settings that are ranked.
     """
 
     params: Mapping[str, Scalar]
@@ -40,6 +51,13 @@ class Aggregate:
     scored: int
     failed: int
     unlearning_failed: int
+    model_ruined: int
+    seeds_planned: int
+    seeds_scored: int
+    controls_planned: int
+    controls_scored: int
+    without_score: int
+    pictures: Pictures
     base: float | None
     unlearned: float | None
     final: float | None
@@ -58,27 +76,66 @@ class Aggregate:
         return self.paired.resurgence.value if self.paired else None
 
     @property
+    def is_sound(self) -> bool:
+        """Whether unlearning worked in every trial, and left the rest of the model alone."""
+        return not (self.unlearning_failed or self.model_ruined)
+
+    @property
     def is_ranked(self) -> bool:
         """Whether it is a candidate for the largest resurgence."""
         is_candidate = self.is_tuned and not self.is_control
-        return is_candidate and self.paired is not None and not self.unlearning_failed
+        return is_candidate and self.paired is not None and self.is_sound
 
     @property
     def is_clear(self) -> bool:
         """Whether something came back, beyond chance among all settings that are ranked."""
         return self.p_holm is not None and self.p_holm < ALPHA and (self.resurgence or 0.0) > 0
 
+    @property
+    def seeds(self) -> str:
+        """'3', or '2 of 3' where the means are over fewer than there should be."""
+        if self.seeds_scored == self.seeds_planned:
+            return str(self.seeds_planned)
+        return f"{self.seeds_scored} of {self.seeds_planned}"
+
+    def flags(self) -> Iterator[str]:
+        """What whoever reads its numbers must know, in a few words each."""
+        if self.unlearning_failed:
+            yield f"unlearning failed ({self.unlearning_failed} of {self.planned})"
+        if self.model_ruined:
+            yield f"model ruined ({self.model_ruined} of {self.planned})"
+        if self.failed:
+            yield f"{self.failed} failed"
+        if self.without_score:
+            yield f"{self.without_score} without a score"
+        missing = self.planned - self.scored - self.failed - self.without_score
+        if missing > 0:
+            yield f"{missing} of {self.planned} trials to come"
+        if 0 < self.controls_scored < self.controls_planned:
+            yield f"control of {self.controls_scored} of {self.controls_planned}"
+        if self.paired and not self.paired.resurgence.has_interval:
+            yield "too few values for an interval"
+        odd = self.pictures
+        if odd.retained_lacking:
+            yield f"retained over {odd.retained_scored} of {odd.retained} concepts"
+        if odd.without_value:
+            yield f"{odd.without_value} of {odd.judged} pictures without a value"
+        if odd.constant:
+            yield f"{odd.constant} of {odd.count} pictures of one colour"
+
 
 @dataclass(frozen=True)
 class Summary:
     """A sweep's settings, controls included, the largest resurgence first.
 
-    `axes` are the parameters on which they differ; `caption` says what was measured.
+    `axes` are the parameters on which they differ; `caption` says what was measured; `pictures` is
+    what is odd about those of all trials.
     """
 
     settings: tuple[Aggregate, ...]
     axes: tuple[str, ...]
     caption: str
+    pictures: Pictures
 
     @property
     def shown(self) -> list[Aggregate]:
@@ -88,6 +145,33 @@ class Summary:
         construction. So are controls: their score is a column.
         """
         return [s for s in self.settings if not s.is_control and s.is_tuned]
+
+    def warnings(self) -> Iterator[str]:
+        """A sentence for each thing that makes the numbers mean less than they seem to."""
+        fewer = [s for s in self.shown if s.scored and s.seeds_scored < s.seeds_planned]
+        if fewer:
+            yield (
+                f"{len(fewer)} of {len(self.shown)} settings have fewer seeds than were planned: "
+                f"their means are over what is there (column seeds)"
+            )
+        if ruined := sum(s.model_ruined > 0 for s in self.shown):
+            yield (
+                f"{ruined} of {len(self.shown)} settings began from a ruined model: unlearning "
+                f"took more than {MAX_RETAINED_LOSS:.0%} of the base's retained score; they are "
+                f"not ranked"
+            )
+        if self.pictures.constant:
+            yield (
+                f"{self.pictures.constant} of {self.pictures.count} pictures are of one colour "
+                f"(black, say): a safety checker or a broken autoencoder makes such, and a metric "
+                f"takes them for pictures without the concept"
+            )
+        measured = [s.paired.resurgence for s in self.shown if s.paired]
+        if wide := sum(estimate.is_wider_than_effect for estimate in measured):
+            yield (
+                f"{wide} of {len(measured)} intervals are wider than their resurgence is large: "
+                f"only more seeds, prompts or images can tell how much came back there"
+            )
 
 
 def aggregate(plan: Plan, store: Store, reader: TrialReader | None = None) -> Summary:
@@ -99,7 +183,8 @@ def aggregate(plan: Plan, store: Store, reader: TrialReader | None = None) -> Su
         params = measured.planned.trial.params.items()
         return (measured.planned.is_control, *((k, v) for k, v in params if k != "seed"))
 
-    return Summary(_settings(reader, reader.all(), key), axes, caption(plan))
+    pictures = reader.pictures(plan.trials)
+    return Summary(_settings(reader, reader.all(), key), axes, caption(plan), pictures)
 
 
 def aggregate_by(plan: Plan, store: Store, by: Sequence[str]) -> Summary:
@@ -125,7 +210,8 @@ def aggregate_by(plan: Plan, store: Store, by: Sequence[str]) -> Summary:
 
     over = ", ".join(axis for axis in axes if axis not in by)
     note = f"{caption(plan)} · averaged over {over}" if over else caption(plan)
-    return Summary(_settings(reader, tuned, key), tuple(by), note)
+    pictures = reader.pictures(plan.trials)
+    return Summary(_settings(reader, tuned, key), tuple(by), note, pictures)
 
 
 def _settings(reader: TrialReader, trials: Iterable[Measured], key: Key) -> tuple[Aggregate, ...]:
@@ -140,13 +226,16 @@ def _settings(reader: TrialReader, trials: Iterable[Measured], key: Key) -> tupl
 
     def rank(setting: Aggregate) -> tuple[bool, bool, bool, float]:
         value = setting.resurgence
-        return (setting.is_control, value is None, setting.unlearning_failed > 0, -(value or 0.0))
+        return (setting.is_control, value is None, not setting.is_sound, -(value or 0.0))
 
     return tuple(sorted(settings, key=rank))
 
 
 def _aggregate(reader: TrialReader, trials: Sequence[Measured]) -> Aggregate:
     scored = [m for m in trials if m.paired is not None]
+    seeds = {m.planned.trial.seed for m in trials}
+    lacking = {m.planned.trial.seed for m in trials if m.paired is None}
+    has_control = [m for m in trials if m.planned.control is not None]
     replicates = _replicates(scored)
     kept = [m for replicate in replicates for m in replicate] or trials
     paired = final = None
@@ -165,6 +254,13 @@ def _aggregate(reader: TrialReader, trials: Sequence[Measured]) -> Aggregate:
         scored=len(scored),
         failed=sum(m.status == "failed" for m in trials),
         unlearning_failed=sum(bool(m.unlearning_failed) for m in trials),
+        model_ruined=sum(bool(m.model_ruined) for m in trials),
+        seeds_planned=len(seeds),
+        seeds_scored=len(seeds - lacking),
+        controls_planned=len(has_control),
+        controls_scored=sum(m.control is not None for m in has_control),
+        without_score=sum(m.status == "done" and m.paired is None for m in trials),
+        pictures=reader.pictures(m.planned for m in trials),
         base=_mean(m.base.erased for m in trials),
         unlearned=_mean(m.unlearned.erased for m in kept),
         final=_mean(m.final.erased for m in kept),

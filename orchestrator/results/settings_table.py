@@ -35,10 +35,16 @@ def text(
         summary = aggregate_by(plan, store, by) if by else aggregate(plan, store)
         rows = settings_rows(summary)
     if form == "json":
-        return json.dumps(rows, indent=2) + "\n"
+        plain = [{name: _in_json(value) for name, value in row.items()} for row in rows]
+        return json.dumps(plain, indent=2, allow_nan=False) + "\n"
     buffer = io.BytesIO()
     csv.write_csv(_table(rows), buffer)
     return buffer.getvalue().decode()
+
+
+def _in_json(value: Any) -> Any:
+    """JSON has no word for what is no finite number: "nan", "inf" and "-inf" stand as text."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def settings_table(summary: Summary) -> pa.Table:
@@ -56,8 +62,17 @@ def settings_rows(summary: Summary) -> list[TableRow]:
             "trials_planned": setting.planned,
             "trials_scored": setting.scored,
             "trials_failed": setting.failed,
+            "seeds_planned": setting.seeds_planned,
+            "seeds_scored": setting.seeds_scored,
+            "controls_planned": setting.controls_planned,
+            "controls_scored": setting.controls_scored,
             "replicates": len(setting.resurgence_by_seed),
             "unlearning_failed": setting.unlearning_failed,
+            "model_ruined": setting.model_ruined,
+            "pictures": setting.pictures.count,
+            "constant_pictures": setting.pictures.constant,
+            "pictures_without_value": setting.pictures.without_value,
+            "retained_concepts": setting.pictures.retained_scored,
             "base_score": setting.base,
             "unlearned_score": setting.unlearned,
             "final_score": setting.final,
@@ -76,9 +91,12 @@ def settings_rows(summary: Summary) -> list[TableRow]:
 
 
 def _interval(name: str, estimate: Estimate | None) -> TableRow:
-    values = (estimate.value, estimate.low, estimate.high) if estimate else (None,) * 3
-    finite = (v if v is not None and math.isfinite(v) else None for v in values)
-    return dict(zip((name, f"{name}_low", f"{name}_high"), finite, strict=True))
+    """Null ends: too little was measured for an interval."""
+    if estimate is None:
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
+    ends = ((f"{name}_low", estimate.low), (f"{name}_high", estimate.high))
+    found = {end: value if math.isfinite(value) else None for end, value in ends}
+    return {name: estimate.value, **found}
 
 
 def times_rows(times: Times) -> Iterator[TableRow]:
@@ -94,6 +112,10 @@ def times_rows(times: Times) -> Iterator[TableRow]:
                 "still_gone_low": point.low,
                 "still_gone_high": point.high,
                 "median_steps": setting.median,
+                "seeds_scored": len(setting.times),
+                "never_gone": setting.never_gone,
+                "model_ruined": setting.ruined,
+                "seeds_to_come": setting.to_come,
             }
 
 

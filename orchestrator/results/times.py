@@ -22,13 +22,26 @@ from orchestrator.sweep.trial import Scalar
 class SettingTimes:
     """A setting's times, one a seed.
 
-    `never_gone` counts the seeds that are left out: unlearning failed, or left the score above the
-    threshold.
+    `never_gone` counts the seeds that are left out because unlearning failed, or left the score
+    above the threshold, `ruined` those whose model it ruined, and `to_come` those without a score
+    after fine-tuning yet.
     """
 
     params: Mapping[str, Scalar]
     times: tuple[Time, ...]
     never_gone: int
+    ruined: int
+    to_come: int
+
+    @property
+    def left_out(self) -> str:
+        """'never gone in 1, to come in 2': the seeds that have no time; empty if all have."""
+        counts = (
+            ("never gone", self.never_gone),
+            ("model ruined", self.ruined),
+            ("to come", self.to_come),
+        )
+        return ", ".join(f"{what} in {count}" for what, count in counts if count)
 
     @property
     def curve(self) -> tuple[Survival, ...]:
@@ -100,12 +113,15 @@ def _setting(trials: Sequence[Measured], threshold: float | None) -> SettingTime
         above = unlearned is not None and level is not None and unlearned >= level
         return above or bool(measured.unlearning_failed)
 
-    gone = [group for group in seeds.values() if not any(was_there(m) for m in group)]
+    whole = [group for group in seeds.values() if not any(m.model_ruined for m in group)]
+    gone = [group for group in whole if not any(was_there(m) for m in group)]
     times = [time_of(group, threshold) for group in gone]
     return SettingTimes(
         params=_params(trials[0]),
         times=tuple(time for time in times if time is not None),
-        never_gone=len(seeds) - len(gone),
+        never_gone=len(whole) - len(gone),
+        ruined=len(seeds) - len(whole),
+        to_come=sum(time is None for time in times),
     )
 
 

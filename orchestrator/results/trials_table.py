@@ -26,7 +26,7 @@ class Column:
     of: Callable[[Measured], Any]
 
 
-_TEXT, _NUMBER, _FLAG = pa.string(), pa.float64(), pa.bool_()
+_TEXT, _NUMBER, _FLAG, _COUNT = pa.string(), pa.float64(), pa.bool_(), pa.int64()
 
 
 def _with_interval(name: str, description: str) -> Iterator[Column]:
@@ -75,6 +75,31 @@ NUMBERS = (
         _FLAG,
         "unlearning took away less than half of base_score: no resurgence to speak of",
         lambda m: m.unlearning_failed,
+    ),
+    Column(
+        "model_ruined",
+        _FLAG,
+        "unlearning took away more than half of retained_base: the concept went with the model",
+        lambda m: m.model_ruined,
+    ),
+    Column(
+        "pictures",
+        _COUNT,
+        "pictures of the base, the unlearned and the final model",
+        lambda m: m.pictures.count,
+    ),
+    Column("constant_pictures", _COUNT, "… of one colour", lambda m: m.pictures.constant),
+    Column(
+        "pictures_without_value",
+        _COUNT,
+        "… of the erased concept that the primary metric has no value of",
+        lambda m: m.pictures.without_value,
+    ),
+    Column(
+        "retained_concepts",
+        _COUNT,
+        "retained concepts that retained_… are means over",
+        lambda m: None if m.final.retained is None else m.pictures.retained_scored,
     ),
     Column(
         "retained_base",

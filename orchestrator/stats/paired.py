@@ -23,6 +23,10 @@ from orchestrator.stats.intervals import (
 
 MIN_GAP = 0.05
 """The smallest base − unlearned that recovery may be a share of: below it, it is noise / noise."""
+MAX_RETAINED_LOSS = 0.5
+"""The largest share of the base's retained score that unlearning may take: a method that takes more
+has ruined the model, and that the concept is gone too says nothing.
+"""
 ALPHA = 0.05
 
 
@@ -33,6 +37,11 @@ class Estimate:
     value: float
     low: float
     high: float
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether enough was measured for one; its ends are infinite otherwise."""
+        return math.isfinite(self.high - self.low)
 
     @property
     def is_wider_than_effect(self) -> bool:
@@ -58,6 +67,15 @@ def unlearning_failed(base: float, unlearned: float) -> bool:
     So if unlearning took away less than half of the base's score, or the base never had one.
     """
     return base <= MIN_GAP or base - unlearned < base / 2
+
+
+def model_ruined(base_retained: float, unlearned_retained: float) -> bool:
+    """Whether unlearning took away more than half of what it should have kept.
+
+    Not where the base itself has next to nothing of it.
+    """
+    lost = base_retained - unlearned_retained
+    return base_retained > MIN_GAP and not lost <= MAX_RETAINED_LOSS * base_retained
 
 
 def wilson(successes: float, n: float, quantile: float = NORMAL_QUANTILE) -> tuple[float, float]:

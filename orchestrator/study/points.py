@@ -19,6 +19,8 @@ from orchestrator.sweep.space import Point, Range
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.trial import Trial
 
+RUINED = "model_ruined"
+"""The number that a point has where unlearning ruined the model: the share of its seeds."""
 NOT_IDENTITY = ("name", "search", "keep", "resources", "store", "mlflow")
 """Parts of a sweep on which no value of its search hangs."""
 
@@ -141,8 +143,12 @@ def numbers_of(trials: Sequence[Measured], point: Point, search: Search) -> Numb
     settings = {name: float(value) for name, value in point.items() if name in ranges}
     every = {**settings, **_means(trials)}  # "finetune.steps" can be a goal, say
     found = {name: value for name, value in every.items() if math.isfinite(value)}
-    failed = sum(bool(m.unlearning_failed) for m in trials)
-    violations = {"unlearning_failed": failed / len(trials)}
+    violations = {
+        "unlearning_failed": sum(bool(m.unlearning_failed) for m in trials) / len(trials),
+        RUINED: sum(bool(m.model_ruined) for m in trials) / len(trials),
+    }
+    if violations[RUINED]:
+        found[RUINED] = violations[RUINED]
     for bound in search.subject_to:
         if bound.name in found:
             violations[f"{bound.name} {bound}"] = bound.violation(found[bound.name])

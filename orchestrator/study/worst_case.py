@@ -19,7 +19,7 @@ from orchestrator.results.measure import Measured, TrialReader
 from orchestrator.results.settings import Aggregate, aggregate
 from orchestrator.stats.paired import Estimate
 from orchestrator.store.store import Store
-from orchestrator.study.points import PointPlanner, numbers_of
+from orchestrator.study.points import RUINED, PointPlanner, numbers_of
 from orchestrator.study.tried import Tried, best, candidates, counted
 from orchestrator.sweep.search import Bound, Goal
 from orchestrator.sweep.space import Point, Space
@@ -49,12 +49,14 @@ class Confirmed:
 @dataclass(frozen=True)
 class Missed:
     """Why settings may not be the worst case: a bound that some of them broke; None stands for
-    unlearning that never worked. `nearest` is the broken bound's number that came nearest to it.
+    unlearning that never worked, or that ruined the model. `nearest` is the broken bound's number
+    that came nearest to it.
     """
 
     bound: Bound | None
     count: int
     nearest: float | None = None
+    is_ruined: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,10 @@ def missed(bounds: Iterable[Bound], settings: Sequence[Tried | Confirmed]) -> It
         explained |= broken.keys()
         if broken:
             yield Missed(bound, len(broken), min(broken.values(), key=bound.violation))
+    ruined = {index for index, one in enumerate(settings) if one.numbers.get(RUINED)}
+    if ruined:
+        yield Missed(None, len(ruined), is_ruined=True)
+    explained |= ruined
     others = [one for index, one in enumerate(settings) if index not in explained]
     if unlearned := sum(not one.is_feasible for one in others):
         yield Missed(None, unlearned)

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
-from orchestrator.core.artifacts import LOSS
+from orchestrator.core.artifacts import CONSTANT_PICTURES, LOSS
 from orchestrator.core.digest import sha256
 from orchestrator.plan.labels import trial_label
 from orchestrator.plan.plan import Plan, PlannedTrial
@@ -218,7 +218,7 @@ def _trial_run(
         end_ms=end_ms,
         parent=SWEEP_KEY,
         params=as_params(_params(planned, asked)),
-        tags=_digests(planned),
+        tags=_digests(planned) | _flags([measured]),
         points=tuple(points_of(_trial_numbers(measured), step=0, time_ms=end_ms)),
         data=data_inputs(reader, model),
     )
@@ -247,7 +247,7 @@ def _trajectory_run(
         end_ms=max(point.time_ms for point in points),
         parent=SWEEP_KEY,
         params=as_params(params),
-        tags={"resurge.unlearned_model": first.unlearned.model.digest},
+        tags={"resurge.unlearned_model": first.unlearned.model.digest} | _flags(members),
         points=tuple(points),
         images=_images(reader, members),
         data=data_inputs(reader, members[-1].planned.final.model),
@@ -280,7 +280,7 @@ def _final_numbers(measured: Measured) -> dict[str, float | None]:
 def _trial_numbers(measured: Measured) -> dict[str, float | None]:
     paired = measured.paired
     back, share = (paired.resurgence, paired.recovery) if paired else (None, None)
-    failed = measured.unlearning_failed
+    failed, ruined = measured.unlearning_failed, measured.model_ruined
     return {
         **_final_numbers(measured),
         "resurgence_low": back.low if back else None,
@@ -291,6 +291,9 @@ def _trial_numbers(measured: Measured) -> dict[str, float | None]:
         "unlearned": measured.unlearned.erased,
         "control": measured.control,
         "unlearning_failed": None if failed is None else float(failed),
+        "model_ruined": None if ruined is None else float(ruined),
+        CONSTANT_PICTURES: float(measured.pictures.constant),
+        "pictures_without_value": float(measured.pictures.without_value),
         **measured.metrics,
     }
 
@@ -321,6 +324,16 @@ def _images(reader: TrialReader, members: Sequence[Measured]) -> dict[int, Recor
     stages |= {m.planned.steps: m.planned.final.sample for m in members if m.planned.steps}
     found = {step: reader.record(stage) for step, stage in stages.items()}
     return {step: record for step, record in found.items() if record is not None}
+
+
+def _flags(trials: Sequence[Measured]) -> dict[str, str]:
+    """What to filter by: runs whose numbers mean something else than they seem to."""
+    flags = {
+        "resurge.unlearning_failed": any(m.unlearning_failed for m in trials),
+        "resurge.model_ruined": any(m.model_ruined for m in trials),
+        "resurge.constant_pictures": any(m.pictures.constant for m in trials),
+    }
+    return {name: "true" for name, is_so in flags.items() if is_so}
 
 
 def _digests(planned: PlannedTrial) -> dict[str, str]:

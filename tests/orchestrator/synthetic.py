@@ -137,6 +137,11 @@ def true_accuracy(model: Stage) -> float:
     return 0.02 + 0.7 * strength * (1 - np.exp(-model.steps / 40))
 
 
+def true_health(model: Stage) -> float:
+    """How often the model draws a retained concept."""
+    return 0.95
+
+
 def commit(store: Store, plan: Plan, only: Collection[str] = ()) -> None:
     """Commit made-up records of the plan's stages; of those in `only` (digests) if it is given."""
     known = store.keys()
@@ -192,7 +197,8 @@ def draws(stage: Stage) -> list[bool]:
     """Whether each image of a sample stage shows what was asked for; noise is shared by models."""
     noise = np.random.default_rng(7).uniform(size=len(_asked()))
     own = np.random.default_rng(int(stage.model.digest[:8], 16)).normal(size=len(noise)) * 0.05
-    rate = {"erased": true_accuracy(stage.model), "retained": 0.95, "never_known": 0.05}
+    rate = {"erased": true_accuracy(stage.model), "retained": true_health(stage.model)}
+    rate["never_known"] = 0.05
     return [n + o < rate[a["role"]] for n, o, a in zip(noise, own, _asked(), strict=True)]
 
 
@@ -203,9 +209,9 @@ def _values(stage: Stage, folder: Path) -> tuple[dict[str, Path], dict[str, floa
     pq.write_table(pa.Table.from_pylist(rows), folder / "values.parquet")
     table = {role: [r["value"] for r in rows if r["role"] == role] for role in _roles()}
     metrics = {role: float(np.mean(values)) for role, values in table.items()}
-    metrics["retained.circle"] = float(
-        np.mean([r["value"] for r in rows if r["concept"] == "circle"])
-    )
+    for concept in ("circle", "cross"):
+        values = [r["value"] for r in rows if r["concept"] == concept]
+        metrics[f"retained.{concept}"] = float(np.mean(values))
     return {"values.parquet": folder / "values.parquet"}, metrics
 
 

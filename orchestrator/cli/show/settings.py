@@ -15,10 +15,11 @@ def render(summary: Summary, console: Console) -> None:
     A resurgence in bold is beyond chance (`Aggregate.is_clear`). No number is cut off where the
     console is narrow; its lines wrap.
     """
-    flags = [_flag(setting) for setting in summary.shown]
+    flags = [", ".join(setting.flags()) for setting in summary.shown]
     sheet = new_table()
     for axis in summary.axes:
         sheet.add_column(header(axis, summary.axes), no_wrap=True)
+    sheet.add_column("seeds", justify="right", no_wrap=True)
     scores = ("base", "un-\nlearned", "final", "resurgence", "p_holm", "re-\ncovery", "control")
     for name in (*scores, "retained", "never\nknown"):
         sheet.add_column(name, justify="right", no_wrap=True)
@@ -29,12 +30,7 @@ def render(summary: Summary, console: Console) -> None:
         sheet.add_row(*cells, *([flag] if any(flags) else []))
     print_whole(sheet, console)
     console.print(summary.caption, style="dim", soft_wrap=True, highlight=False)
-    measured = [s.paired.resurgence for s in summary.shown if s.paired]
-    if wide := sum(estimate.is_wider_than_effect for estimate in measured):
-        warning = (
-            f"{wide} of {len(measured)} intervals are wider than their resurgence is large: only "
-            f"more seeds, prompts or images can tell how much came back there"
-        )
+    for warning in summary.warnings():
         console.print(warning, style="yellow", soft_wrap=True, highlight=False)
 
 
@@ -48,7 +44,11 @@ def _number_cells(setting: Aggregate) -> list[str | Text]:
         style = "bold" if setting.is_clear else ""
         interval = f" [{back.low:.2f}, {back.high:.2f}]"
         back_cell = Text.assemble((f"{back.value:+.2f}", style), interval)
+    seeds: str | Text = setting.seeds
+    if setting.seeds_scored < setting.seeds_planned:
+        seeds = Text(setting.seeds, "yellow")
     return [
+        seeds,
         score(setting.base),
         score(setting.unlearned),
         score(setting.final),
@@ -59,15 +59,3 @@ def _number_cells(setting: Aggregate) -> list[str | Text]:
         score(setting.retained),
         score(setting.never_known),
     ]
-
-
-def _flag(setting: Aggregate) -> str:
-    marks = []
-    if setting.unlearning_failed:
-        marks.append(f"unlearning failed ({setting.unlearning_failed} of {setting.planned})")
-    if setting.failed:
-        marks.append(f"{setting.failed} failed")
-    missing = setting.planned - setting.scored - setting.failed
-    if missing > 0:
-        marks.append(f"{missing} of {setting.planned} trials to come")
-    return ", ".join(marks)

@@ -32,11 +32,10 @@ def render(times: Times, console: Console) -> None:
 
 def _cells(setting: SettingTimes) -> tuple[str, str, str, str]:
     if not setting.times:
-        left_out = f"never gone in {setting.never_gone} seeds" if setting.never_gone else "to come"
-        return "–", "–", left_out, "–"
+        return "–", "–", setting.left_out, "–"
     back = sum(time.happened for time in setting.times)
     last = max(time.steps for time in setting.times)
-    left_out = f" (never gone in {setting.never_gone})" if setting.never_gone else ""
+    left_out = f" ({setting.left_out})" if setting.left_out else ""
     return (
         f"{back} of {len(setting.times)}",
         f">{last}" if setting.median is None else str(setting.median),

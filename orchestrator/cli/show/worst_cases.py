@@ -45,10 +45,13 @@ def show_worst_cases(found: Sequence[WorstCase], console: Console) -> None:
     for name in ("study", "worst settings"):
         sheet.add_column(name, no_wrap=True)
     shown = ("searched", f"confirmed {goal.name}", "unlearned", "control", "retained")
-    for name in (*shown, "trials", "covered"):
+    for name in (*shown, "seeds", "trials", "covered"):
         sheet.add_column(name, justify="right", no_wrap=True)
-    for case in found:
-        sheet.add_row(*_cells(case))
+    flags = [", ".join(case.worst.setting.flags()) if case.worst else "" for case in found]
+    if any(flags):
+        sheet.add_column("", style="yellow", no_wrap=True)
+    for case, flag in zip(found, flags, strict=True):
+        sheet.add_row(*_cells(case), *([flag] if any(flags) else []))
     print_whole(sheet, console)
     seeds = next((f"{c.setting.planned} " for case in found for c in case.confirmed), "")
     note = (
@@ -64,7 +67,7 @@ def show_worst_cases(found: Sequence[WorstCase], console: Console) -> None:
 def _cells(case: WorstCase) -> list[str]:
     ends = [str(len(in_order(case.trials))), f"{case.coverage:.0%}"]
     if (worst := case.worst) is None:
-        return [case.name, *["–"] * 6, *ends]
+        return [case.name, *["–"] * 7, *ends]
     goal = worst.goal
     return [
         case.name,
@@ -74,6 +77,7 @@ def _cells(case: WorstCase) -> list[str]:
         score(worst.setting.unlearned),
         score(worst.setting.control),
         score(worst.setting.retained),
+        worst.setting.seeds,
         *ends,
     ]
 
@@ -117,6 +121,9 @@ def _misses(case: WorstCase, settings: Sequence[Tried | Confirmed]) -> Iterator[
     total = len(settings)
     for one in missed(case.bounds, settings):
         many = f"all {total}" if one.count == total else f"{one.count} of {total}"
+        if one.is_ruined:
+            yield f"  unlearning took more than half of what should have stayed: {many}"
+            continue
         if one.bound is None or one.nearest is None:
             yield f"  unlearning took too little away for anything to come back: {many}"
             continue

@@ -1,9 +1,12 @@
+import math
+
 import numpy as np
 import pytest
 
 from orchestrator.stats.paired import (
     holm,
     mean_interval,
+    model_ruined,
     paired_interval,
     unchanged,
     unlearning_failed,
@@ -181,3 +184,22 @@ def test_holm_of_few_and_of_large_p_values():
     assert holm([]) == []
     assert holm([0.04]) == [0.04]
     assert holm([0.6, 0.7]) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("base", "unlearned", "is_ruined"),
+    [
+        (0.95, 0.04, True),
+        (1.0, 0.49, True),
+        (1.0, 0.5, False),
+        (0.9, 0.85, False),
+        (0.9, 1.0, False),
+        (0.05, 0.0, False),  # there was next to nothing to keep
+        (28.0, 13.0, True),
+        (1.0, math.nan, True),
+    ],
+)
+def test_a_model_is_ruined_where_more_than_half_of_the_rest_went(
+    base: float, unlearned: float, is_ruined: bool
+) -> None:
+    assert model_ruined(base, unlearned) is is_ruined

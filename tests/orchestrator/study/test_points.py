@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.core.errors import ResurgeError
 from orchestrator.plan.plan import make_plan
-from orchestrator.results.measure import Measured, Scores
+from orchestrator.results.measure import Measured, Pictures, Scores
 from orchestrator.study.points import PointPlanner, numbers_of
 from orchestrator.sweep.search import Search
 from orchestrator.sweepfile.load import parse
@@ -203,6 +203,8 @@ def measured(metrics: Mapping[str, float], **changed: Any) -> Measured:
         "control": None,
         "paired": None,
         "unlearning_failed": False,
+        "model_ruined": False,
+        "pictures": Pictures(),
         "metrics": metrics,
         "seconds": 1.0,
     }
@@ -255,7 +257,16 @@ def test_bounds_are_broken_by_how_much() -> None:
 def test_an_unlearning_that_failed_on_some_seed_breaks_a_bound() -> None:
     search = search_of("search.maximize=erased_accuracy")
     trials = [measured({}), measured({}, unlearning_failed=True)]
-    assert numbers_of(trials, POINT, search).violations == {"unlearning_failed": 0.5}
+    found = numbers_of(trials, POINT, search)
+    assert found.violations == {"unlearning_failed": 0.5, "model_ruined": 0}
+    assert "model_ruined" not in found.found
+
+
+def test_a_model_that_unlearning_ruined_on_some_seed_breaks_a_bound_and_is_told() -> None:
+    search = search_of("search.maximize=erased_accuracy")
+    found = numbers_of([measured({}), measured({}, model_ruined=True)], POINT, search)
+    assert found.violations == {"unlearning_failed": 0, "model_ruined": 0.5}
+    assert found.found["model_ruined"] == 0.5
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
