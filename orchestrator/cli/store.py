@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.common import HomeOption, out
+from orchestrator.core.errors import StoreError
 from orchestrator.core.text import size_text
 from orchestrator.home import Home
 
@@ -58,21 +60,22 @@ def verify(
         typer.Option("--repair", help="Set what is damaged aside, so that its stages run again."),
     ] = False,
 ) -> None:
-    """Hash every object of every record and compare; reads the whole store.
+    """Check every document's own checksum, and hash every object; reads the whole store.
 
     Exit code 0: all is well; 1: something is damaged; 2: bad input.
     """
     from orchestrator.cli.show.store import show_damage
+    from orchestrator.upkeep.damage import others, verify_other
     from orchestrator.upkeep.damage import verify as verify_record
 
     _, opened = _open(home, store)
     keys = sorted(opened.keys())
-    damaged = []
-    with typer.progressbar(keys, label="Verifying", file=sys.stderr) as bar:
-        for key in bar:
-            if (damage := verify_record(opened, key, repair)) is not None:
-                damaged.append(damage)
-    show_damage(damaged, len(keys), repair, out)
+    paths = others(opened)
+    checks = [partial(verify_record, opened, key, repair) for key in keys]
+    checks += [partial(verify_other, opened, path, repair) for path in paths]
+    with typer.progressbar(checks, label="Verifying", file=sys.stderr) as bar:
+        damaged = [damage for check in bar if (damage := check()) is not None]
+    show_damage(damaged, len(keys), len(paths), repair, out)
     raise typer.Exit(1 if damaged else 0)
 
 
@@ -122,4 +125,10 @@ def _open(home: Path | None, location: str | None) -> tuple[Home, Store]:
     from orchestrator.store.store import Store
 
     place = Home.find(home)
-    return place, Store(location or place.store_location())
+    opened = Store(location or place.store_location())
+    if not opened.files.has_any():
+        raise StoreError(
+            f"there is no store at {opened.location}: --store names another place, or --home "
+            "another home; `resurge run` makes one"
+        )
+    return place, opened

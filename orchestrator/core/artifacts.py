@@ -36,6 +36,8 @@ from typing import (
     get_type_hints,
 )
 
+from orchestrator.core.errors import UnreadableFile
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -149,12 +151,45 @@ class RowFile(Generic[R]):
         )
 
     def read(self, path: Path) -> list[R]:
-        """The inverse of `write`."""
+        """The inverse of `write`.
+
+        Raises:
+            UnreadableFile: it is no Parquet file, or lacks a column, or a value.
+        """
+        table = self.table(path)
+        try:
+            return list(map(self.row, *(column.to_pylist() for column in table.columns)))
+        except UnicodeDecodeError as error:
+            raise UnreadableFile(f"{path} is no {self.name}: {error}") from error
+
+    def table(self, path: Path, memory_map: bool = False) -> pa.Table:
+        """The file's columns, in their order, as Arrow has them; mapped, no bytes are copied.
+
+        Raises:
+            UnreadableFile: it is no Parquet file, or lacks a column, or a value.
+        """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         names = [column.name for column in self.columns]
-        table = pq.read_table(path, columns=names)
-        return list(map(self.row, *(table[name].to_pylist() for name in names)))
+        try:
+            table = pq.ParquetFile(path, memory_map=memory_map).read(columns=names)
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk's error, not the file's
+            raise UnreadableFile(f"{path} is no Parquet file: {error}") from error
+        for column in self.columns:
+            found = table.schema.get_field_index(column.name)
+            if found < 0:
+                raise UnreadableFile(f"{path} has no column {column.name!r}")
+            if (type_ := table.schema.field(found).type) != pa.type_for_alias(column.type):
+                raise UnreadableFile(
+                    f"the column {column.name!r} of {path} is of the type {type_} and not "
+                    f"{column.type}"
+                )
+            if column.is_required and table[column.name].null_count:
+                raise UnreadableFile(f"the column {column.name!r} of {path} lacks values")
+        return table.select(names)
 
 
 # Pictures are compressed already.

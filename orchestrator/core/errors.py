@@ -73,6 +73,14 @@ class StoreUnavailable(StoreError):
     """The store could not be reached, or not be written, for as long as patience lasted."""
 
 
+class DamagedDocument(StoreError):
+    """A document of the store is not what was written; the message says which and what to do."""
+
+
+class UnreadableFile(ResurgeError):
+    """A file that a stage left is not in its format. The store sets the stage's record aside."""
+
+
 class CorruptObject(StoreError):
     """A stage's record or one of its objects was damaged, and has been set aside.
 

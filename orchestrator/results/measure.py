@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -18,7 +19,7 @@ from orchestrator.core.artifacts import (
     LossRow,
     Role,
 )
-from orchestrator.core.errors import StoreError
+from orchestrator.core.errors import CorruptObject, StoreError
 from orchestrator.core.stage import Stage
 from orchestrator.plan.plan import Plan, PlannedTrial, Waypoint
 from orchestrator.stats.intervals import Array
@@ -128,6 +129,7 @@ class TrialReader:
     def refresh(self) -> None:
         """Look which stages have a record now, and which failed."""
         self._keys = self.store.keys()
+        self._records = {key: record for key, record in self._records.items() if key in self._keys}
         self._failed = self.store.failures().keys() - self._keys
 
     def record(self, stage: Stage) -> Record | None:
@@ -136,6 +138,8 @@ class TrialReader:
             found = self.store.get(stage)
             if found is not None:
                 self._records[stage.key] = found
+            else:
+                self._keys.discard(stage.key)  # damaged, and set aside
         return self._records.get(stage.key)
 
     def records(self, stages: Iterable[Stage]) -> Iterator[Record]:
@@ -146,6 +150,9 @@ class TrialReader:
         """The trial's numbers; kept once nothing more is to come."""
         if planned.key in self._measured:
             return self._measured[planned.key]
+        # First what reads files: a record that is found damaged counts as none in all that follows.
+        paired = self._paired(planned)
+        seconds = sum(record.seconds for record in self.records(planned.stages()))
         base, unlearned, final = (
             self.scores(point) for point in (planned.base, planned.unlearned, planned.final)
         )
@@ -173,12 +180,12 @@ class TrialReader:
             unlearned=unlearned,
             final=final,
             control=self.scores(control.final).erased if control else None,
-            paired=self._paired(planned),
+            paired=paired,
             unlearning_failed=failed,
             model_ruined=ruined,
             pictures=self.pictures([planned]),
             metrics=metrics,
-            seconds=sum(record.seconds for record in self.records(planned.stages())),
+            seconds=seconds,
         )
         if measured.is_final:
             self._measured[planned.key] = measured
@@ -239,7 +246,7 @@ class TrialReader:
         if record.key not in self._losses:
             found: list[LossRow] = []
             if LOSSES.name in record.objects:
-                with self.store.object(record, LOSSES.name) as path:
+                with self._unless_damaged(record), self.store.object(record, LOSSES.name) as path:
                     found = LOSSES.read(path)
             self._losses[record.key] = found
         return self._losses[record.key]
@@ -262,14 +269,25 @@ class TrialReader:
         paired = paired_interval(base, unlearned, final)
         return unchanged(paired) if is_unchanged(planned) else paired
 
+    @contextmanager
+    def _unless_damaged(self, record: Record) -> Iterator[None]:
+        """A record whose file is damaged, which the store has set aside, is as good as none."""
+        try:
+            yield
+        except CorruptObject:
+            self._records.pop(record.key, None)
+            self._keys.discard(record.key)
+
     def _erased(self, point: Waypoint) -> _Values | None:
         stage = point.primary
         record = self.record(stage) if stage else None
         if stage is None or record is None:
             return None
         if stage.key not in self._values:
-            with self.store.object(record, VALUES.name) as path:
+            with self._unless_damaged(record), self.store.object(record, VALUES.name) as path:
                 rows = [row for row in VALUES.read(path) if row.role == "erased"]
+            if stage.key not in self._keys:
+                return None
             rows.sort(key=lambda row: (row.prompt_index, row.image_index))
             prompts = len({row.prompt_index for row in rows})
             if prompts == 0 or len(rows) % prompts:

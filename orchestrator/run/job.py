@@ -7,11 +7,12 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.core.errors import ResurgeError, StoreError, SweepError
+from orchestrator.core.errors import DamagedDocument, ResurgeError, SweepError
 from orchestrator.core.hints import suggest
 from orchestrator.core.redact import redact
 from orchestrator.core.text import LONGEST_TEXT, shortened
@@ -162,7 +163,7 @@ class Job:
         values = StoredSweep.of(self.sweep, self.plan).to_json()
         try:
             before = self.store.sweep(self.name)
-        except StoreError:  # it is damaged: writing it again mends it
+        except DamagedDocument:  # writing it again mends it
             before = None
         if before != values:
             self.store.put_sweep(self.name, values)
@@ -232,7 +233,11 @@ def open_results(sweep: str, home: Home, opened: Store | None = None) -> Job:
         return Job(found, home, store, remark)
     home.check(asked)
     job = Job(asked, home, opened)
-    values = job.store.sweep(asked.name)
+    try:
+        values = job.store.sweep(asked.name)
+    except DamagedDocument as error:
+        remark = f"{error}; what follows is of {sweep} as it is now"
+        return Job(asked, home, job.store, remark)
     if values is None:
         return job
     known = StoredSweep.from_json(asked.name, values)
@@ -273,8 +278,11 @@ def _run_from(path: Path, store: Store) -> StoredSweep | None:
         text = redact(path.read_bytes().decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError):
         return None
-    everyone = (_known(name, store) for name in store.sweeps())
-    return next((known for known in everyone if known.source == text), None)
+    for name in store.sweeps():
+        with suppress(DamagedDocument):  # one that cannot be read is none of that text
+            if (known := _known(name, store)).source == text:
+                return known
+    return None
 
 
 _NO_RESULT = {"keep", "resources", "store", "mlflow"}

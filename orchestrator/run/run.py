@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from orchestrator.core.digest import sha256
-from orchestrator.core.errors import ResurgeError
+from orchestrator.core.errors import CorruptObject, ResurgeError, StoreError
 from orchestrator.core.registry import find
 from orchestrator.executors.base import Executor
 from orchestrator.messages import Event, StageCommitted, StageFailed
@@ -34,16 +34,37 @@ MAX_REPAIRS = 3
 def run_job(job: Job, console: Console) -> Outcome:
     """Run what has no record yet; bring MLflow and the Parquet file up to date.
 
+    What turns out to be damaged when the results are read is made again too.
+
     Raises:
         ResurgeError: the sweep is a search.
+        StoreError: what was made again was damaged again.
     """
-    sweep, plan = job.sweep, job.plan
-    if sweep.search is not None:
+    if job.sweep.search is not None:
         raise ResurgeError(
-            f"sweep {sweep.name!r} has a `search` block: run it with `resurge search`"
+            f"sweep {job.sweep.name!r} has a `search` block: run it with `resurge search`"
         )
     job.remember()
+    outcome = _run_missing(job, console)
+    for _ in range(MAX_REPAIRS):
+        if not job.store.lost:
+            break
+        again = _run_missing(job, console)
+        again.ran |= outcome.ran
+        outcome = again
+    if job.store.lost:
+        raise StoreError(
+            f"what {', '.join(sorted(job.store.lost))} left in {job.store.location} was damaged "
+            f"{MAX_REPAIRS} times in a row: check that disk or its mount"
+        )
+    return outcome
+
+
+def _run_missing(job: Job, console: Console) -> Outcome:
+    """Run what has no record; afterwards the store's `lost` are those found damaged since."""
+    sweep, plan = job.sweep, job.plan
     done = job.done()
+    job.store.lost.clear()
     tasks = make_tasks(plan, done, sweep.keep, sweep.resources.has_score_workers)
     if not tasks:
         catch_up(job, console)
@@ -135,7 +156,7 @@ def catch_up(job: Job, console: Console) -> None:
     try:
         if not is_synced(job):
             console.print(sync_job(job))
-    except TrackingError as error:
+    except (TrackingError, CorruptObject) as error:  # who runs a sweep makes what is damaged again
         _say_behind(job, str(error), console)
 
 

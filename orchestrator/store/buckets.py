@@ -53,6 +53,13 @@ class Bucket:
         selector = pafs.FileSelector(self._at(folder), allow_not_found=True)
         return [info.base_name for info in self._fs.get_file_info(selector)]
 
+    def tops(self) -> list[str]:
+        """What is right below the root."""
+        import pyarrow.fs as pafs
+
+        selector = pafs.FileSelector(self.root, allow_not_found=True)
+        return [info.base_name for info in self._fs.get_file_info(selector)]
+
     def walk(self, folder: str) -> list[Entry]:
         import pyarrow.fs as pafs
 

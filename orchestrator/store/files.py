@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from orchestrator.core.errors import StoreError
 from orchestrator.store.buckets import Bucket, check_location
-from orchestrator.store.paths import QUARANTINE, Entry, check_path, is_path
+from orchestrator.store.paths import FOLDERS, QUARANTINE, Entry, check_path, is_path
 from orchestrator.store.patience import Patience
 
 T = TypeVar("T")
@@ -47,6 +47,12 @@ class LocalFolder:
     def names(self, folder: str) -> list[str]:
         with self._absent_below(folder), suppress(FileNotFoundError):
             return os.listdir(self._at(folder))
+        return []
+
+    def tops(self) -> list[str]:
+        """What is right below the root."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return os.listdir(self.root)
         return []
 
     def walk(self, folder: str) -> list[Entry]:
@@ -273,6 +279,11 @@ class Files:
         self._place = _place(self.location)
         self.root = self._place.root
         self.is_local = isinstance(self._place, LocalFolder)
+
+    def has_any(self) -> bool:
+        """Whether one of a store's folders is there: any that was ever written to has some."""
+        tops = self.patience.call(f"list {self.location}", self._place.tops)
+        return not FOLDERS.isdisjoint(tops)
 
     def walk(self, folder: str) -> list[Entry]:
         """All files below, at any depth, also those that are being written."""

@@ -9,12 +9,16 @@ from orchestrator.core.errors import StoreError
 RECORDS = "records"
 OBJECTS = "objects"
 CHECKPOINTS = "checkpoints"
+CHECKPOINT = "checkpoint.json"
 FAILURES = "failures"
 SWEEPS = "sweeps"
 HEADS = "heads"
 LEASES = "leases"
 SCRATCH = "scratch"
 QUARANTINE = "quarantine"
+FOLDERS = frozenset(
+    (RECORDS, OBJECTS, CHECKPOINTS, FAILURES, SWEEPS, HEADS, LEASES, SCRATCH, QUARANTINE)
+)
 
 
 def json_path(folder: str, name: str) -> str:

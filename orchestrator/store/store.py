@@ -32,10 +32,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from orchestrator.core.artifacts import Failure, Provenance
-from orchestrator.core.errors import CorruptObject, StoreError
+from orchestrator.core.errors import CorruptObject, DamagedDocument, StoreError, UnreadableFile
 from orchestrator.core.stage import Stage
 from orchestrator.store.files import Files, NotAFile, fault_of_file, sha256_of
 from orchestrator.store.paths import (
+    CHECKPOINT,
     CHECKPOINTS,
     FAILURES,
     OBJECTS,
@@ -87,6 +88,10 @@ class Store:
         location: a folder, or a URI: s3://bucket/prefix, gs://bucket/prefix, file:///folder.
         patience: how long trouble that may pass is waited for.
 
+    Attributes:
+        lost: keys of the records that were found damaged here; who runs a sweep looks at it, and
+            clears it.
+
     Raises:
         StoreUnavailable: from every method, when the store could not be reached for that long.
     """
@@ -94,6 +99,7 @@ class Store:
     def __init__(self, location: str | Path, patience: Patience | None = None) -> None:
         self.files = Files(location, patience)
         self.location, self.root = self.files.location, self.files.root
+        self.lost: set[str] = set()
 
     # Records
 
@@ -133,7 +139,10 @@ class Store:
         Raises:
             StoreError: a later Resurge wrote it.
         """
-        return self._sound(json_path(RECORDS, key), partial(Record.from_json, key))
+        found = self._sound(json_path(RECORDS, key), partial(Record.from_json, key))
+        if found is not None and found.fault is not None:
+            self.lost.add(key)
+        return found.value if found is not None else None
 
     def look(self, key: str) -> Found[Record] | None:
         """The file of the record with that 16-digit key, unchanged; None if there is none.
@@ -142,6 +151,10 @@ class Store:
             LaterRecord: a later Resurge wrote it.
         """
         return self._look(json_path(RECORDS, key), partial(Record.from_json, key))
+
+    def look_at(self, path: str) -> Found[dict[str, Any]] | None:
+        """Another document than a record, unchanged; None if there is none."""
+        return self._look(path, lambda values: values)
 
     def commit(
         self,
@@ -183,7 +196,8 @@ class Store:
 
         Raises:
             StoreError: the record has no such file.
-            CorruptObject: the file is gone, cut short, or not what was written. Its record has
+            CorruptObject: the file is gone, cut short, or not what was written, or its reader
+                raised `UnreadableFile`. Its record has
                 been set aside, so that the stage of the error's `key` (16 digits) and `digest` (64)
                 is not done any more. Whoever wants the file runs that stage again, and what it
                 takes from its own parents may turn out to be damaged in turn.
@@ -196,22 +210,25 @@ class Store:
             if fault is not None and not self.files.is_local:
                 path, fault = self._fetch(stack, blob)  # it may have been damaged on its way
             if fault is not None:
-                why = f"{blob.path} {fault}"
-                self._set_record_aside(record, why)
-                raise CorruptObject(
-                    f"{record.kind} {record.key} is damaged: {why}. It was set aside in "
-                    "quarantine/; run the sweep again, which makes it again",
-                    record.digest,
-                )
-            yield path
+                raise self._damaged(record, f"{blob.path} {fault}")
+            try:
+                yield path
+            except UnreadableFile as error:
+                raise self._damaged(record, str(error)) from error
 
-    def _set_record_aside(self, record: Record, why: str) -> None:
-        """One that was changed meanwhile stays as it is now."""
+    def _damaged(self, record: Record, why: str) -> CorruptObject:
+        """Set the record aside; one that was changed meanwhile stays as it is now."""
         at = json_path(RECORDS, record.key)
         with suppress(NotAFile):
             data = self.files.read_bytes(at)
             if data is not None and seal_of(data) == seal_of(record.to_text()):
                 set_aside(self.files, at, data, why)
+        self.lost.add(record.key)
+        return CorruptObject(
+            f"{record.kind} {record.key} is damaged: {why}. It was set aside in quarantine/; run "
+            "the sweep again, which makes it again",
+            record.digest,
+        )
 
     def faults(self, record: Record) -> list[str]:
         """What is wrong with the record's files; nothing is changed."""
@@ -238,7 +255,8 @@ class Store:
             return odd
         stat = path.stat()
         if stat.st_size != blob.size_bytes:
-            return f"has {stat.st_size} bytes and not {blob.size_bytes}: it was cut short"
+            was = "cut short" if stat.st_size < blob.size_bytes else "changed"
+            return f"has {stat.st_size} bytes and not {blob.size_bytes}: it was {was}"
         seen = (str(path), stat.st_size, stat.st_mtime_ns)
         if seen in _VERIFIED:
             return None
@@ -256,7 +274,7 @@ class Store:
         return sorted(
             int(step)
             for step in self.files.list(folder)
-            if _STEP.fullmatch(step) and self.files.exists(f"{folder}/{step}/checkpoint.json")
+            if _STEP.fullmatch(step) and self.files.exists(f"{folder}/{step}/{CHECKPOINT}")
         )
 
     def put_checkpoint(
@@ -267,7 +285,7 @@ class Store:
         earlier = self.checkpoints(digest, phase)
         blob = self._put(tensors, f"{folder}/{step}/tensors.safetensors")
         values = {"state": state, "size_bytes": blob.size_bytes, "sha256": blob.sha256}
-        self.put_json(f"{folder}/{step}/checkpoint.json", values)
+        self.put_json(f"{folder}/{step}/{CHECKPOINT}", values)
         for old in earlier:
             if old < step:
                 self.files.delete_folder(f"{folder}/{old}")
@@ -282,21 +300,37 @@ class Store:
             StoreError: there is none, or it is damaged; a damaged one is deleted.
         """
         folder = f"{CHECKPOINTS}/{digest[:16]}/{phase}/{step}"
-        at, path = f"{folder}/checkpoint.json", f"{folder}/tensors.safetensors"
-        found = self._look(
-            at, lambda values: (Blob(path, values["size_bytes"], values["sha256"]), values["state"])
-        )
-        if found is None:
-            raise StoreError(f"{folder} is not a complete checkpoint")
         with ExitStack() as stack:
-            where, fault = at, found.fault
-            if found.value is not None:
-                where, (blob, state) = path, found.value
-                local, fault = self._fetch(stack, blob)
-            if fault is not None:
+            found = self._open_checkpoint(stack, folder)
+            if found is None:
+                raise StoreError(f"{folder} is not a complete checkpoint")
+            try:
+                if found.value is None:
+                    raise UnreadableFile(f"{folder}: {found.fault}")
+                yield found.value
+            except UnreadableFile as error:
                 self.files.delete_folder(folder)
-                raise StoreError(f"{where} {fault}. It was deleted: run the sweep again")
-            yield local, state
+                raise StoreError(f"{error}. It was deleted: run the sweep again") from error
+
+    def checkpoint_fault(self, folder: str) -> str | None:
+        """What is wrong with a training state, by its path; nothing is changed."""
+        with ExitStack() as stack:
+            found = self._open_checkpoint(stack, folder)
+            return None if found is None else found.fault
+
+    def _open_checkpoint(self, stack: ExitStack, folder: str) -> Found[tuple[Path, Any]] | None:
+        tensors = f"{folder}/tensors.safetensors"
+        found = self._look(
+            f"{folder}/{CHECKPOINT}",
+            lambda values: (Blob(tensors, values["size_bytes"], values["sha256"]), values["state"]),
+        )
+        if found is None or found.value is None:
+            return None if found is None else Found(found.data, None, found.fault)
+        blob, state = found.value
+        path, fault = self._fetch(stack, blob)
+        if fault is not None:
+            return Found(found.data, None, f"{tensors} {fault}")
+        return Found(found.data, (path, state))
 
     def drop_checkpoints(self, digest: str) -> None:
         """Forget all training states of a trajectory or a stage."""
@@ -312,7 +346,7 @@ class Store:
         """The last failure of every stage without a record, by key; damaged ones are set aside."""
         keys = [name for name in self._names(FAILURES) if _KEY.fullmatch(name)]
         found = {key: self._sound(json_path(FAILURES, key), Failure.from_json) for key in keys}
-        return {key: failure for key, failure in found.items() if failure is not None}
+        return {key: f.value for key, f in found.items() if f is not None and f.value is not None}
 
     def put_sweep(self, name: str, values: Mapping[str, Any]) -> None:
         """Remember a sweep as it was last run."""
@@ -322,10 +356,9 @@ class Store:
         """The sweep of that name as it was last run, or None.
 
         Raises:
-            StoreError: it is damaged.
+            DamagedDocument: it is damaged.
         """
-        found: dict[str, Any] | None = self.read_json(json_path(SWEEPS, name))
-        return found
+        return self.read_json(json_path(SWEEPS, name))
 
     def sweeps(self) -> list[str]:
         """The names of the sweeps that were run on this store."""
@@ -359,11 +392,11 @@ class Store:
         """What `put_json` wrote; None if there is no such file.
 
         Raises:
-            StoreError: it is damaged.
+            DamagedDocument: it is damaged.
         """
-        found = self._look(path, lambda values: values)
+        found = self.look_at(path)
         if found is not None and found.fault is not None:
-            raise StoreError(
+            raise DamagedDocument(
                 f"{self.location}/{path} is damaged ({found.fault}): delete it; the next run that "
                 "needs it writes it again"
             )
@@ -381,12 +414,12 @@ class Store:
                 fault = str(error) if isinstance(error, ValueError) else f"it lacks {error}"
         return Found(data, None, fault)
 
-    def _sound(self, path: str, parse: Callable[[dict[str, Any]], T]) -> T | None:
-        """A document's value; None if there is none, or it is damaged and so set aside."""
+    def _sound(self, path: str, parse: Callable[[dict[str, Any]], T]) -> Found[T] | None:
+        """A document; one that is damaged is set aside."""
         found = self._look(path, parse)
         if found is not None and found.fault is not None:
             set_aside(self.files, path, found.data, found.fault)
-        return found.value if found is not None else None
+        return found
 
     def _names(self, folder: str) -> list[str]:
         """The documents right below."""

@@ -1,17 +1,28 @@
-"""Objects that are not what their records say."""
+"""What is damaged: records, their objects, and the store's other documents."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.store.paths import RECORDS, json_path
+from orchestrator.store.paths import (
+    CHECKPOINT,
+    CHECKPOINTS,
+    FAILURES,
+    HEADS,
+    RECORDS,
+    SWEEPS,
+    json_path,
+)
 from orchestrator.store.quarantine import set_aside
 from orchestrator.store.store import Store
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A record that is not what it should be, and why; `folder` is where it was set aside."""
+    """A document that is not what it should be, and why; `folder` is where it was set aside.
+
+    `key` is a record's or a failure's 16 digits, a sweep's or a head's name, a checkpoint's path.
+    """
 
     key: str
     kind: str
@@ -34,3 +45,33 @@ def verify(store: Store, key: str, repair: bool) -> Damage | None:
     path = json_path(RECORDS, key)
     folder = set_aside(store.files, path, found.data, "; ".join(faults)) if repair else None
     return Damage(key, kind, tuple(faults), folder)
+
+
+def others(store: Store) -> list[str]:
+    """The paths of all documents but the records."""
+    found = [
+        f"{folder}/{name}"
+        for folder in (SWEEPS, FAILURES, HEADS)
+        for name in store.files.list(folder)
+        if name.endswith(".json")
+    ]
+    # checkpoints/<key>/<phase>/<step>/…
+    parts = {tuple(entry.path.split("/")[:5]) for entry in store.files.walk(CHECKPOINTS)}
+    states = {"/".join(path[:4]) for path in parts if len(path) == 5}
+    return sorted([*found, *(f"{state}/{CHECKPOINT}" for state in states)])
+
+
+def verify_other(store: Store, path: str, repair: bool) -> Damage | None:
+    """The same for another document; of a checkpoint also what it keeps beside itself."""
+    folder, _, name = path.partition("/")
+    found = store.look_at(path)
+    if found is None:
+        return None
+    fault, name = found.fault, name.removesuffix(".json")
+    if folder == CHECKPOINTS:
+        state = path.removesuffix(f"/{CHECKPOINT}")
+        fault, name = store.checkpoint_fault(state), state.partition("/")[2]
+    if fault is None:
+        return None
+    moved = set_aside(store.files, path, found.data, fault) if repair else None
+    return Damage(name, folder.removesuffix("s"), (fault,), moved)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from orchestrator.core.artifacts import DATASET, EXAMPLES, ExampleRow
@@ -31,8 +30,8 @@ def write_examples(path: Path, examples: Examples) -> None:
 
 def read_examples(path: Path) -> Examples:
     """The inverse of `write_examples`; the file is mapped, so its bytes are not copied first."""
-    table = pq.read_table(path, memory_map=True)
-    encoded, captions, sources, _, distances = (table[c.name] for c in DATASET.columns)
+    table = DATASET.table(path, memory_map=True)
+    encoded, captions, sources, _, distances = table.columns
     images = np.empty(0)
     for row, content in enumerate(encoded):
         with Image.open(pa.BufferReader(content.as_buffer())) as image:

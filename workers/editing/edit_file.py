@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.core.errors import ResurgeError
+from orchestrator.core.errors import ResurgeError, UnreadableFile
 from workers.editing.adapters import Bottlenecks, GatedLora
 from workers.editing.edits import LowRank, Weights
 from workers.interfaces.edit import ModelEdit
@@ -33,15 +33,19 @@ def load_edits(path: Path) -> tuple[ModelEdit, ...]:
     """The inverse of `save_edits`.
 
     Raises:
-        ResurgeError: the file holds no edits, or a kind that is not known.
+        UnreadableFile: it is no safetensors file, or holds no edits.
+        ResurgeError: it holds edits of a kind that is not known.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, "pt") as file:
-        header = (file.metadata() or {}).get("edits")
-        if header is None:
-            raise ResurgeError(f"{path} holds no edits of a model")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(path, "pt") as file:
+            header = (file.metadata() or {}).get("edits")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UnreadableFile(f"{path} is no safetensors file: {error}") from error
+    if header is None:
+        raise UnreadableFile(f"{path} holds no edits of a model")
     found = []
     for place, entry in enumerate(json.loads(header)):
         kind = OURS.get(entry["kind"]) or ModelEdit.kinds.get(entry["kind"])  # or a plug-in's own

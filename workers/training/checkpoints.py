@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from orchestrator.core.errors import StoreError, StoreUnavailable
+from orchestrator.core.errors import StoreError, StoreUnavailable, UnreadableFile
 
 if TYPE_CHECKING:
     from orchestrator.core.stage import Stage
@@ -82,7 +82,15 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read what `save_tensors` wrote, on the CPU."""
+    """Read what `save_tensors` wrote, on the CPU.
+
+    Raises:
+        UnreadableFile: it is no safetensors file.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    return load_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UnreadableFile(f"{path} is no safetensors file: {error}") from error

@@ -33,17 +33,21 @@ def show_use(use: Use, console: Console) -> None:
         console.print(_amounts("beside them", use.rest))
 
 
-def show_damage(damaged: Sequence[Damage], count: int, repair: bool, console: Console) -> None:
-    """Each damaged one of so many records, and what became of it."""
+def show_damage(
+    damaged: Sequence[Damage], records: int, others: int, repair: bool, console: Console
+) -> None:
+    """Each damaged one of so many records and other documents, and what became of it."""
     for damage in damaged:
         where = f" -> {damage.folder}" if damage.folder else ""
         text = f"{damage.kind} {damage.key}: {'; '.join(damage.faults)}{where}"
         console.print(text, style="red", soft_wrap=True)
-    console.print(f"{count:,} records verified, {len(damaged)} damaged")
+    console.print(
+        f"{records:,} records and {others:,} other documents verified, {len(damaged)} damaged"
+    )
     if damaged and repair:
         console.print("They are set aside; run their sweeps again, which makes them again.")
     elif damaged:
-        console.print("Nothing was changed: --repair sets them aside, so that they run again.")
+        console.print("Nothing was changed: --repair sets them aside, so that they are made again.")
 
 
 def show_waste(found: Sequence[Waste], older_than: str, console: Console) -> None:
