@@ -13,18 +13,22 @@ from orchestrator.core.errors import ResurgeError
 from orchestrator.core.redact import redact
 from orchestrator.home import Home
 
+Port = Annotated[int, typer.Option(min=1, max=65_535, help="Port on 127.0.0.1.")]
+
 
 def ui(
     home: HomeOption = None,
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
+    port: Port = 5000,
 ) -> None:
     """Open the MLflow UI on the right store, on loopback. Ctrl-C ends it."""
+    from orchestrator.core.places import refuse_used
     from orchestrator.tracking.database import check, relocate
 
     place = Home.find(home)
     uri = place.mlflow_uri()
     command, settings = ui_command(uri, place.artifacts, port)
     check(uri)
+    refuse_used(port)
     relocate(uri, place.artifacts)
     page = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
     out.print(f"MLflow: {page} (Ctrl-C ends it)", style="bold", soft_wrap=True)
@@ -34,7 +38,7 @@ def ui(
 def dashboard(
     sweep: SweepFile,
     home: HomeOption = None,
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8080,
+    port: Port = 8080,
 ) -> None:
     """Open optuna-dashboard on a search's studies, on loopback. Ctrl-C ends it."""
     from orchestrator.run.job import open_results

@@ -1,4 +1,4 @@
-"""Folders, files and databases that a user names: what is meant, and what a sweep file may name.
+"""Folders, files, databases and ports that a user names: what is meant, what may be used.
 
 A sweep file is data: whoever reads another's must not fear for files of their own. It may name a
 new place, or one that is of its kind already; the command line and the environment may name any.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
@@ -190,3 +191,19 @@ def _is_journal(begin: bytes) -> bool:
     except (ValueError, IndexError, RecursionError):
         return False
     return isinstance(first, dict) and {"op_code", "worker_id"} <= first.keys()
+
+
+def refuse_used(port: int, host: str = "127.0.0.1") -> None:
+    """Say before a server is started that it cannot listen there.
+
+    Raises:
+        ResurgeError: another program has the port, or only root may.
+    """
+    try:
+        with socket.socket() as listener:
+            # As servers do: the port of one that has just ended is free.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+    except OSError as error:
+        why = error.strerror or error
+        raise ResurgeError(f"port {port} cannot be used ({why}): name another by --port") from error

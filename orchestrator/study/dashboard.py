@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from orchestrator.core.errors import ResurgeError
-from orchestrator.core.places import file_of
+from orchestrator.core.places import file_of, refuse_used
 from orchestrator.study.storage import open_storage, unusable
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -63,12 +63,11 @@ def serve(app: WSGIApp, port: int, ready: Callable[[], None], host: str = "127.0
     Raises:
         ResurgeError: the port is in use.
     """
-    try:
-        server = make_server(host, port, app, _Server, _Quiet)
-    except OSError as error:
-        why = error.strerror or error
-        raise ResurgeError(f"port {port} cannot be used ({why}): name another by --port") from error
-    with server, contextlib.suppress(KeyboardInterrupt):
+    refuse_used(port, host)
+    with (
+        make_server(host, port, app, _Server, _Quiet) as server,
+        contextlib.suppress(KeyboardInterrupt),
+    ):
         ready()
         server.serve_forever()
 

@@ -188,20 +188,11 @@ class Tracker:
             check(self.uri)
             if self.artifact_root is not None:
                 relocate(self.uri, self.artifact_root)
-        mlflow = _mlflow()
-        from mlflow.tracking._tracking_service import utils as by_run
-
-        by_run._artifact_repos_cache.clear()  # a copy's runs have the ids of the original's
-        if not self._is_server:
-            from mlflow.store.db import utils
-
-            # Each try waits twice as long as the one before: its fifteen would take an hour.
-            utils.MAX_RETRY_COUNT = min(utils.MAX_RETRY_COUNT, 4)
-        return mlflow.MlflowClient(tracking_uri=self.uri)
+        return _client_of(self.uri)
 
     @property
     def _is_server(self) -> bool:
-        return self.uri.startswith(("http://", "https://"))
+        return _is_server(self.uri)
 
     def _experiment(self, sweep: str) -> str:
         if sweep not in self._experiments:
@@ -509,13 +500,22 @@ class BackgroundTracker:
 
 
 def tags_of(run_id: str, uri: str) -> dict[str, str] | None:
-    """A run's tags, or None if MLflow knows no such run."""
-    from mlflow.exceptions import MlflowException
+    """A run's tags, or None if MLflow knows no such run.
 
-    try:
-        return dict(_mlflow().MlflowClient(tracking_uri=uri).get_run(run_id).data.tags)
-    except MlflowException:
+    Raises:
+        TrackingError: MLflow cannot be read.
+    """
+    path = file_of(uri)
+    if path is not None and not path.exists():
         return None
+    check(uri)
+    try:
+        return dict(_client_of(uri).get_run(run_id).data.tags)
+    except _errors() as error:
+        if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        what = f"MLflow at {redact(uri)} cannot be read: {_first_line(error)}"
+        raise TrackingError(what) from error
 
 
 def _mlflow() -> Any:
@@ -529,6 +529,23 @@ def _mlflow() -> Any:
         logging.getLogger(name).setLevel(logging.WARNING)  # no line for every table it creates
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # errors are raised too
     return mlflow
+
+
+def _is_server(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
+def _client_of(uri: str) -> Any:
+    mlflow = _mlflow()
+    from mlflow.tracking._tracking_service import utils as by_run
+
+    by_run._artifact_repos_cache.clear()  # a copy's runs have the ids of the original's
+    if not _is_server(uri):
+        from mlflow.store.db import utils
+
+        # Each try waits twice as long as the one before: its fifteen would take an hour.
+        utils.MAX_RETRY_COUNT = min(utils.MAX_RETRY_COUNT, 4)
+    return mlflow.MlflowClient(tracking_uri=uri)
 
 
 def _errors() -> tuple[type[Exception], ...]:

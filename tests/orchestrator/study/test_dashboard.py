@@ -13,6 +13,7 @@ from wsgiref.simple_server import make_server
 import optuna
 import pytest
 
+from orchestrator.cli.servers import ui
 from orchestrator.core.errors import ResurgeError
 from orchestrator.study.dashboard import _Quiet, _Server, serve, studies_app
 
@@ -98,10 +99,19 @@ def test_what_is_no_database_is_one_error(tmp_path: Path) -> None:
         studies_app(f"sqlite:///{tmp_path / 'studies.db'}")
 
 
-def test_a_port_in_use_is_said(storage: str) -> None:
+def test_a_port_in_use_is_said(
+    storage: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RESURGE_MLFLOW", raising=False)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(ResurgeError, match=rf"port {port} cannot be used .*--port"):
             serve(studies_app(storage), port, lambda: pytest.fail("nothing is open"))
+        with pytest.raises(ResurgeError, match=rf"port {port} cannot be used .*--port"):
+            ui(tmp_path, port)
+        assert capsys.readouterr().out == "", "no address that is another's"

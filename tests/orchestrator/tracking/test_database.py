@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from orchestrator.tracking.database import TrackingError, holds, relocate
 from orchestrator.tracking.inputs import DataInput
-from orchestrator.tracking.mlflow import Counts, sync
+from orchestrator.tracking.mlflow import Counts, sync, tags_of
 from orchestrator.tracking.run import MetricPoint
 from tests.orchestrator.tracking.test_tracker import TRIAL, Place
 
@@ -84,6 +84,9 @@ def test_what_is_no_use_is_one_sentence(place: Place, damage: Callable[[Path], N
     with pytest.raises(TrackingError, match=r"mlflow\.db") as caught:
         place.sync(TRIAL)
     assert "\n" not in str(caught.value)
+    with pytest.raises(TrackingError, match=r"mlflow\.db") as caught:
+        tags_of("0" * 32, place.uri)
+    assert "\n" not in str(caught.value)
     assert not path.is_file() or path.read_bytes() == before
     assert not holds(place.uri, "paintings", "resurge.synced", 1)
 
@@ -114,6 +117,16 @@ def test_it_holds_what_was_written_to_it(place: Place) -> None:
     (place.root / "mlflow.db").unlink()
     assert not has(0)
     assert not holds("http://127.0.0.1:5000", "paintings", "resurge.synced", 0)
+
+
+def test_tags_are_those_of_a_run_that_is_there(place: Place) -> None:
+    place.sync(TRIAL)
+    found = tags_of(place.runs()["a"].info.run_id, place.uri)
+    assert found is not None and found["resurge.key"] == "a"
+    assert tags_of("0" * 32, place.uri) is None
+    nowhere = Place(place.root / "nowhere")
+    assert tags_of("0" * 32, nowhere.uri) is None
+    assert not nowhere.root.exists()
 
 
 def with_a_note(place: Place, text: str) -> Counts:
