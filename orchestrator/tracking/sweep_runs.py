@@ -53,6 +53,7 @@ class SweepView:
         self._source = source
         self._reader: TrialReader | None = None
         self._asked = evaluate_params(plan)
+        self._asked_of: dict[str, dict[str, Any]] = {}
         # The rest of it is in the stages' digests, whatever else it is called by.
         self._apart = {key: self._asked.get(f"evaluate.{key}") for key in ("metrics", "controls")}
 
@@ -98,12 +99,25 @@ class SweepView:
             members.sort(key=lambda measured: measured.planned.steps)
             if (key := self._trajectories.get(own)) is None:
                 continue
-            if run := _trajectory_run(self._reader, members, key, self._asked):
+            asked = self._params(members[0].planned)
+            if run := _trajectory_run(self._reader, members, key, asked):
                 yield run
         for measured in trials:
             key = self._trials[measured.planned.key]
-            if (run := _trial_run(self._reader, measured, key, self._asked)) is not None:
+            asked = self._params(measured.planned)
+            if (run := _trial_run(self._reader, measured, key, asked)) is not None:
                 yield run
+
+    def _params(self, planned: PlannedTrial) -> dict[str, Any]:
+        """What a trial was asked, by name; the same for all trials of a concept."""
+        concept = planned.trial.concept
+        if concept not in self._asked_of:
+            probes = planned.final.sample.settings["probes"]
+            prompts = [probe["prompt"] for probe in probes if probe["role"] == "erased"]
+            retained = [probe["concept"] for probe in probes if probe["role"] == "retained"]
+            own = {"evaluate.prompts": scalar(prompts), "evaluate.retain": scalar(retained)}
+            self._asked_of[concept] = self._asked | own
+        return self._asked_of[concept]
 
 
 def _sweep(reader: TrialReader, trials: Sequence[Measured], source: str | None) -> Run:
@@ -142,14 +156,6 @@ def evaluate_params(plan: Plan) -> dict[str, Any]:
     if sample is not None:
         found |= _flat("evaluate", sample.settings["settings"])
     return {name: scalar(value) for name, value in found.items()}
-
-
-def _params(planned: PlannedTrial, asked: Mapping[str, Any]) -> dict[str, Any]:
-    probes = planned.final.sample.settings["probes"]
-    prompts = [probe["prompt"] for probe in probes if probe["role"] == "erased"]
-    retained = [probe["concept"] for probe in probes if probe["role"] == "retained"]
-    shown = {"evaluate.prompts": scalar(prompts), "evaluate.retain": scalar(retained)}
-    return {**asked, **shown, **planned.params}
 
 
 def _flat(prefix: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,7 +223,7 @@ def _trial_run(
         start_ms=min(start_of(record) for record in own),
         end_ms=end_ms,
         parent=SWEEP_KEY,
-        params=as_params(_params(planned, asked)),
+        params=as_params({**asked, **planned.params}),
         tags=_digests(planned) | _flags([measured]),
         points=tuple(points_of(_trial_numbers(measured), step=0, time_ms=end_ms)),
         data=data_inputs(reader, model),
@@ -237,7 +243,7 @@ def _trajectory_run(
     points = [*_curve(reader, members), *_loss_points(reader, members)]
     if not points:
         return None
-    params = {k: v for k, v in _params(first, asked).items() if k != first.steps_param}
+    params = {k: v for k, v in first.params.items() if k != first.steps_param}
     return Run(
         kind="trajectory",
         key=key,
@@ -246,7 +252,7 @@ def _trajectory_run(
         start_ms=min(point.time_ms for point in points),
         end_ms=max(point.time_ms for point in points),
         parent=SWEEP_KEY,
-        params=as_params(params),
+        params=as_params({**asked, **params}),
         tags={"resurge.unlearned_model": first.unlearned.model.digest} | _flags(members),
         points=tuple(points),
         images=_images(reader, members),
