@@ -18,6 +18,8 @@ from orchestrator.core.text import shortened
 
 LITTER = (".DS_Store", "Thumbs.db", "desktop.ini", "._")
 """Beginnings of what file managers leave in folders; nothing reads it, and it changes by itself."""
+OF_TOOLS = (".git", ".cache")
+"""Where git and `hf download` remember when they did what; no loader reads it."""
 RACY_NS = 2_000_000_000
 """Coarser than any file system's clock."""
 MAX_DEAD_SHOWN = 5
@@ -109,7 +111,11 @@ def _below(root: Path) -> Iterator[Path]:
                     f"{folder} is a link to a folder that it is in, so the files below it have no "
                     "end; remove the link"
                 )
-            entries = [e for e in os.scandir(folder) if not e.name.startswith(LITTER)]
+            entries = [
+                entry
+                for entry in os.scandir(folder)
+                if not entry.name.startswith(LITTER) and entry.name not in OF_TOOLS
+            ]
         except OSError as error:
             raise DataError(f"cannot read the folder {folder}: {error.strerror}") from error
         for entry in entries:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from orchestrator.core.errors import DataError
 from workers.data.files import digest_of, marks_of, place
 
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -57,9 +58,21 @@ class Source:
         return marks_of(self.path) if self.path.is_dir() else ()
 
     def config(self) -> dict[str, Any] | None:
-        """A folder's config.json; None of a repository, which planning does not ask."""
+        """A folder's config.json; None of a repository, which planning does not ask.
+
+        Raises:
+            DataError: it cannot be read, or is no JSON object.
+        """
         file = self.path / "config.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        if not file.is_file():
+            return None
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"cannot read {file}: {error}; take the whole model") from error
+        if not isinstance(found, dict):
+            raise DataError(f"{file} must hold a JSON object but holds {type(found).__name__}")
+        return found
 
     def options(self) -> dict[str, Any]:
         """What `from_pretrained` is called with."""

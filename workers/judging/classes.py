@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.core.errors import ResurgeError
+from orchestrator.core.errors import DataError, ResurgeError
 from orchestrator.core.hints import nearest
 from workers.data.loading import load_model
 from workers.data.pinned import Source
@@ -64,12 +64,22 @@ def load_classifier(source: Source) -> ImageClassifier:
 def names_on_disk(source: Source) -> tuple[str, ...] | None:
     """A folder's class names, read without the model; None if they cannot be known yet."""
     names = (source.config() or {}).get("id2label")
-    return tuple(names[key] for key in sorted(names, key=int)) if names else None
+    if not names:
+        return None
+    try:
+        return tuple(str(names[key]) for key in sorted(names, key=int))
+    except (TypeError, ValueError, LookupError) as error:
+        raise DataError(
+            f"id2label in the config.json of {source.name} must name a class for each number"
+        ) from error
 
 
 def refusal(metric: str, source: Source, concepts: Sequence[str], labels: Labels) -> list[str]:
     """What a metric says of concepts that are no class of its model, if a folder tells."""
-    names = names_on_disk(source)
+    try:
+        names = names_on_disk(source)
+    except DataError as error:
+        return [f"metric {metric!r}: {error}"]
     missing = names and without_class(names, concepts, labels)
     return [f"metric {metric!r}: {missing}"] if missing else []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -375,6 +376,10 @@ def test_what_file_managers_leave_is_no_content(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "notes.txt").mkdir()  # a folder, whatever its name says
     assert digest_of(tmp_path) == before
+    for name in (".git/index", ".cache/huggingface/download/a.png.metadata"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert digest_of(tmp_path) == before
     (tmp_path / ".hidden").write_bytes(b"x")
     assert digest_of(tmp_path) != before
 
@@ -417,6 +422,28 @@ def test_a_judge_whose_files_changed_is_loaded_again(tmp_path: Path) -> None:
     load(source)
     assert len(loaded) == 2
     let_go()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{oops", r"cannot read .*config\.json: Expecting property name"),
+        ("[" * 100_000, r"cannot read .*config\.json: "),
+        ("[1]", "must hold a JSON object but holds list"),
+        ("\udcff", r"cannot read .*config\.json: 'utf-8' codec"),
+        ('{"id2label": {"first": "star"}}', "must name a class for each number"),
+        ('{"id2label": [1, 2]}', "must name a class for each number"),
+    ],
+)
+@pytest.mark.parametrize("name", ["classifier", "face_id"])
+def test_a_broken_config_of_a_metrics_model(
+    name: str, content: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(content, errors="surrogateescape")
+    base = made("base", "shapes")
+    found = made("metric", name, model=str(tmp_path)).problems(base, "star")  # type: ignore[arg-type]
+    assert len(found) == 1
+    assert re.search(said, found[0])
 
 
 PLACES = [
