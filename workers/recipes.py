@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -94,6 +95,34 @@ class Finetune(RecipePlugin):
     name = "finetune"
     version = 2
     Settings = FinetuneSettings
+
+    @classmethod
+    def doubts(cls, used: Sequence[FinetuneSettings]) -> list[str]:
+        """Axes that move more than they say, and rates that are never reached."""
+        found = []
+        lora = [s for s in used if s.adapter == "lora"]
+        ranks, alphas = {s.lora_rank for s in lora}, {s.alpha for s in lora}
+        if len(ranks) > 1 and len(alphas) == 1:
+            found.append(
+                f"lora_rank varies while lora_alpha stays {alphas.pop():g}, so the scale (alpha / "
+                "rank) varies with it; leave lora_alpha out to have a scale of 1 at every rank"
+            )
+        for schedule in sorted({s.schedule for s in used} - {"constant"}):
+            counts = {s.steps for s in used if s.schedule == schedule and s.steps}
+            if len(counts) > 1:
+                found.append(
+                    f"with schedule {schedule} each of the {len(counts)} step counts decays over "
+                    "its own steps: they are trainings of their own and no points of one; use "
+                    "schedule: constant for a trajectory"
+                )
+        slow = [s for s in used if 0 < s.steps <= s.warmup_steps]
+        if slow:
+            longest = max(s.steps for s in slow)
+            found.append(
+                f"up to {longest} steps all are warm-up (warmup_steps {slow[0].warmup_steps}): the "
+                "learning rate is not reached by then"
+            )
+        return found
 
 
 class Merge(RecipePlugin):

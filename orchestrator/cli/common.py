@@ -104,6 +104,14 @@ def warn(text: str) -> None:
     err.print(f"warning: {text}", style="yellow", soft_wrap=True)
 
 
+def warn_of_doubts(job: Job) -> None:
+    """What the job's sweep may not be meant to mean."""
+    from orchestrator.plan.doubts import doubts
+
+    for doubt in doubts(job.plan.trials):
+        warn(doubt)
+
+
 def warn_of(job: Job) -> None:
     """What is not as it was when the job's sweep was run."""
     for remark in job.remarks():

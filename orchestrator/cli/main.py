@@ -27,6 +27,7 @@ from orchestrator.cli.common import (
     stoppable,
     warn,
     warn_of,
+    warn_of_doubts,
 )
 from orchestrator.cli.store import store_app
 from orchestrator.core.errors import ResurgeError
@@ -59,7 +60,9 @@ def plan(
     from orchestrator.cli.show.plan import show_plan
     from orchestrator.run.job import open_job
 
-    show_plan(open_job(sweep, overrides or (), Home.find(home)), out, full)
+    job = open_job(sweep, overrides or (), Home.find(home))
+    show_plan(job, out, full)
+    warn_of_doubts(job)
 
 
 @app.command()
@@ -79,6 +82,7 @@ def run(sweep: SweepFile, overrides: Overrides = None, home: HomeOption = None) 
 
     job = open_job(sweep, overrides or (), Home.find(home))
     show_plan_line(job, out)
+    warn_of_doubts(job)
     outcome = run_job(job, out)
     show_results(job, out)
     if job.store.lost:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -49,6 +49,14 @@ class Plugin(ABC):
 
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
         """Why this plug-in cannot be used with that base and concept; empty if it can."""
+        return []
+
+    @classmethod
+    def doubts(cls, used: Sequence[Any]) -> list[str]:
+        """What a sweep's settings may not be meant to mean; nothing is stopped by it.
+
+        `used` are the settings that the sweep has of this plug-in, each once.
+        """
         return []
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import Field
 
 from orchestrator.core.settings import Presets
 from workers.interfaces.unlearner import Erasure, TrainSettings, Unlearned, Unlearner
+
+MOSTLY = 0.5
 
 
 class SDDSettings(TrainSettings):
@@ -48,6 +51,20 @@ class SDD(Unlearner):
     paper = "Kim et al., ICML 2023 workshop"
     Settings = SDDSettings
     settings: SDDSettings
+
+    @classmethod
+    def doubts(cls, used: Sequence[SDDSettings]) -> list[str]:
+        """The result is a moving average, which begins as the model that is to be unlearned."""
+        kept = {s.ema_decay**s.iterations: s for s in used}
+        most = max(kept)
+        if most <= MOSTLY:
+            return []
+        s = kept[most]
+        return [
+            f"sdd's result is a moving average, of which {most:.0%} is still the model before "
+            f"after {s.iterations} iterations at ema_decay {s.ema_decay:g}; raise iterations or "
+            "lower ema_decay"
+        ]
 
     def passes(self) -> int:
         """Drawing, the target, the trained pass."""

@@ -72,6 +72,39 @@ def test_numbers_that_are_not_finite_are_seen(pipe, folder):
     assert found["sampling step"].status == found["training step"].status == "fail"
 
 
+@pytest.mark.parametrize(
+    ("file", "values", "said"),
+    [
+        ("unet/config.json", {"sample_size": None}, "the UNet has sample_size null"),
+        ("unet/config.json", {"sample_size": [8, 16]}, "pictures here are square"),
+        ("unet/config.json", {"layers_per_block": [1, 1]}, "the UNet has layers_per_block [1, 1]"),
+        ("vae/config.json", {"scaling_factor": None}, "the autoencoder has scaling_factor null"),
+        (
+            "scheduler/scheduler_config.json",
+            {"rescale_betas_zero_snr": True},
+            "such models predict v (v_prediction)",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            {"_class_name": "EDMEulerScheduler"},
+            "the scheduler is a EDMEulerScheduler",
+        ),
+    ],
+)
+def test_a_model_that_does_not_fit_is_one_sentence(folder, monkeypatch, capsys, file, values, said):
+    change(folder / file, **values)
+    assert run(monkeypatch, folder) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert said in printed
+    assert "Traceback" not in printed
+
+
+def test_a_configuration_of_nonsense_is_no_traceback(folder):
+    change(folder / "text_encoder" / "config.json", hidden_size=None)
+    change(folder / "vae" / "config.json", block_out_channels="wide")
+    assert "fail" in {check.status for check in report(folder).values()}
+
+
 def test_memory_grows_with_what_is_trained(pipe):
     needs = estimates(pipe)
     total = {name: need.device_bytes + need.host_bytes for name, need in needs.items()}
