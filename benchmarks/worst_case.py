@@ -52,7 +52,7 @@ class Work:
 def page(home: Home, folder: Path) -> Iterator[str]:
     """The page, line by line; its figure is written beside it."""
     job = open_job(SWEEP, (), home)
-    sweep, points, store, cases = job.sweep, job.points, job.store, job.worst_cases()
+    sweep, points, store, cases = job.sweep, job.planner, job.store, job.worst_cases()
     search = points.search
     yield "# The worst case on the bundled model"
     yield ""

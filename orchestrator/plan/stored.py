@@ -35,7 +35,7 @@ class StoredSweep:
 
     `values` are those that `Sweep.canonical` gives, `source` its file's text, `overridden` what the
     command line made of that, if it did, `plan` its plan's text; None in a store that an earlier
-    Resurge wrote.
+    Resurge wrote. `points` is the text of a search's points.
     """
 
     name: str
@@ -43,11 +43,13 @@ class StoredSweep:
     source: str
     plan: str | None
     overridden: str | None = None
+    points: str | None = None
 
     @classmethod
-    def of(cls, sweep: Sweep, plan: Plan) -> StoredSweep:
+    def of(cls, sweep: Sweep, plan: Plan, points: str | None = None) -> StoredSweep:
         """What is to be kept of a sweep that is about to be run."""
-        return cls(sweep.name, sweep.canonical(), sweep.source, to_text(plan), sweep.overridden)
+        values = sweep.canonical()
+        return cls(sweep.name, values, sweep.source, to_text(plan), sweep.overridden, points)
 
     @classmethod
     def from_json(cls, name: str, values: Any) -> StoredSweep:
@@ -58,21 +60,21 @@ class StoredSweep:
         """
         try:
             sweep, source = values["sweep"], values["source"] or ""
-            plan, overridden = values.get("plan"), values.get("overridden")
+            texts = [values.get(part) for part in ("plan", "overridden", "points")]
         except (TypeError, LookupError, AttributeError):
-            sweep = source = plan = overridden = None
+            sweep = source = None
         if not (isinstance(sweep, dict) and isinstance(source, str)):
             raise StoreError(
                 f"what the store has of sweep {name!r} is no sweep: run its file again, which "
                 "writes it anew"
             )
-        texts = [text if isinstance(text, str) else None for text in (plan, overridden)]
-        return cls(name, sweep, source, *texts)
+        return cls(name, sweep, source, *(t if isinstance(t, str) else None for t in texts))
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         found = {"sweep": self.values, "source": self.source, "plan": self.plan}
-        return found | ({"overridden": self.overridden} if self.overridden is not None else {})
+        more = {"overridden": self.overridden, "points": self.points}
+        return found | {part: text for part, text in more.items() if text is not None}
 
     @property
     def recorded(self) -> str:
@@ -113,10 +115,27 @@ class StoredSweep:
         return self.values.get("search")
 
 
+def pack(values: Any) -> str:
+    """JSON values, compressed, in letters and digits."""
+    data = json.dumps(values, separators=(",", ":")).encode()
+    return base64.b85encode(zlib.compress(data, 9)).decode()
+
+
+def unpack(text: str) -> Any:
+    """The inverse of `pack`.
+
+    Raises:
+        UnreadablePlan: it is not what `pack` wrote.
+    """
+    try:
+        return json.loads(zlib.decompress(base64.b85decode(text)))
+    except (ValueError, TypeError, zlib.error) as error:
+        raise UnreadablePlan(f"its plan is damaged ({error})") from error
+
+
 def to_text(plan: Plan) -> str:
     """The plan in letters and digits."""
-    data = json.dumps(_packed(plan), separators=(",", ":")).encode()
-    return base64.b85encode(zlib.compress(data, 9)).decode()
+    return pack(_packed(plan))
 
 
 def from_text(text: str) -> Plan:
@@ -126,13 +145,13 @@ def from_text(text: str) -> Plan:
         UnreadablePlan: it is not what `to_text` wrote.
     """
     try:
-        packed = json.loads(zlib.decompress(base64.b85decode(text)))
+        packed = unpack(text)
         if packed["format"] != FORMAT:
             raise UnreadablePlan(f"its plan has format {packed['format']}, not {FORMAT}")
         return _unpacked(packed)
     except UnreadablePlan:
         raise
-    except (ValueError, TypeError, LookupError, AttributeError, zlib.error) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise UnreadablePlan(f"its plan is damaged ({error})") from error
 
 

@@ -25,7 +25,7 @@ from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweepfile.load import NAME, load, parse
 
 if TYPE_CHECKING:
-    from orchestrator.study.points import PointPlanner
+    from orchestrator.study.points import PointPlanner, Points
     from orchestrator.study.tried import Tried
     from orchestrator.study.worst_case import WorstCase
 
@@ -122,11 +122,37 @@ class Job:
                 yield f"{change}; what follows is of the inputs as they were when it was run"
 
     @cached_property
-    def points(self) -> PointPlanner:
+    def planner(self) -> PointPlanner:
         """What plans the points of its search."""
         from orchestrator.study.points import PointPlanner
 
         return PointPlanner(self.sweep)
+
+    @cached_property
+    def points(self) -> Points:
+        """The points of its search; of a stored one as they were kept, where they could not be
+        planned again.
+        """
+        return self._stored_points or self.planner
+
+    @cached_property
+    def _stored_points(self) -> Points | None:
+        """None where everything is as it was when it was run: a search goes on while it is read."""
+        from orchestrator.study.stored_points import StoredPoints
+
+        given, plan = self._given, self._stored_plan
+        if not isinstance(given, StoredSweep) or given.points is None or plan is None:
+            return None
+        try:
+            _ = self.sweep
+            is_as_it_was = not any(changes(plan))
+        except SweepError:
+            is_as_it_was = False
+        try:
+            return None if is_as_it_was else StoredPoints(plan, given.points)
+        except UnreadablePlan as error:
+            self._remark = f"of sweep {self.name!r} {error}"
+            return None
 
     @cached_property
     def studies(self) -> list[tuple[str, Point, list[Tried]]]:
@@ -160,7 +186,12 @@ class Job:
 
     def remember(self) -> None:
         """From now on its store knows the sweep by name, with what is planned now."""
-        values = StoredSweep.of(self.sweep, self.plan).to_json()
+        plan, points = self.plan, None
+        if self.is_search:
+            from orchestrator.study.stored_points import keep
+
+            plan, points = keep(self.points, self.studies)
+        values = StoredSweep.of(self.sweep, plan, points).to_json()
         try:
             before = self.store.sweep(self.name)
         except DamagedDocument:  # writing it again mends it

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 
@@ -45,7 +46,7 @@ def search_job(job: Job, console: Console) -> list[WorstCase]:
     """The same for a job that is open."""
     if job.sweep.search is None:
         raise ResurgeError(f"sweep {job.sweep.name!r} has no `search` block; `resurge run` runs it")
-    points, storage = job.points, job.studies_uri
+    points, storage = job.planner, job.studies_uri
     begun = job.studies  # another search's are refused before the store knows of this one
     job.remember()
     if is_complete(points, begun, job.store):
@@ -66,7 +67,11 @@ def search_job(job: Job, console: Console) -> list[WorstCase]:
         watcher = _Told(progress, notify)
         scheduler = new_scheduler(job, job.store.keys(), executor, watcher, leases)
         parallel = executor.workers().most if settings.parallel == "auto" else settings.parallel
-        Searcher(points, storage, scheduler, parallel, watcher, check).run()
+        try:
+            Searcher(points, storage, scheduler, parallel, watcher, check).run()
+        finally:
+            with contextlib.suppress(ResurgeError):  # what ended the search is said, and not this
+                job.now().remember()
     return job.now().worst_cases()
 
 

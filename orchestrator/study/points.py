@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -34,26 +35,69 @@ class Numbers:
     missing: str | None = None
 
 
-class PointPlanner:
+class Points(ABC):
+    """What whoever reads a search asks about its points.
+
+    Attributes:
+        name: the sweep's.
+        recorded: the sweep file as it is kept beside results.
+        search: what is sought, where, and how.
+        seeds: those that the search measures on.
+        fixed: by study, what it holds fixed.
+        nothing: a plan without trials.
+    """
+
+    name: str
+    recorded: str
+    search: Search
+    seeds: tuple[int, ...]
+    fixed: Sequence[Point]
+    nothing: Plan
+
+    @property
+    def fresh_seeds(self) -> tuple[int, ...]:
+        """Seeds that the search never sees."""
+        first = max(self.seeds) + 1
+        return tuple(range(first, first + self.search.confirm.seeds))
+
+    def study_name(self, fixed: Point) -> str:
+        """'worst_case/esd': the sweep's name, and what this study holds fixed."""
+        return "/".join([self.name, *(str(value) for value in fixed.values())])
+
+    @abstractmethod
+    def identity(self, fixed: Point) -> Mapping[str, Any]:
+        """JSON values of all that a study's values hang on: of `for_each` its own values only."""
+
+    @abstractmethod
+    def measuring(self, point: Point, steps: int | None = None) -> Plan:
+        """A point on the search's seeds; at fewer steps than its own if told so.
+
+        Raises:
+            ResurgeError: the settings do not go together.
+        """
+
+    @abstractmethod
+    def confirming(self, point: Point) -> Plan:
+        """A point on the seeds that the search never saw, with its controls."""
+
+
+class PointPlanner(Points):
     """Plans the points of one sweep's search. What they share is planned, and hashed, once."""
 
     def __init__(self, sweep: Sweep) -> None:
         assert sweep.search is not None  # the command refuses a sweep without one
         self.sweep = sweep
-        self.search: Search = sweep.search
+        self.name, self.recorded, self.seeds = sweep.name, sweep.recorded, sweep.seeds
+        self.search = sweep.search
+        self.fixed = sweep.search.studies(sweep.grid)
         self._planner = Planner(sweep)
+        self.nothing = self._planner.plan((), False)
 
     @property
     def steps_name(self) -> str | None:
         """The setting along which a trajectory grows: the last edit's steps, if it fine-tunes."""
         last = self.sweep.edits[-1]
         return f"{last.key}.steps" if last.kind == "finetune" else None
-
-    @property
-    def fresh_seeds(self) -> tuple[int, ...]:
-        """Seeds that the search never sees."""
-        first = max(self.sweep.seeds) + 1
-        return tuple(range(first, first + self.search.confirm.seeds))
 
     def trials(
         self, point: Point, steps: int | None = None, seeds: Sequence[int] | None = None
@@ -78,6 +122,9 @@ class PointPlanner:
         Controls are left out while searching: no goal reads them. The confirmed points have them.
         """
         return self._planner.plan(trials, controls)
+
+    def measuring(self, point: Point, steps: int | None = None) -> Plan:
+        return self.plan(self.trials(point, steps))
 
     def rungs(self, point: Point) -> tuple[int, ...]:
         """The step counts at which a point is measured on its way, its own last.
@@ -112,14 +159,12 @@ class PointPlanner:
         return tuple(sorted(found))
 
     def identity(self, fixed: Point) -> dict[str, Any]:
-        """JSON values of all that a study's values hang on: of `for_each` its own values only."""
         whole = replace(self.sweep, grid=point_grid(self.sweep.grid, fixed)).canonical()
         kept = {name: value for name, value in whole.items() if name not in NOT_IDENTITY}
         bounds = {bound.name: str(bound) for bound in self.search.subject_to}
         return {"sweep": kept, "subject_to": bounds, "fixed": dict(fixed)}
 
     def confirming(self, point: Point) -> Plan:
-        """A point on the seeds that the search never saw, with its controls."""
         trials = self.trials(point, seeds=self.fresh_seeds)
         return self.plan(trials, self.sweep.evaluate.controls)
 

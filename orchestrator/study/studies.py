@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.store.store import Store
-from orchestrator.study.points import PointPlanner
+from orchestrator.study.points import PointPlanner, Points
 from orchestrator.study.study import Study, read_tried
 from orchestrator.study.tried import Tried, counted
 from orchestrator.study.worst_case import confirmed
 from orchestrator.sweep.space import Point
-from orchestrator.sweep.sweep import Sweep
 
 
-def read_studies(points: PointPlanner, storage: str) -> list[tuple[str, Point, list[Tried]]]:
+def read_studies(points: Points, storage: str) -> list[tuple[str, Point, list[Tried]]]:
     """By study its name, what it holds fixed, and its trials. Nothing is written."""
     found: list[tuple[str, Point, list[Tried]]] = []
-    for fixed in points.search.studies(points.sweep.grid):
-        name = study_name(points.sweep, fixed)
+    for fixed in points.fixed:
+        name = points.study_name(fixed)
         space = points.search.space.within(fixed)
         identity = points.identity(fixed)
         found.append((name, fixed, read_tried(storage, name, points.search, space, identity)))
@@ -25,7 +24,7 @@ def read_studies(points: PointPlanner, storage: str) -> list[tuple[str, Point, l
 
 
 def is_complete(
-    points: PointPlanner, found: Sequence[tuple[str, Point, Sequence[Tried]]], store: Store
+    points: Points, found: Sequence[tuple[str, Point, Sequence[Tried]]], store: Store
 ) -> bool:
     """Whether every budget is spent and every confirming stage has its record."""
     keys = store.keys()
@@ -43,25 +42,20 @@ def is_complete(
     return True
 
 
-def study_name(sweep: Sweep, fixed: Point) -> str:
-    """'worst_case/esd': the sweep's name, and what this study holds fixed."""
-    return "/".join([sweep.name, *(str(value) for value in fixed.values())])
-
-
 def open_studies(points: PointPlanner, storage: str) -> list[tuple[Point, Study]]:
     """The search's studies, made if they are not there yet."""
-    sweep, search = points.sweep, points.search
+    search = points.search
     return [
         (
             fixed,
             Study(
                 storage,
-                study_name(sweep, fixed),
+                points.study_name(fixed),
                 search,
                 search.space.within(fixed),
                 points.ladder,
                 points.identity(fixed),
             ),
         )
-        for fixed in search.studies(sweep.grid)
+        for fixed in points.fixed
     ]

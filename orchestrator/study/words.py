@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from orchestrator.core.text import axis_value, number
-from orchestrator.study.points import PointPlanner
+from orchestrator.study.points import Points
 from orchestrator.study.tried import TriedState, in_order
 from orchestrator.study.worst_case import WorstCase
 from orchestrator.sweep.search import Goal, Search
@@ -51,7 +51,7 @@ _STATE_WORDS: Mapping[TriedState, str] = {
 }
 
 
-def asked(points: PointPlanner) -> dict[str, str]:
+def asked(points: Points) -> dict[str, str]:
     """What is sought, and how, by name."""
     search, settings = points.search, points.search.settings
     goals = {
@@ -64,7 +64,7 @@ def asked(points: PointPlanner) -> dict[str, str]:
         "sampler": settings.sampler,
         "pruner": settings.pruner,
         "trials": str(settings.trials),
-        "seeds": ", ".join(str(seed) for seed in points.sweep.seeds),
+        "seeds": ", ".join(str(seed) for seed in points.seeds),
         "confirm": confirm_text(search),
     }
 

@@ -13,17 +13,15 @@ from functools import cached_property
 import numpy as np
 from scipy import stats
 
-from orchestrator.core.digest import canonical_json
 from orchestrator.plan.plan import Plan
 from orchestrator.results.measure import Measured, TrialReader
 from orchestrator.results.settings import Aggregate, aggregate
 from orchestrator.stats.paired import Estimate
 from orchestrator.store.store import Store
-from orchestrator.study.points import RUINED, PointPlanner, numbers_of
+from orchestrator.study.points import RUINED, Points, numbers_of
 from orchestrator.study.tried import Tried, best, candidates, counted
 from orchestrator.sweep.search import Bound, Goal
 from orchestrator.sweep.space import Point, Space
-from orchestrator.sweep.trial import Trial
 
 COVERAGE_RADIUS = 0.1
 """A point is covered if a tried one is as near as this share of every range, its choices equal."""
@@ -127,7 +125,7 @@ def missed(bounds: Iterable[Bound], settings: Sequence[Tried | Confirmed]) -> It
 
 
 def worst_cases(
-    points: PointPlanner, found: Iterable[tuple[str, Point, Sequence[Tried]]], store: Store
+    points: Points, found: Iterable[tuple[str, Point, Sequence[Tried]]], store: Store
 ) -> list[WorstCase]:
     """What every study found, as far as the store has it."""
     return [
@@ -145,12 +143,12 @@ def worst_cases(
     ]
 
 
-def confirmed(trials: Sequence[Tried], points: PointPlanner) -> list[Tried]:
+def confirmed(trials: Sequence[Tried], points: Points) -> list[Tried]:
     """The trials whose settings are run again on fresh seeds."""
     return best(trials, points.search.goals, points.search.confirm.top)
 
 
-def _confirmed(points: PointPlanner, tried: Tried, store: Store) -> Confirmed:
+def _confirmed(points: Points, tried: Tried, store: Store) -> Confirmed:
     plan = points.confirming(tried.point)
     reader = TrialReader(plan, store)
     trials = [m for m in reader.all() if not m.planned.is_control]
@@ -169,7 +167,7 @@ def _confirmed(points: PointPlanner, tried: Tried, store: Store) -> Confirmed:
 
 
 def _estimate(
-    name: str, setting: Aggregate, trials: Sequence[Measured], point: Point, points: PointPlanner
+    name: str, setting: Aggregate, trials: Sequence[Measured], point: Point, points: Points
 ) -> Estimate | None:
     """Resurgence and recovery as everywhere; any other number's mean over seeds, by Student's t."""
     if name in ("resurgence", "recovery"):
@@ -186,21 +184,23 @@ def _estimate(
     return Estimate(mean, mean - half, mean + half)
 
 
-def asked_plan(points: PointPlanner, found: Iterable[tuple[str, Point, Sequence[Tried]]]) -> Plan:
+def asked_plan(points: Points, found: Iterable[tuple[str, Point, Sequence[Tried]]]) -> Plan:
     """All that a search has asked for so far, as one plan: its trials and the confirmed ones."""
-    trials: dict[str, Trial] = {}
-    plans = []
+    plans = [points.nothing]
     for _, _, tried in found:
         for one in counted(tried):
             for steps in (*one.curve, *([None] if one.state == "done" else [])):
-                for trial in points.trials(one.point, steps):
-                    trials[canonical_json(dict(trial.params))] = trial
+                plans.append(points.measuring(one.point, steps))
         plans += [points.confirming(one.point) for one in confirmed(tried, points)]
-    searched = points.plan(trials.values())
-    everything = (searched, *plans)
+    return merged(plans)
+
+
+def merged(plans: Sequence[Plan]) -> Plan:
+    """Several plans of one sweep as one: every trial and stage once."""
     return Plan(
-        name=points.sweep.name,
-        root=searched.root,
-        trials=tuple({t.digest: t for plan in everything for t in plan.trials}.values()),
-        stages=tuple(dict.fromkeys(s for plan in everything for s in plan.stages)),
+        name=plans[0].name,
+        root=plans[0].root,
+        trials=tuple({t.digest: t for plan in plans for t in plan.trials}.values()),
+        stages=tuple(dict.fromkeys(s for plan in plans for s in plan.stages)),
+        inputs=max((plan.inputs for plan in plans), key=len),  # a planner's only grow
     )

@@ -18,8 +18,8 @@ from orchestrator.plan.plan import Plan, PlannedTrial
 from orchestrator.results.measure import TrialReader
 from orchestrator.store.store import Record, Store
 from orchestrator.study.optuna_views import importance, in_memory, plots
-from orchestrator.study.points import PointPlanner
-from orchestrator.study.studies import is_complete, read_studies, study_name
+from orchestrator.study.points import Points
+from orchestrator.study.studies import is_complete, read_studies
 from orchestrator.study.tried import Tried, TriedState, counted, in_order
 from orchestrator.study.words import asked, confirm_text, point_text, sentences
 from orchestrator.study.worst_case import COVERAGE_RADIUS, Confirmed, WorstCase, worst_cases
@@ -67,8 +67,8 @@ class StudyView:
         store: where its records are.
     """
 
-    def __init__(self, points: PointPlanner, storage: str, store: Store) -> None:
-        self.name = points.sweep.name
+    def __init__(self, points: Points, storage: str, store: Store) -> None:
+        self.name = points.name
         self.store = store
         self._storage = storage
         self._points = points
@@ -79,7 +79,7 @@ class StudyView:
     def runs(self) -> Iterator[Run]:
         """Each study's run, then those of its trials and of its confirmed settings."""
         if self._reader is None:
-            self._reader = TrialReader(self._points.plan(()), self.store)
+            self._reader = TrialReader(self._points.nothing, self.store)
         else:
             self._reader.refresh()
         for study in read_studies(self._points, self._storage):
@@ -99,9 +99,9 @@ class StudyView:
 
     def holds(self, key: str) -> bool:
         """Whether one of its studies has it; what was confirmed on other seeds is another's."""
-        sweep, seeds = self._points.sweep, self._points.fresh_seeds
-        for fixed in self._points.search.studies(sweep.grid):
-            study = f"study {study_name(sweep, fixed)}"
+        seeds = self._points.fresh_seeds
+        for fixed in self._points.fixed:
+            study = f"study {self._points.study_name(fixed)}"
             is_trial = key.startswith(f"{study} trial ")
             is_confirmed = key.startswith(f"{study} confirmed ") and key.endswith(f" on {seeds}")
             if key == study or is_trial or is_confirmed:
@@ -115,7 +115,7 @@ class StudyView:
             return self._plans[key]
         steps = None if trial.state in ("done", "failed") else max(trial.curve, default=None)
         try:
-            plan = self._points.plan(self._points.trials(trial.point, steps))
+            plan = self._points.measuring(trial.point, steps)
         except ResurgeError:
             plan = None
         if trial.state != "running":
@@ -140,7 +140,7 @@ class _Study:
 
     case: WorstCase
     is_over: bool
-    points: PointPlanner
+    points: Points
     reader: TrialReader
     plans: Mapping[int, Plan | None]
     coverage: Sequence[float]
@@ -163,7 +163,7 @@ class _Study:
         texts = {
             "space.json": json.dumps(case.space.described(), indent=1, ensure_ascii=False),
             "environment.json": environment_text(records),
-            "sweep.yaml": self.points.sweep.recorded,
+            "sweep.yaml": self.points.recorded,
         }
         shares = importance(in_memory(case.trials, case.space, case.goals))
         ends = [*(trial.ended_ms for trial in over), *map(end_of, confirming)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from orchestrator.core.errors import ResurgeError
+from orchestrator.core.errors import ResurgeError, SweepError
 from orchestrator.home import Home
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.plan.stored import StoredSweep, UnreadablePlan
@@ -223,7 +223,9 @@ def known_sweep(store: Store, name: str, home: Home) -> KnownSweep:
             return KnownSweep(name, keep, None, "it was deleted meanwhile")
         known = StoredSweep.from_json(name, values)
         keep = frozenset(known.values.get("keep", ()))
-        plan = known.read_plan() if known.search_block is None else _asked_plan(known, home)
+        plan = known.read_plan()
+        if known.search_block is not None:
+            plan = _asked_plan(known, home, plan)
         plan = plan or make_plan(parse(json.dumps(known.values)))
     except (ResurgeError, UnreadablePlan) as error:
         return KnownSweep(name, keep, None, str(error))
@@ -232,10 +234,18 @@ def known_sweep(store: Store, name: str, home: Home) -> KnownSweep:
     return KnownSweep(name, keep, plan)
 
 
-def _asked_plan(known: StoredSweep, home: Home) -> Plan:
+def _asked_plan(known: StoredSweep, home: Home, stored: Plan | None) -> Plan:
+    """What its studies say now, and what it had asked for when it was last run."""
     from orchestrator.study.points import PointPlanner
     from orchestrator.study.studies import read_studies
-    from orchestrator.study.worst_case import asked_plan
+    from orchestrator.study.worst_case import asked_plan, merged
 
-    points = PointPlanner(parse(json.dumps(known.values)))
-    return asked_plan(points, read_studies(points, home.studies_uri(known)))
+    try:
+        points = PointPlanner(parse(json.dumps(known.values)))
+        plan = asked_plan(points, read_studies(points, home.studies_uri(known)))
+    except SweepError:
+        if stored is None:
+            raise
+        return stored
+    # Without its studies nothing is known of what it asked for since.
+    return merged([plan, stored]) if stored is not None and plan.trials else plan

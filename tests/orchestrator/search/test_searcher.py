@@ -18,23 +18,28 @@ import pytest
 from rich.console import Console
 
 from orchestrator.cli.show.worst_cases import show_worst_cases
+from orchestrator.core.errors import ResurgeError, SweepError
 from orchestrator.core.stage import Stage
 from orchestrator.executors.base import Executor, ExecutorSettings, FreeWorker, Workers
 from orchestrator.executors.inline import Inline
+from orchestrator.home import Home
 from orchestrator.messages import Event, StageCommitted, StageFailed, TaskEnded, WorkOrder
 from orchestrator.plan.plan import make_plan
 from orchestrator.plan.tasks import make_tasks
+from orchestrator.run.job import Job, open_job, open_results
+from orchestrator.run.run import view_of
 from orchestrator.schedule.scheduler import Outcome, Scheduler
 from orchestrator.search.searcher import Searcher
 from orchestrator.store.store import Store
 from orchestrator.study.points import PointPlanner
-from orchestrator.study.studies import read_studies
+from orchestrator.study.studies import is_complete, read_studies
 from orchestrator.study.study import Study
 from orchestrator.study.tried import Tried, counted
 from orchestrator.study.worst_case import WorstCase, asked_plan, confirmed, worst_cases
 from orchestrator.sweep.space import point_key
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweepfile.load import parse
+from orchestrator.upkeep.inventory import Inventory
 
 Calls = Callable[[], list[str]]
 pytestmark = [
@@ -635,3 +640,38 @@ def test_a_study_that_takes_long_to_ask_blocks_no_free_worker(
     sweep = sweep_of(*shared, *one_step)
     hunt.run(sweep, heard=Heard(stop=notice), workers=Pair)
     assert [t.state for t in hunt.tried(sweep)] == ["done"] * 4
+
+
+def test_a_search_is_read_without_what_it_was_run_on(
+    hunt: Hunt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its studies and its store are enough: for the worst case, the tables, and MLflow."""
+    sweep = sweep_of("search.trials=2", "search.confirm={top: 1, seeds: 1}")
+    hunt.run(sweep)
+    home = Home(hunt.root)
+    job = Job(sweep, home)
+    job.remember()
+    runs = [run.digest for run in view_of(job).runs()]
+    trials = [t.digest for t in job.plan.trials]
+    assert open_results("hunt", home).points.__class__ is PointPlanner  # all is as it was
+    monkeypatch.delenv("RESURGE_PLUGINS")
+    read = open_results("hunt", home)
+    assert read.worst_cases() == job.worst_cases()
+    assert read.worst_cases()[0].worst is not None
+    assert [t.digest for t in read.plan.trials] == trials
+    assert is_complete(read.points, read.studies, read.store)
+    assert [run.digest for run in view_of(read).runs()] == runs
+    [known] = Inventory(hunt.store, home).sweeps
+    assert known.keys == {stage.key for stage in job.plan.stages}
+    with pytest.raises(SweepError):
+        open_job("hunt", (), home)
+
+
+def test_a_point_that_was_never_kept_is_named(hunt: Hunt, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = sweep_of("search.trials=1")
+    home = Home(hunt.root)
+    Job(sweep, home).remember()
+    hunt.run(sweep)  # by a head that was killed before its end
+    monkeypatch.delenv("RESURGE_PLUGINS")
+    with pytest.raises(ResurgeError, match="'hunt' was asked for by a run that was killed"):
+        _ = open_results("hunt", home).plan
