@@ -347,7 +347,7 @@ class _TaskRun:
         now = datetime.datetime.now(datetime.UTC)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a") as stream:
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as stream:
                 stream.write(f"{now:%Y-%m-%d %H:%M:%S} {text}\n")
         except OSError as error:
             log.warning("%s cannot be written (%s): %s", path, error, text)

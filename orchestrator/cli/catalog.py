@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.common import EXIT_DONE, EXIT_FAILED, ClusterOption, HomeOption, out
+from orchestrator.cli.common import EXIT_DONE, EXIT_FAILED, ClusterOption, HomeOption, out, write
 
 
 def list_known(
@@ -45,7 +45,7 @@ def schema() -> None:
     """
     from orchestrator.sweepfile.schema import json_schema
 
-    print(json.dumps(json_schema(), indent=2))
+    write(json.dumps(json_schema(), indent=2) + "\n")
 
 
 def doctor(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from orchestrator.cli.common import (
     out,
     warn,
     warn_of,
+    write,
 )
 from orchestrator.cluster.clusters_file import Cluster, find_cluster
 from orchestrator.cluster.view import FAR_PATIENCE_S, check_visible, entry_at
@@ -101,7 +101,7 @@ def logs(
     jobs, job = _find_job(sweep, chosen)
     if follow:
         raise typer.Exit(_follow(jobs, job.id, job.sweep, chosen, tail))
-    _write(_last_lines(jobs.log(job.id), tail))
+    write(_last_lines(jobs.log(job.id), tail))
     folder = f"{chosen.entry.home}/logs/{job.sweep}"
     _say(f"{job.id} {STATES[job.status]}. Task logs: {folder} on the machine that ran the task")
 
@@ -207,7 +207,7 @@ def _follow(jobs: Jobs, job_id: str, sweep: str, cluster: Cluster, tail: int | N
         skip = len(printed) - len(_last_lines(printed, tail))
     try:
         for text in jobs.follow(job_id):
-            _write(text[skip:])
+            write(text[skip:])
             skip = max(0, skip - len(text))
         job = jobs.wait(job_id, FAR_PATIENCE_S)
     except KeyboardInterrupt:
@@ -273,11 +273,6 @@ def _last_lines(text: str, count: int | None) -> str:
     if count is None:
         return text
     return "".join(text.splitlines(keepends=True)[-count:]) if count else ""
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def _say(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.show.screen import Screen
+from orchestrator.cli.show.screen import Screen, stop_writing
 from orchestrator.core.errors import ResurgeError, Stopped
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_STOPPED = 0, 1, 2, 130
-out = Screen(width=None if sys.stdout.isatty() else 160)
+out = Screen(width=None if sys.stdout is not None and sys.stdout.isatty() else 160)
 err = Screen(stderr=True)
 SweepFile = Annotated[
     str, typer.Argument(metavar="SWEEP", help="A sweep file, or the name of a sweep run before.")
@@ -53,13 +54,40 @@ ClusterOption = Annotated[
 ]
 
 
+def write_anything() -> None:
+    """Let every text be written, whatever the locale: what it lacks is written out."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed by who started us
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def write(text: str) -> None:
+    """Write text for programs, as it is."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head -1` has seen enough
+        stop_writing()
+
+
+def flush() -> None:
+    """Write what is still to be written, as far as that can be done."""
+    try:
+        write("")
+    except (OSError, ValueError):  # a full disk, of which was spoken; or it is closed
+        stop_writing()
+
+
 def become(command: list[str], settings: Mapping[str, str] | None = None) -> None:
     """Go on as a server that is installed beside this Python, with more in its environment."""
     beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     executable = shutil.which(command[0], path=beside_python)
     if executable is None:
         raise ResurgeError(f"{command[0]!r} is not installed beside {sys.executable}")
-    sys.stdout.flush()
+    flush()
     os.execve(executable, command, {**os.environ, **(settings or {})})
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,11 +24,14 @@ from orchestrator.cli.common import (
     Overrides,
     SweepFile,
     err,
+    flush,
     out,
     stoppable,
     warn,
     warn_of,
     warn_of_doubts,
+    write,
+    write_anything,
 )
 from orchestrator.cli.store import store_app
 from orchestrator.core.errors import ResurgeError
@@ -36,6 +40,25 @@ from orchestrator.core.registry import PluginWarning
 from orchestrator.core.text import one_line
 from orchestrator.home import Home
 
+if TYPE_CHECKING:
+    from orchestrator.run.job import Job
+
+_OF_THE_MACHINE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EMFILE,
+    errno.ENFILE,
+}
+"""A disk that is full, a folder that may not be written: of these a sentence says all."""
 _LONG_WORD = re.compile(r"\S{1000,}")
 
 app = typer.Typer(
@@ -90,7 +113,7 @@ def run(sweep: SweepFile, overrides: Overrides = None, home: HomeOption = None) 
         outcome = run_job(job, out)
         show_results(job, out)
     show_outcome(job, outcome, out)
-    out.print(f"Browse it: resurge ui{_home_flag(home)}", style="bold")
+    _show_next(job)
     raise typer.Exit(EXIT_DONE if outcome.ok else EXIT_FAILED)
 
 
@@ -113,7 +136,7 @@ def search(sweep: SweepFile, overrides: Overrides = None, home: HomeOption = Non
         show_space(job.sweep, job.sweep.search, out)
     cases = search_job(job, out)
     show_worst_cases(cases, out)
-    out.print(f"Browse it: resurge ui{_home_flag(home)}", style="bold")
+    _show_next(job)
     answered = all(case.is_answered for case in cases)
     raise typer.Exit(EXIT_DONE if answered else EXIT_FAILED)
 
@@ -166,7 +189,7 @@ def results(
     job = open_results(sweep, home_at(home, cluster))
     warn_of(job)
     if form is not None:
-        sys.stdout.write(text(job.plan, job.store, form, axes, time_to_resurgence, threshold))
+        write(text(job.plan, job.store, form, axes, time_to_resurgence, threshold))
     elif time_to_resurgence:
         show_times(job, out, threshold)
     else:
@@ -215,8 +238,13 @@ for module in (cluster_commands, servers, catalog, trial):
 app.add_typer(store_app, name="store")
 
 
-def _home_flag(home: Path | None) -> str:
-    return f" --home {home}" if home else ""
+def _show_next(job: Job) -> None:
+    """How to see it again, as it can be typed."""
+    uri = job.mlflow_uri
+    is_server = uri.startswith(("http://", "https://"))
+    browse = redact(uri) if is_server else job.command("ui")
+    out.print(f"Browse it: {browse}", style="bold", soft_wrap=True)
+    out.print(f"Print it again: {job.command(f'results {job.name}')}", soft_wrap=True)
 
 
 def _shown(usual: Callable[..., None]) -> Callable[..., None]:
@@ -235,6 +263,7 @@ def _shown(usual: Callable[..., None]) -> Callable[..., None]:
 def main() -> None:
     """The `resurge` command. What it prints of an error holds no credentials."""
     warnings.showwarning = _shown(warnings.showwarning)
+    write_anything()
     try:
         app()
     except ResurgeError as error:
@@ -242,9 +271,15 @@ def main() -> None:
         text = _LONG_WORD.sub(lambda word: one_line(word[0], 160), f"error: {error}")
         err.print(redact(text), style="red", soft_wrap=True)
         sys.exit(EXIT_BAD_INPUT)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+            file = f": {error.filename}" if error.filename else ""
+            err.print(redact(f"error: {error.strerror}{file}"), style="red", soft_wrap=True)
+            sys.exit(EXIT_BAD_INPUT)
         err.print(redact(traceback.format_exc()), soft_wrap=True)
         sys.exit(EXIT_FAILED)
+    finally:
+        flush()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.common import HomeOption, out
+from orchestrator.cli.common import HomeOption, out, write
 from orchestrator.core.errors import StoreError
 from orchestrator.core.text import size_text
 from orchestrator.home import Home
@@ -46,7 +46,7 @@ def du(home: HomeOption = None, store: StoreOption = None, as_json: JsonOption =
     place, opened = _open(home, store)
     use = use_of(opened, place)
     if as_json:
-        print(json.dumps(use.to_json(), indent=2))
+        write(json.dumps(use.to_json(), indent=2) + "\n")
     else:
         show_use(use, out)
 

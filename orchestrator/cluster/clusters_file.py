@@ -27,6 +27,7 @@ from orchestrator.config.fields import fill, known
 from orchestrator.config.yaml_tree import At, read_yaml
 from orchestrator.core.errors import Problem, ResurgeError
 from orchestrator.core.hints import suggest
+from orchestrator.core.places import user_path
 from orchestrator.core.redact import has_credentials
 from orchestrator.core.settings import Settings
 from orchestrator.home import Home
@@ -150,7 +151,7 @@ def find_cluster(named: str | None) -> Cluster:
 def clusters_file() -> Path:
     """The file with the clusters' entries, whether there is one or not."""
     if chosen := os.environ.get(FILE_VARIABLE):
-        return Path(chosen).expanduser()
+        return user_path(chosen, "RESURGE_CLUSTERS")
     base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
     return Path(base) / "resurge" / "clusters.yaml"
 
@@ -222,9 +223,9 @@ def _entry(at: At) -> ClusterEntry | None:
 
 
 def _read_token(path: str, what: str, warn: Callable[[str], None]) -> Token:
-    file = Path(path).expanduser()
+    file = user_path(path, what)
     try:
-        value = file.read_text().strip()
+        value = file.read_text("utf-8").strip()
         mode = file.stat().st_mode
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text"

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from orchestrator.config.yaml_tree import as_number, show
-from orchestrator.core.hints import nearest
+from orchestrator.core.hints import as_list, nearest
 from orchestrator.core.settings import Settings
 
 S = TypeVar("S", bound=Settings)
@@ -171,7 +171,7 @@ def _sentence(errors: Sequence[Any]) -> str:
     phrases = list(dict.fromkeys(_phrase(error) for error in errors))
     options = [o for e in errors if e["type"] == "literal_error" for o in _options(e)]
     hint = nearest(got, [o.strip("'") for o in options]) if isinstance(got, str) else ""
-    return f"must be {' or '.join(phrases)} but got {show(got)}{hint}"
+    return f"must be {' or '.join(phrases)} but got {show(got)}{as_list(got) or hint}"
 
 
 def _phrase(error: Any) -> str:

@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import cast
 
 from orchestrator.core.errors import ResurgeError
-from orchestrator.core.hints import suggest
+from orchestrator.core.hints import as_list, suggest
 from orchestrator.core.places import user_path, variable
 from orchestrator.core.plugin import Plugin, PluginKind
 from orchestrator.core.settings import Settings
@@ -263,7 +263,7 @@ def unknown(kind: PluginKind, name: str, noun: str | None = None) -> str:
     for one in _outside(folder).left_out:
         if name in one.names:
             return f"{noun or kind} {name!r} is not there, because {one}"
-    hint = suggest(one_line(name), cast("Mapping[str, object]", known.plugins))
+    hint = as_list(name) or suggest(one_line(name), cast("Mapping[str, object]", known.plugins))
     return f"unknown {noun or kind} {one_line(name)!r}{hint}"
 
 

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
@@ -183,6 +184,17 @@ class Job:
             for name in ("studies", "plan"):
                 again.__dict__.pop(name, None)
         return again
+
+    def command(self, words: str) -> str:
+        """`resurge …` as it can be typed: with the places that it would not find by itself."""
+        usual, home = Home.find(None), self.home
+        places = {"STORE": (self.store.location, home.store_location())}
+        if self.sweep.mlflow:
+            places["MLFLOW"] = (self.mlflow_uri, home.mlflow_uri())
+        named = {name: place for name, (place, found) in places.items() if place != found}
+        settings = [f"RESURGE_{name}={shlex.quote(redact(p))} " for name, p in named.items()]
+        flag = "" if home.root == usual.root else f" --home {shlex.quote(str(home.root))}"
+        return f"{''.join(settings)}resurge {words}{flag}"
 
     def remember(self) -> None:
         """From now on its store knows the sweep by name, with what is planned now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -162,12 +163,9 @@ def catch_up(job: Job, console: Console) -> None:
 
 def _say_behind(job: Job, why: str, console: Console) -> None:
     """MLflow or the home lacks something."""
-    console.print(
-        f"MLflow is behind ({why}); nothing is lost: resurge sync {job.name}",
-        style="yellow",
-        markup=False,
-        soft_wrap=True,
-    )
+    again = job.command(f"sync {job.name}")
+    text = f"MLflow is behind ({why}); nothing is lost: {again}"
+    console.print(text, style="yellow", soft_wrap=True)
 
 
 def sync_job(job: Job) -> str:
@@ -226,14 +224,28 @@ def _write_results(job: Job) -> None:
 
 
 def export_job(job: Job, folder: Path) -> list[Path]:
-    """Write results as Parquet and CSV, settings, and the figure, into a folder of the user's."""
+    """Write results as Parquet and CSV, settings, and the figure, into a folder of the user's.
+
+    Raises:
+        ResurgeError: they cannot be written there; nothing is left half done.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".resurge-") as aside:
+            made = _write_exports(job, Path(aside))
+            return [path.replace(folder / path.name) for path in made]
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ResurgeError(f"cannot export to {folder}: {why}. Name another with --to") from error
+
+
+def _write_exports(job: Job, folder: Path) -> list[Path]:
     from pyarrow import csv
 
     from orchestrator.results.figures import figure
     from orchestrator.results.settings import aggregate
     from orchestrator.results.settings_table import settings_table
 
-    folder.mkdir(parents=True, exist_ok=True)
     endings = ("parquet", "csv", "png", "settings.parquet")
     paths = [folder / f"{job.name}.{ending}" for ending in endings]
     plan, store = job.plan, job.store

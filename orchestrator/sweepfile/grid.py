@@ -11,7 +11,7 @@ from typing import Any, cast
 from orchestrator.config.fields import single, texts
 from orchestrator.config.yaml_tree import At, Node, show
 from orchestrator.core.errors import Problem
-from orchestrator.core.hints import suggest
+from orchestrator.core.hints import as_list, suggest
 from orchestrator.core.plugin import BasePlugin
 from orchestrator.core.registry import registry
 from orchestrator.sweep.grid import MAX_TRIALS, BaseUnknownError, EditAxes, Grid
@@ -164,7 +164,8 @@ def concepts(at: At, base: BasePlugin | None, others: Iterable[str] = ()) -> tup
         if not isinstance(concept, str):
             continue
         if allowed is not None and concept not in allowed:
-            item.say(f"unknown concept {concept!r}{suggest(concept, list(allowed))}")
+            hint = as_list(concept) or suggest(concept, list(allowed))
+            item.say(f"unknown concept {concept!r}{hint}")
         elif (other := before.setdefault(base.as_read(concept), concept)) != concept:
             item.say(f"{concept!r} is the same to the model as {other!r}, which stands before")
     return found
@@ -178,7 +179,10 @@ def _seeds(at: At) -> tuple[int, ...]:
     if isinstance(got, int) and not isinstance(got, bool) and 1 <= got <= MAX_TRIALS:
         return tuple(range(got))
     limits = f"1 to {MAX_TRIALS:,}"
-    at.say(f"must be a number of seeds ({limits}) or a list but got {show(at.node.plain())}")
+    at.say(
+        f"must be a number of seeds ({limits}) or a list but got "
+        f"{show(at.node.plain())}{as_list(got)}"
+    )
     return (0,)
 
 

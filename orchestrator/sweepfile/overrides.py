@@ -73,6 +73,9 @@ def locate(root: Node, path: str, keys: Collection[str]) -> list[str | int]:
         return [*edits[first], *rest]
     if first == "search" and rest[:1] in (["space"], ["subject_to"]) and rest[1:]:
         return [first, rest[0], *_in_flat(root, rest[0], ".".join(rest[1:]))]
+    alike = [name for name in edits if rest and name.partition("_")[0] == rest[0]]
+    if first == "edits" and len(alike) > 1:
+        raise _NoSuchPathError(f"{path!r} means several edits; name one: {', '.join(alike)}")
     if first in keys:
         return [first, *rest]
     raise _NoSuchPathError(f"unknown path{_suggestion(path, edits, keys)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -110,7 +111,8 @@ def points_of(
     numbers: Mapping[str, float | None], step: int, time_ms: int
 ) -> Iterator[MetricPoint]:
     for name, value in numbers.items():
-        if value is not None:
+        # MLflow would show the largest float in the place of an infinite one.
+        if value is not None and not math.isinf(value):
             yield MetricPoint(name, value, step, time_ms)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -35,6 +38,11 @@ class Screen(Console):
             renderable = Text(whole, was.style, no_wrap=was.no_wrap, end=was.end)
         return super().render(renderable, options)
 
+    def on_broken_pipe(self) -> None:
+        """Nobody reads any more (`| head -1`): the command goes on, in silence."""
+        self.quiet = True
+        stop_writing()
+
     def status(self, status: RenderableType, **options: Any) -> Status:
         """A line that changes while something goes on."""
         return _PlainStatus(_as_text(status), console=self, **options)
@@ -45,6 +53,14 @@ class _PlainStatus(Status):
 
     def update(self, status: RenderableType | None = None, **options: Any) -> None:
         super().update(None if status is None else _as_text(status), **options)
+
+
+def stop_writing() -> None:
+    """From now on what is written to standard output goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    with suppress(OSError, ValueError):  # it is no file, or closed: nothing goes anywhere
+        os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _as_text(status: RenderableType) -> RenderableType:

@@ -137,3 +137,34 @@ def test_every_wrong_override_is_reported_beside_the_files_problems() -> None:
     assert [str(problem).partition(": ")[0] for problem in caught.value.problems] == [
         "command line", "command line", "f.yaml:4",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "finetune.learning_rate=1e-4,3e-4",
+        "finetune.steps=0, 100",
+        "finetune.adapter=full,lora",
+        "unlearn=esd,uce",
+        "unlearn.esd.variant=x,u",
+        "finetune.dataset=related,unrelated",
+        "concept=star,heart",
+        "seeds=1,2",
+        "evaluate.metrics=concept_accuracy,fid",
+    ],
+)
+def test_values_without_brackets_are_shown_with_them(given: str) -> None:
+    _, _, values = given.partition("=")
+    [problem] = problems(given)
+    assert f"a list of values is written [{values}]" in problem
+
+
+@pytest.mark.parametrize("path", ["edits.finetune.steps", "edits.finetune"])
+def test_an_edit_of_several_is_named_by_its_number(path: str) -> None:
+    value = "5" if path.endswith("steps") else "{dataset: related}"
+    [problem] = problems(f"{path}={value}")
+    assert f"'{path}' means several edits; name one: finetune, finetune_2" in problem
+
+
+def test_the_only_edit_of_its_kind_needs_no_number() -> None:
+    assert values(override("edits.unlearn=uce"), "unlearn.method") == {"uce"}
