@@ -93,7 +93,7 @@ def test_a_long_text_is_cut_and_still_told_from_others() -> None:
 Command = Callable[..., str]
 
 
-NASTY = ["[/b]", "a [red] $c$", "a \x1b[31mcat\nerror: \u202eb"]
+NASTY = ["[/b]", "a [red] $c$", "\x1bA\n\u202eB"]
 
 
 def test_every_command_shows_the_concepts_as_they_are(resurge: Command, tmp_path: Path) -> None:
