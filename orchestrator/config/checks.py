@@ -8,9 +8,10 @@ because YAML 1.1 taught people that 1e-4 needs care.
 from __future__ import annotations
 
 import json
+import math
 import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -85,7 +86,22 @@ def check(cls: type[Settings], field: str, value: Any) -> tuple[Any, list[Fault]
             mended = _put(mended, _inside(mended, error["loc"]), number)
     if mended is not value:
         value, errors = mended, _errors(cls, field, mended)
-    return value, _faults(value, errors)
+    too_large = {path: Fault(path, what) for path, what in _too_large(value, ())}
+    others = [fault for fault in _faults(value, errors) if fault.inside not in too_large]
+    return value, [*too_large.values(), *others]
+
+
+def _too_large(
+    value: Any, path: tuple[str | int, ...]
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Numbers that neither JSON nor Parquet can hold, wherever a setting may have any value."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path, f"must be a finite number but got {show(value)}"
+    elif isinstance(value, int) and abs(value) >= 2**63:  # 1e30 where a whole number is wanted
+        yield path, f"must be a number of 64 bits but got {show(value)}"
+    elif isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _too_large(inner, (*path, name))
 
 
 def build(cls: type[S], values: Mapping[str, Any]) -> tuple[S | None, list[str]]:

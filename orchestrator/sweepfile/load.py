@@ -96,15 +96,15 @@ def parse(text: str, file: str | None = None, overrides: Sequence[str] = ()) -> 
         at = At(root, "", file, problems)
         refuse_credentials(at)
         sweep = _sweep(at, redact(text))
-        if sweep is not None and overrides:
+        if sweep is not None and overrides and not problems:
             sweep = replace(sweep, overridden=redact(_overridden(overrides, root.plain())))
     elif root is not None:
         got = f"but got {show(root.plain())}"
         what = "the file is empty" if root.value is None else f"must map keys to values {got}"
         problems.append(Problem(what, "", file, root.line))
     if sweep is None or problems:
-        unique = dict.fromkeys(problems)
-        in_order = sorted(unique, key=lambda problem: problem.line or 0)
+        unique = {str(problem): problem for problem in problems}
+        in_order = sorted(unique.values(), key=lambda problem: problem.line or 0)
         is_plugin = any(_UNKNOWN_PLUGIN.match(problem.what) for problem in in_order)
         raise SweepError(in_order, where_from() if is_plugin else "")
     return sweep
