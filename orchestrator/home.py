@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,9 @@ from orchestrator.core.places import (
     user_path,
     variable,
 )
+
+NEEDED_BYTES = 1 << 20
+"""What must be free in a home for a run to begin: logs, and MLflow's database of a small sweep."""
 
 
 class Places(Protocol):
@@ -90,6 +94,25 @@ class Home:
             self.mlflow_uri(sweep)
         if sweep.storage:
             self.studies_uri(sweep)
+
+    def check_writable(self) -> None:
+        """Raise if a run could not keep its logs and results here: now, not after hours of work.
+
+        Raises:
+            ResurgeError: it is no folder, may not be written to, or is on a full disk.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root) as probe:
+                probe.write(bytes(NEEDED_BYTES))
+                probe.flush()
+        except OSError as error:
+            is_file = isinstance(error, FileExistsError | NotADirectoryError)
+            why = "it is no folder" if is_file else error.strerror
+            raise ResurgeError(
+                f"cannot write into the home {self.root}, which takes logs and results: "
+                f"{why}. Mend that, or name another: --home or RESURGE_HOME"
+            ) from error
 
     def _check(self, sweep: Places | None, kind: PlaceKind, chosen: str | None, found: str) -> None:
         if sweep is not None and chosen and kind not in sweep.on_command_line:

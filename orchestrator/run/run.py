@@ -38,7 +38,7 @@ def run_job(job: Job, console: Console) -> Outcome:
     What turns out to be damaged when the results are read is made again too.
 
     Raises:
-        ResurgeError: the sweep is a search.
+        ResurgeError: the sweep is a search, or the home cannot be written to.
         StoreError: what was made again was damaged again.
     """
     if job.sweep.search is not None:
@@ -70,6 +70,7 @@ def _run_missing(job: Job, console: Console) -> Outcome:
     if not tasks:
         catch_up(job, console)
         return Outcome()
+    job.home.check_writable()
     with (
         # First in, last out: no worker waits for MLflow.
         live_tracking(job, console) as notify,

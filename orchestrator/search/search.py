@@ -52,6 +52,7 @@ def search_job(job: Job, console: Console) -> list[WorstCase]:
     if is_complete(points, begun, job.store):
         catch_up(job, console)
         return job.now().worst_cases()
+    job.home.check_writable()
     settings = points.search.settings
     open_studies(points, storage)  # another search's are refused before any worker starts
     names = [name for name, _, _ in job.studies]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from orchestrator.core.errors import ResurgeError
-from orchestrator.home import Home
+from orchestrator.home import NEEDED_BYTES, Home
 from orchestrator.sweepfile.load import parse
 
 SWEEP = """
@@ -60,3 +63,37 @@ def test_a_cluster_has_no_local_state() -> None:
     ):
         with pytest.raises(ResurgeError, match=f"set `{setting}:` .* or RESURGE_{setting.upper()}"):
             look(sweep)
+
+
+def home_that_is(what: str, folder: Path) -> Path:
+    """The path of a home into which nothing can be written; skips where root may write."""
+    if what == "full":
+        place = folder / "small"
+        place.mkdir()
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", place])
+        if mounted.returncode or shutil.disk_usage(place).total > NEEDED_BYTES:
+            pytest.skip("no file system may be mounted here")
+        return place
+    if what == "read-only":
+        (folder / "closed").mkdir(mode=0o555)
+        if os.access(folder / "closed", os.W_OK):
+            pytest.skip("who runs this may write everywhere")
+        return folder / "closed" / "home"
+    (folder / "file").write_text("x")
+    return folder / "file" / "home" if what == "below a file" else folder / "file"
+
+
+@pytest.mark.parametrize("what", ["a file", "below a file", "read-only", "full"])
+def test_a_home_that_takes_nothing_is_refused_at_the_start(what: str, tmp_path: Path) -> None:
+    root = home_that_is(what, tmp_path)
+    try:
+        with pytest.raises(ResurgeError, match=r"cannot write into the home .*: .*--home or"):
+            Home(root).check_writable()
+    finally:
+        if what == "full":
+            subprocess.run(["umount", root], check=True)
+
+
+def test_a_home_that_is_fine_is_left_as_it_is(tmp_path: Path) -> None:
+    Home(tmp_path / "a" / "home").check_writable()
+    assert list((tmp_path / "a" / "home").iterdir()) == []
