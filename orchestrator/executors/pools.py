@@ -83,7 +83,7 @@ class Machine:
 def lacking(pool: Pool, machines: Sequence[Machine]) -> tuple[str, str] | None:
     """What a worker needs and what there is instead; None if some machine could hold one."""
     labelled = [m for m in machines if not pool.gpu_types or _type(m) in pool.gpu_types]
-    if not labelled:
+    if pool.gpu_types and not labelled:
         types = ", ".join(sorted({_type(machine) for machine in machines} - {""}))
         return f"a GPU of type {' or '.join(pool.gpu_types)}", types or "no GPU with a type"
     gpus, cpus = (max((m.has(name) for m in labelled), default=0) for name in ("GPU", "CPU"))

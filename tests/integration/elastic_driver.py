@@ -14,7 +14,8 @@ from collections.abc import Callable
 import ray
 
 from orchestrator.executors.base import ExecutorSettings, WorkerKind
-from orchestrator.executors.ray import IDLE_S, RayExecutor
+from orchestrator.executors.pools import pool_of
+from orchestrator.executors.ray import IDLE_S, LOOK_EVERY_S, RayExecutor
 from orchestrator.sweep.resources import Elastic
 
 GPUS = 2
@@ -92,12 +93,27 @@ def what_is_over_the_share_is_given_back(executor: RayExecutor, clock: Clock) ->
     until(lambda: free() == 1, "its GPU to be free")
 
 
+def what_no_machine_has_is_said(executor: RayExecutor, clock: Clock) -> None:
+    assert executor.lacks() == "", "nobody wants anything"
+    for gpus, types, words in (
+        (4, (), "waiting for 4 GPUs; this cluster has 2"),
+        (1, ("H100", "A100"), "waiting for a GPU of type H100 or A100; this cluster has no GPU"),
+    ):
+        asks = ExecutorSettings(workers=Elastic(max=1, gpus=gpus, gpu_type=types, threads=1))
+        executor._pools = {WorkerKind(): pool_of(asks, {}, is_local=False)}
+        executor.adapt({WorkerKind(): 1}, float("inf"))
+        clock.s += LOOK_EVERY_S
+        assert executor.lacks().startswith(words), executor.lacks()
+        executor.adapt({}, float("inf"))
+
+
 SCENES = {
     scene.__name__: scene
     for scene in (
         workers_come_while_tasks_wait_and_go_when_idle,
         a_share_is_kept_and_one_more_waits_for_a_machine,
         what_is_over_the_share_is_given_back,
+        what_no_machine_has_is_said,
     )
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.executors.joining import check
 from tests.integration.elastic_driver import GPUS, SCENES
 from tests.integration.ray_head import RayHead, ray_head
 
@@ -33,3 +34,18 @@ def test_workers(head: RayHead, scene: str) -> None:
         command, env={**os.environ, **ray}, cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_with_another_token_it_is_said_at_once(head: RayHead) -> None:
+    """Ray's own words name neither the variable nor the address."""
+    ray = {"RAY_ADDRESS": head.gcs, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    done = subprocess.run(
+        [sys.executable, "-c", f"from {check.__module__} import check; check({head.gcs!r})"],
+        env={**os.environ, **ray},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    said = done.stderr.splitlines()[-1]
+    assert f"RAY_ADDRESS is {head.gcs!r}, and that cluster cannot be joined: Authenti" in said

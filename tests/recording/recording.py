@@ -6,8 +6,10 @@ RESURGE_TEST_CALLS names, so calls in worker processes are seen as well.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -117,6 +119,7 @@ class NudgeSettings(Settings):
     die: str = Field("", description="kill the process if this file does not exist yet")
     leave: str = Field("", description="ask it to leave if this file does not exist yet")
     pid: str = Field("", description="write its number to this file")
+    ask: int = Field(0, description="send this signal to its own process")
 
 
 class Nudge(Unlearner):
@@ -143,6 +146,8 @@ class Nudge(Unlearner):
             os.kill(os.getpid(), signal.SIGTERM)
             while True:
                 tell(0, 1)  # raises once the signal is heard
+        if self.settings.ask:
+            os.kill(os.getpid(), self.settings.ask)
         if self.settings.pid:
             Path(self.settings.pid).write_text(str(os.getpid()))
         chosen = {n: p for n, p in erasure.pipe.unet.named_parameters() if "attn2.to_v" in n}
@@ -314,7 +319,9 @@ class Movement(Metric):
 
 
 class TripSettings(Settings):
-    over: Literal["memory", "disk", "bug", "silence"] = Field("bug", description="what over")
+    over: Literal["memory", "disk", "bug", "silence", "exit", "interrupt", "close", "cancel"] = (
+        Field("bug", description="what over")
+    )
 
 
 class Trip(Unlearner):
@@ -335,4 +342,12 @@ class Trip(Unlearner):
                 full.write("x" * 100_000)
         if self.settings.over == "silence":
             threading.Event().wait()
+        if self.settings.over == "exit":
+            sys.exit("no licence for this")
+        if self.settings.over == "interrupt":
+            raise KeyboardInterrupt("nobody pressed a key")
+        if self.settings.over == "close":
+            raise GeneratorExit("nothing was closed")
+        if self.settings.over == "cancel":
+            raise asyncio.CancelledError("nothing was cancelled")
         raise RuntimeError("cannot reach postgresql://me:hunter22@db/studies")

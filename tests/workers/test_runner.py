@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from orchestrator.core.errors import Stopped
 from orchestrator.core.registry import find
 from orchestrator.core.settings import Settings
 from orchestrator.core.stage import Stage
@@ -104,7 +105,7 @@ def test_a_new_metric_scores_the_stored_images(small: str, tmp_path: Path, calls
     assert set(calls()) == {"darkness"}  # no model was loaded, no image made
 
 
-class Killed(BaseException):
+class Killed(Stopped):
     """Stands for a signal: nothing that is running may tidy up."""
 
 

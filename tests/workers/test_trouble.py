@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.core.artifacts import CONSTANT_PICTURES, Failure
+from orchestrator.core.errors import Stopped
 from orchestrator.core.stage import Stage
 from orchestrator.messages import (
     Event,
@@ -357,7 +358,7 @@ def test_a_fine_tune_that_was_killed_goes_on_from_its_last_save(
     expected, cut = workshop("finetune.steps=[8]").undisturbed(), workshop("finetune.steps=[8]")
     last = cut.stage("finetune", 8)
 
-    class Killed(BaseException):
+    class Killed(Stopped):
         """Nothing may tidy up."""
 
     def listen(event: Event) -> None:

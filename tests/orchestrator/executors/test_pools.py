@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from orchestrator.executors.base import Anything, WorkerKind
-from orchestrator.executors.pools import ACCELERATOR, Pool, pool_of, score_pool, whole_gpu_pool
+from orchestrator.executors.pools import (
+    ACCELERATOR,
+    Machine,
+    Pool,
+    lacking,
+    pool_of,
+    score_pool,
+    whole_gpu_pool,
+)
 from orchestrator.sweep.resources import Elastic, ExecutorSettings
 
 TWO_CORES = {"CPU": 2.0}
@@ -73,3 +81,57 @@ def test_who_has_more_can_do_what_needs_less() -> None:
 def test_min_above_max_is_refused() -> None:
     with pytest.raises(ValueError, match="min must be at most max but got 5 and 2"):
         Elastic(min=5, max=2)
+
+
+def machine(cpus: float, gpus: float = 0, gpu_type: str = "") -> Machine:
+    labels = {ACCELERATOR: gpu_type} if gpu_type else {}
+    return Machine({"CPU": cpus, **({"GPU": gpus} if gpus else {})}, labels)
+
+
+LAPTOP, A100S, BIG = machine(8), machine(16, 2, "A100"), machine(64)
+
+
+@pytest.mark.parametrize(
+    ("pool", "machines", "expected"),
+    [
+        (Pool(0, 2, 1.0, 4), [LAPTOP, A100S], None),
+        (Pool(0, 2, 0.5, 4), [LAPTOP], ("0.5 GPU", "0")),
+        (Pool(0, 2, 1.0, 4), [LAPTOP], ("1 GPU", "0")),
+        (Pool(0, 2, 1.0, 4), [], ("1 GPU", "0")),
+        (Pool(0, 2, 4.0, 4), [A100S], ("4 GPUs", "2")),
+        (Pool(0, 2, 4.0, 4), [A100S, A100S], ("4 GPUs", "at most 2 on a machine")),
+        (Pool(0, 2, 0.0, 32), [LAPTOP, A100S], ("32 CPUs", "16")),
+        (Pool(0, 2, 0.0, 64), [LAPTOP, BIG], None),
+        (Pool(0, 2, 1.0, 4, ("H100", "A100")), [LAPTOP, A100S], None),
+        (Pool(0, 2, 1.0, 4, ("H100",)), [A100S], ("a GPU of type H100", "A100")),
+        (
+            Pool(0, 2, 1.0, 4, ("H100", "L4")),
+            [LAPTOP],
+            ("a GPU of type H100 or L4", "no GPU with a type"),
+        ),
+        (Pool(0, 2, 1.0, 32, ("A100",)), [BIG, A100S], ("32 CPUs", "16")),
+        (
+            Pool(0, 2, 1.0, 32),
+            [BIG, A100S],
+            (
+                "1 GPU and 32 CPUs on one machine",
+                "no machine with as many of both (2 and 64 at most)",
+            ),
+        ),
+    ],
+)
+def test_what_no_machine_has_is_named(
+    pool: Pool, machines: list[Machine], expected: tuple[str, str] | None
+) -> None:
+    assert lacking(pool, machines) == expected
+
+
+@pytest.mark.parametrize("gpus", [0, 0.0001, 0.5, 1, 2, 8])
+def test_shares_and_whole_numbers_of_gpus_can_be_given(gpus: float) -> None:
+    assert ExecutorSettings(gpus=gpus).gpus == gpus
+
+
+@pytest.mark.parametrize("gpus", [1.5, 2.25, 0.00001, -1, float("inf"), float("nan")])
+def test_no_other_number_of_gpus_can_be_given(gpus: float) -> None:
+    with pytest.raises(ValueError, match=r"a share of a GPU|greater than or equal|finite"):
+        ExecutorSettings(gpus=gpus)
