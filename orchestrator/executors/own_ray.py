@@ -35,6 +35,7 @@ class OwnRay:
         self._cpus = cpus
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._before: dict[str, str | None] = {}
 
     def start(self) -> str:
         """Start it; its address. `end` is to be called whatever becomes of this.
@@ -42,13 +43,15 @@ class OwnRay:
         Raises:
             ResurgeError: it cannot be started, and why.
         """
-        os.environ |= {
+        settings = {
             # Ray's name for: no second machine. Without it Ray replaces 127.0.0.1 by the address
             # that others see, and listens on all.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": _token(),
         }
+        self._before = {name: os.environ.get(name) for name in settings}
+        os.environ |= settings  # this process asks Ray as well
         self._folder = _folder()
         log = self._folder / "start.log"
         with log.open("wb") as stream:
@@ -103,6 +106,11 @@ class OwnRay:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+        for name, value in self._before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        self._before = {}
 
 
 @cache
