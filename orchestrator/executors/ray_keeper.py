@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 
 ESSENTIAL = {"gcs_server", "raylet"}
-LOOK_EVERY_S = 0.5
+LOOK_EVERY_S = 0.1
 OBJECTS_BYTES = 100_000_000
 """Only events pass through Ray; by default it takes a third of the memory."""
 
