@@ -153,7 +153,7 @@ def test_a_run_on_ones_own_machine(started: Callable[..., Run], tmp_path: Path) 
     assert "Traceback" not in said
     assert len(Store(run.home / "store").keys()) == run.records
     assert not told.exists(), told.read_text()
-    assert not (tmp_path / "nobody").exists(), "no token in a file"
+    assert not (tmp_path / "nobody" / ".ray").exists(), "no token is in a file"
     assert not session(last) and not folder.exists()
 
 
