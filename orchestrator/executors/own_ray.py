@@ -60,8 +60,13 @@ class OwnRay:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
-                # A worker that is kept ready for tasks is of no use to actors.
-                env={**os.environ, "RAY_prestart_worker_first_driver": "0"},
+                env={
+                    **os.environ,
+                    # A worker that is kept ready for tasks is of no use to actors.
+                    "RAY_prestart_worker_first_driver": "0",
+                    # Seconds: its keeper sees that Ray has died before Ray fills the terminal.
+                    "RAY_DASHBOARD_AGENT_CHECK_PARENT_INTERVAL_S": "3",
+                },
                 start_new_session=True,
             )
         assert self._process.stdout is not None

@@ -157,7 +157,7 @@ def test_a_run_on_ones_own_machine(started: Callable[..., Run], tmp_path: Path) 
     assert not session(last) and not folder.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
 def test_a_signal_while_ray_starts(started: Callable[..., Run], number: signal.Signals) -> None:
     run = started()
     run.until(lambda: run.keeper)
