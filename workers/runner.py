@@ -366,9 +366,10 @@ def _is_asked_to_stop(error: BaseException) -> bool:
     """Whether it comes from outside, and not from a plug-in."""
     if isinstance(error, Leaving | Stopped):
         return True
+    is_a_keys = isinstance(error, KeyboardInterrupt) and not error.args
     is_pythons = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     is_main = threading.current_thread() is threading.main_thread()  # only that hears signals
-    return isinstance(error, KeyboardInterrupt) and is_main and is_pythons
+    return is_a_keys and is_main and is_pythons
 
 
 def leave_on_sigterm(runner: Runner) -> None:
