@@ -51,15 +51,22 @@ def find_trial(name: str, home: Home) -> Found:
             f"digits of its digest but got {name!r}; `resurge export` writes a column `trial`"
         )
     found: dict[str, Found] = {}
+    unread: list[str] = []
     store = Store(home.store_location())
     for sweep in store.sweeps():
-        job = open_results(sweep, home, store)
-        reader = TrialReader(job.plan, job.store)
+        try:
+            job = open_results(sweep, home, store)
+            reader = TrialReader(job.plan, job.store)
+        except ResurgeError as error:  # another sweep's trouble
+            unread.append(f"{sweep}: {' '.join(str(error).split())}")
+            continue
         for planned in job.plan.trials:
             if planned.digest.startswith(wanted):
                 found[planned.digest] = Found(job, planned, reader)
     if not found:
-        raise ResurgeError(f"no trial of a sweep that was run on this store is called {name!r}")
+        beside = f"; what these have is not known: {'; '.join(unread)}" if unread else ""
+        what = f"no trial of a sweep that was run on this store is called {name!r}{beside}"
+        raise ResurgeError(what)
     if len(found) > 1:
         keys = ", ".join(sorted(digest[:16] for digest in found))
         raise ResurgeError(f"{name!r} means several trials ({keys}); give more digits")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from orchestrator.cli.common import (
 )
 from orchestrator.cluster.clusters_file import Cluster, find_cluster
 from orchestrator.cluster.view import FAR_PATIENCE_S, check_visible, entry_at
-from orchestrator.core.errors import ResurgeError, StoreError
+from orchestrator.core.errors import ResurgeError, StoreError, SweepError
 from orchestrator.core.redact import redact
 from orchestrator.home import Home
 
@@ -134,7 +135,7 @@ def show_cluster_status(sweep: str, cluster: str) -> None:
     chosen = find_cluster(cluster)
     job = None
     try:
-        job = Jobs(chosen, warn).latest(_name(sweep))
+        job = Jobs(chosen, warn).latest(name_of(sweep))
     except ClusterAwayError as error:
         warn(f"{error} What follows is the store's.")
     if job is not None:
@@ -223,7 +224,7 @@ def _follow(jobs: Jobs, job_id: str, sweep: str, cluster: Cluster, tail: int | N
 def _find_job(sweep: str, cluster: Cluster) -> tuple[Jobs, SweepJob]:
     from orchestrator.cluster.jobs import Jobs
 
-    jobs, name = Jobs(cluster, warn), _name(sweep)
+    jobs, name = Jobs(cluster, warn), name_of(sweep)
     job = jobs.latest(name)
     if job is None:
         raise ResurgeError(
@@ -233,12 +234,24 @@ def _find_job(sweep: str, cluster: Cluster) -> tuple[Jobs, SweepJob]:
     return jobs, job
 
 
-def _name(sweep: str) -> str:
-    """A sweep's name, also of its file."""
+def name_of(sweep: str) -> str:
+    """A sweep's name, also of its file; what that points at may be gone since it was sent."""
+    from orchestrator.config.yaml_tree import read_yaml
     from orchestrator.run.job import is_file
-    from orchestrator.sweepfile.load import load
+    from orchestrator.sweepfile.load import NAME, load
 
-    return load(Path(sweep)).name if is_file(sweep) else sweep
+    if not is_file(sweep):
+        return sweep
+    try:
+        return load(Path(sweep)).name
+    except SweepError:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            root = read_yaml(Path(sweep).read_text("utf-8-sig"), None, [])
+            values = root.plain() if root is not None else None
+            name = values.get("name") if isinstance(values, dict) else None
+            if isinstance(name, str) and NAME.fullmatch(name):
+                return name
+        raise
 
 
 def _show_job(job: SweepJob) -> None:

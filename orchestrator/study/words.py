@@ -90,6 +90,8 @@ def sentences(case: WorstCase, search: Search) -> Iterator[str]:
             f"{sure if math.isfinite(mean.high - mean.low) else ''}; the search's own figure, "
             f"{worst.searched:.2f}, is too large on average."
         )
+        if flags := ", ".join(worst.setting.flags()):
+            yield f"Of it: {flags}."
     counts = [f"{case.count(state)} {word}" for state, word in _STATE_WORDS.items()]
     yield f"{len(in_order(case.trials))} of {case.budget} trials: {', '.join(counts)}."
     bounds = f", subject to {_bounds_text(search)}" if search.subject_to else ""

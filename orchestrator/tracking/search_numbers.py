@@ -82,7 +82,7 @@ def confirmed_points(one: Confirmed, search: Search, end_ms: int) -> Iterator[Me
             ends = {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
             numbers |= {name: estimate.value, **ends}
     beside = {"base": setting.base, "unlearned": setting.unlearned, "control": setting.control}
-    numbers |= {**beside, "searched": one.searched}
+    numbers |= {**beside, "searched": one.searched, "seeds_scored": float(setting.seeds_scored)}
     yield from points_of(_shown(numbers), 0, end_ms)
 
 

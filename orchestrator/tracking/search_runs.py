@@ -18,7 +18,7 @@ from orchestrator.plan.plan import Plan, PlannedTrial
 from orchestrator.results.measure import TrialReader
 from orchestrator.store.store import Record, Store
 from orchestrator.study.optuna_views import importance, in_memory, plots
-from orchestrator.study.points import Points
+from orchestrator.study.points import RUINED, Points
 from orchestrator.study.studies import is_complete, read_studies
 from orchestrator.study.tried import Tried, TriedState, counted, in_order
 from orchestrator.study.words import asked, confirm_text, point_text, sentences
@@ -203,6 +203,8 @@ class _Study:
         if trial.state in ("done", "pruned"):
             tags["resurge.feasible"] = _flag(trial.is_feasible)
             tags |= _digests(plan.trials if plan else ())
+        if trial.numbers.get(RUINED):
+            tags["resurge.model_ruined"] = "true"
         if trial.reason:
             tags |= {"resurge.reason": trial.reason, "mlflow.note.content": trial.reason}
         tags |= self._marks(trial.number)
@@ -225,7 +227,7 @@ class _Study:
         number, seeds = one.tried.number, self.points.fresh_seeds
         plan = self.points.confirming(one.tried.point)
         trials = [planned for planned in plan.trials if not planned.is_control]
-        records = list(self._own_records(trials))
+        records, flags = list(self._own_records(trials)), list(one.setting.flags())
         end_ms = max(map(end_of, records), default=0)
         status: RunStatus = "FAILED" if one.setting.failed else "RUNNING"
         if all(stage.kind == "base" or self.reader.record(stage) for stage in plan.stages):
@@ -243,6 +245,8 @@ class _Study:
                 "resurge.study": self.case.name,
                 "resurge.number": str(number),
                 "resurge.feasible": _flag(one.is_feasible),
+                **({"resurge.flags": ", ".join(flags)} if flags else {}),
+                **({"resurge.model_ruined": "true"} if one.setting.model_ruined else {}),
                 **_digests(trials),
                 **self._marks(number),
             },

@@ -85,6 +85,13 @@ def _cells(case: WorstCase) -> list[str]:
 def _warnings(found: Sequence[WorstCase]) -> Iterator[str]:
     for case in found:
         yield from _why_unconfirmed(case)
+        constant = sum(one.setting.pictures.constant for one in case.confirmed)
+        if constant:
+            total = sum(one.setting.pictures.count for one in case.confirmed)
+            yield (
+                f"{case.name}: {constant} of {total} pictures of the confirmed settings are of one "
+                "colour (black, say): a metric takes them for pictures without the concept"
+            )
         size = case.space.size
         budget = case.budget if size is None else min(case.budget, size)
         to_come = budget - len(in_order(case.trials))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cli.cluster import name_of
 from orchestrator.core.errors import ResurgeError, SweepError
 from orchestrator.home import Home
 from orchestrator.run.job import Job, open_job, open_results
@@ -144,3 +145,16 @@ def test_a_folder_of_the_sweeps_name_is_no_sweep_file(
     Path("small").mkdir()
     assert open_results("small", home).name == "small"
     assert open_job("small", (), home).name == "small"
+
+
+def test_a_clusters_sweep_file_has_its_name_whatever_became_of_its_inputs(
+    small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_text(small)
+    monkeypatch.delenv("RESURGE_PLUGINS")
+    assert name_of(str(path)) == "small"
+    assert name_of("small") == "small"
+    path.write_text("name: [")
+    with pytest.raises(SweepError):
+        name_of(str(path))
