@@ -68,14 +68,18 @@ class FinetuneSettings(Settings):
         return float(self.lora_rank) if self.lora_alpha is None else self.lora_alpha
 
     def identity(self) -> dict[str, Any]:
-        """Non-default settings; LoRA's only where LoRA is used, and not what only saves memory."""
+        """Non-default settings; LoRA's alpha only where it does not go with the rank."""
         values = super().identity()
-        values.pop("gradient_checkpointing", None)
         if self.alpha == self.lora_rank:
             values.pop("lora_alpha", None)
-        if self.adapter != "lora":
-            values = {k: v for k, v in values.items() if not k.startswith("lora_")}
         return values
+
+    def uncounted(self) -> frozenset[str]:
+        """What only saves memory, and LoRA's settings where it is not used."""
+        names = {"gradient_checkpointing"}
+        if self.adapter != "lora":
+            names |= {name for name in type(self).model_fields if name.startswith("lora_")}
+        return frozenset(names)
 
     def full(self) -> dict[str, Any]:
         """Every setting, LoRA's alpha as a number."""
@@ -135,16 +139,14 @@ class Merge(RecipePlugin):
 class SampleSettings(Settings):
     """How images are made for evaluation."""
 
+    ONLY_MEMORY = frozenset({"batch_size"})
+
     images_per_prompt: int = Field(8, ge=1, description="images of each prompt")
     guidance: float | None = Field(None, ge=0, description="guidance scale; null: the base's own")
     sampler: Literal["ddim"] = Field("ddim", description="DDIM, eta 0")
     sampler_steps: int | None = Field(None, ge=1, description="steps; null: the base's own")
     noise_seed: int = Field(0, ge=0, description="seed of the initial noise, shared by all models")
     batch_size: int = Field(64, ge=1, description="images per forward pass")
-
-    def identity(self) -> dict[str, Any]:
-        """Non-default settings; the batch size is where it runs, not what it computes."""
-        return {k: v for k, v in super().identity().items() if k != "batch_size"}
 
 
 class Sample(RecipePlugin):

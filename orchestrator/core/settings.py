@@ -23,9 +23,13 @@ class Settings(BaseModel):
     ONLY_MEMORY: ClassVar[frozenset[str]] = frozenset()
     """Settings that change what the work takes and not what comes out."""
 
+    def uncounted(self) -> frozenset[str]:
+        """The settings on which no result hangs, beside the others that are chosen."""
+        return self.ONLY_MEMORY
+
     def identity(self) -> dict[str, Any]:
         """The settings that make a result what it is: those that differ from the default."""
-        return self.model_dump(mode="json", exclude_defaults=True, exclude=set(self.ONLY_MEMORY))
+        return self.model_dump(mode="json", exclude_defaults=True, exclude=set(self.uncounted()))
 
     def full(self) -> dict[str, Any]:
         """Every setting, as JSON values: what a record keeps."""

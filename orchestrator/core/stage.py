@@ -19,8 +19,9 @@ class Stage:
     `identity` holds what is hashed: under "settings" the plug-in's settings that differ from their
     defaults, beside it what the plan decided (the concept, the prompts, the data set). `settings`
     has the same keys with every setting written out; it is stored, and compared on a hit. `inputs`
-    are prepared materials and data sets that the stage reads beside its parent. The root has the
-    kind "base" and no parent; it is a model to load, not work to do.
+    are prepared materials and data sets that the stage reads beside its parent. `uncounted` are
+    settings on which its result does not hang ("settings.batch_size"): a record may have others.
+    The root has the kind "base" and no parent; it is a model to load, not work to do.
     """
 
     kind: StageKind
@@ -31,6 +32,7 @@ class Stage:
     seed: int | None
     parent: Stage | None
     inputs: Mapping[str, Stage] = field(default_factory=dict)
+    uncounted: frozenset[str] = frozenset()
 
     @cached_property
     def digest(self) -> str:

@@ -299,7 +299,8 @@ class Planner:
         if metric.reference:
             inputs["reference"] = self.unique(self.sample_stage(self.root, concept))
         parent = sample if metric.needs == "images" else model
-        return _stage("score", metric, mark, full, None, parent, inputs)
+        uncounted = _paths("sampling", self.sample)
+        return _stage("score", metric, mark, full, None, parent, inputs, uncounted)
 
     def choice(self, plugin: Plugin) -> tuple[dict[str, Any], dict[str, Any]]:
         """A plug-in inside another stage's settings: what is hashed, and all of it."""
@@ -334,6 +335,7 @@ def _stage(
     seed: int | None,
     parent: Stage | None,
     inputs: Mapping[str, Stage] | None = None,
+    uncounted: Iterable[str] = (),
 ) -> Stage:
     return Stage(
         kind=kind,
@@ -344,7 +346,12 @@ def _stage(
         seed=seed,
         parent=parent,
         inputs=inputs or {},
+        uncounted=frozenset(uncounted) | _paths("settings", plugin),
     )
+
+
+def _paths(of: str, plugin: Plugin) -> frozenset[str]:
+    return frozenset(f"{of}.{name}" for name in plugin.settings.uncounted())
 
 
 def _without_unlearning(trial: Trial) -> Trial:

@@ -225,6 +225,7 @@ def _packed(plan: Plan) -> dict[str, Any]:
         ]
         for stage in _parents_first(every)
     ]
+    uncounted = [values.number(sorted(stage.uncounted)) for stage in _parents_first(every)]
     return {
         "format": FORMAT,
         "name": plan.name,
@@ -234,6 +235,7 @@ def _packed(plan: Plan) -> dict[str, Any]:
         "values": values.values,
         "names": names.values,
         "stages": stages,
+        "uncounted": uncounted,
         "points": points.values,
         "trials": trials,
     }
@@ -250,6 +252,7 @@ def _parents_first(stages: Iterable[Stage]) -> Iterator[Stage]:
 
 def _unpacked(packed: Mapping[str, Any]) -> Plan:
     values, stages = packed["values"], list[Stage]()
+    uncounted = packed.get("uncounted")
     for digest, kind, plugin, version, identity, settings, seed, parent, inputs in packed["stages"]:
         stage = Stage(
             kind=kind,
@@ -260,6 +263,7 @@ def _unpacked(packed: Mapping[str, Any]) -> Plan:
             seed=seed,
             parent=None if parent is None else stages[parent],
             inputs={name: stages[row] for name, row in inputs.items()},
+            uncounted=frozenset(values[uncounted[len(stages)]] if uncounted else ()),
         )
         # What it was called then, and not what it would be called now.
         stage.__dict__["digest"] = digest

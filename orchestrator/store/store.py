@@ -24,7 +24,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -123,7 +123,7 @@ class Store:
             raise StoreError(
                 f"two stages share the key {stage.key}: {stage.digest}, {record.digest}"
             )
-        if moved := list(_moved(stage.settings, record.settings, "")):
+        if moved := list(_moved(stage.settings, record.settings, "", stage.uncounted)):
             raise StoreError(
                 f"a default of {stage.kind} plug-in {stage.plugin!r} has moved without its "
                 f"version: {'; '.join(moved)}. Raise the plug-in's `version` from {stage.version} "
@@ -429,10 +429,12 @@ class Store:
         return Blob(path, *self.files.put(source, path))
 
 
-def _moved(now: Any, then: Any, path: str) -> Iterator[str]:
-    """Settings that both sides have and that differ; a new setting is not a moved one."""
+def _moved(now: Any, then: Any, path: str, uncounted: Collection[str]) -> Iterator[str]:
+    """Settings that both sides have, that count and differ; a new setting is not a moved one."""
+    if path in uncounted:
+        return
     if isinstance(now, Mapping) and isinstance(then, Mapping):
         for name in now.keys() & then.keys():
-            yield from _moved(now[name], then[name], f"{path}.{name}" if path else name)
+            yield from _moved(now[name], then[name], f"{path}.{name}" if path else name, uncounted)
     elif now != then:
         yield f"{path} was {then!r} and is {now!r}"
