@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def _jsonl(path: Path, text: str) -> Iterator[Entry]:
         row += 1
         where = f"{path}:{number}"
         try:
-            values = json.loads(line)
+            values = json.loads(line, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
             yield Entry(where, fault=f"not JSON: {error}")
             continue
@@ -87,9 +87,6 @@ def _csv(path: Path, text: str, columns: Collection[str]) -> Iterator[Entry]:
     try:
         header = next(lines, [])
         _check_columns(path, columns, header)
-        twice = [name for name in columns if header.count(name) > 1]
-        if twice:
-            raise DataError(f"{path} has two columns {twice[0]!r}; rename one of them")
         for row, values in enumerate(filter(None, lines), start=1):
             if len(values) == len(header):
                 yield Entry(f"row {row}", dict(zip(header, values, strict=True)))
@@ -100,8 +97,21 @@ def _csv(path: Path, text: str, columns: Collection[str]) -> Iterator[Entry]:
         raise DataError(f"{path}:{lines.line_num}: cannot be read as CSV: {error}") from error
 
 
-def _check_columns(path: Path, needed: Collection[str], there: Collection[str]) -> None:
+def _check_columns(path: Path, needed: Collection[str], there: Sequence[str]) -> None:
     if missing := [name for name in needed if name not in there]:
         raise DataError(
             f"{path} needs a column {', '.join(map(repr, missing))} but has {', '.join(there)}"
         )
+    for name in needed:
+        if there.count(name) > 1:
+            raise DataError(f"{path} has two columns {name!r}; rename one of them")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object's values, whose names must differ."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in it")
+    return values

@@ -106,6 +106,16 @@ def test_a_csv_that_is_not_as_it_seems_is_refused(folder: Path, content: str, sa
     assert "Traceback" not in found and len(found) < 1000
 
 
+def test_a_name_that_stands_twice_is_refused(folder: Path) -> None:
+    columns = [pa.array(["a.png"]), pa.array(["one"]), pa.array(["two"])]
+    table = pa.Table.from_arrays(columns, names=["file_name", "text", "text"])
+    pq.write_table(table, folder / "metadata.parquet")
+    assert "has two columns 'text'; rename one" in problem(folder)
+    (folder / "metadata.parquet").unlink()
+    (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "one", "text": "two"}')
+    assert "metadata.jsonl:1: not JSON: the key 'text' stands twice in it" in problem(folder)
+
+
 def test_every_bad_line_is_named_at_once(folder: Path) -> None:
     lines = [
         LINE,
