@@ -50,3 +50,11 @@ def small() -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The cluster's tests first: they take longest, and the others run beside them."""
     items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many cases each area of the fuzzer ran, whichever process ran them."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, value in report.user_properties:
+            if name == "fuzz":
+                terminalreporter.write_line(str(value))
