@@ -18,6 +18,7 @@ from workers.data.pipeline_files import (
     loaded_files,
     refuse_bad_model,
     refuse_bad_repository,
+    refuse_other_folders,
 )
 from workers.data.pipeline_loading import Dtype, load_pipeline
 from workers.interfaces.base import Base, WeightFiles
@@ -182,7 +183,10 @@ class Diffusers(Base):
             return _digest_of(path, loaded_files(path, s.variant, s.allow_pickle))
         if s.config is None:
             return digest_of_file(path)
-        config = digest_of(place(s.config), TEXT_FILES)
+        folder = place(s.config)
+        refuse_other_folders(folder)
+        refuse(config_faults(folder), s.config)
+        config = digest_of(folder, TEXT_FILES)
         return hashlib.sha256(f"{digest_of_file(path)}\n{config}".encode()).hexdigest()
 
     @property

@@ -159,7 +159,7 @@ def refuse_bad_model(path: Path, variant: str | None = None, allow_pickle: bool 
         if path.suffix == ".safetensors":
             _refuse_other_files(path)
     elif path.is_dir():
-        _refuse_other_folders(path)
+        refuse_other_folders(path)
         try:
             files_of(names_in(path), variant, allow_pickle)
         except ResurgeError as error:
@@ -257,7 +257,12 @@ def _refuse_other_files(path: Path) -> None:
         )
 
 
-def _refuse_other_folders(path: Path) -> None:
+def refuse_other_folders(path: Path) -> None:
+    """See that a folder has the layout and the parts of a Stable Diffusion pipeline.
+
+    Raises:
+        ResurgeError: it is another model, or none.
+    """
     if not (path / INDEX).is_file():
         lora = next(path.glob("*lora*.safetensors"), None) or next(
             path.glob("adapter_config.json"), None

@@ -126,6 +126,9 @@ def tokenizer(pipe: Pipeline) -> Check:
     if size > rows or length > positions:
         had = f"{found}; the text encoder has {rows:,} and {positions}"
         return Check("tokenizer", "fail", had, "take the tokenizer that the model was made with")
+    if size < rows:
+        had = f"{found}; the text encoder has {rows:,}"
+        return Check("tokenizer", "warn", had, "is it the tokenizer that the model was made with?")
     return Check("tokenizer", "ok", found)
 
 

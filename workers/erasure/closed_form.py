@@ -77,8 +77,17 @@ class Sums:
 
 
 def solve_right(values: Tensor, system: Tensor) -> Tensor:
-    """values · system⁻¹ for a symmetric system, by a solve: X · S = V is S · Xᵀ = Vᵀ."""
-    solved: Tensor = torch.linalg.solve(system, values.T)
+    """values · system⁻¹ for a symmetric system, by a solve: X · S = V is S · Xᵀ = Vᵀ.
+
+    Raises:
+        ResurgeError: the system is singular.
+    """
+    try:
+        solved: Tensor = torch.linalg.solve(system, values.T)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # it has one
+        raise ResurgeError(
+            "the closed form has no solution: its system is singular; raise the method's lam"
+        ) from error
     return solved.T
 
 

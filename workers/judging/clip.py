@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from workers.data.loading import load_model, load_part
 from workers.data.pinned import Source
+from workers.interfaces.fit import refuse, tokenizer_faults
 from workers.runtime.kept import kept
 
 if TYPE_CHECKING:
@@ -77,8 +78,9 @@ def load_clip(source: Source) -> Clip:
     """The model, its processor and its tokenizer."""
     from transformers import AutoTokenizer, CLIPModel
 
-    model = load_model(CLIPModel, source)
-    return Clip(model, load_processor(source), load_part(AutoTokenizer, source))
+    model, tokenizer = load_model(CLIPModel, source), load_part(AutoTokenizer, source)
+    refuse(tokenizer_faults(len(tokenizer), 0, model.config.text_config.to_dict()), source.name)
+    return Clip(model, load_processor(source), tokenizer)
 
 
 def load_processor(source: Source) -> Any:

@@ -191,6 +191,21 @@ def test_the_anchor_is_the_settings_or_a_retained_concept(folder):
     assert base(folder, retained=("cat", "dog"), anchor="fish").anchor("cat") == "fish"
 
 
+@pytest.mark.parametrize(
+    ("file", "values", "said"),
+    [
+        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "DiffusionXLPipeline"),
+        ("scheduler/scheduler_config.json", {"_class_name": "TCDScheduler"}, "a TCDScheduler"),
+    ],
+)
+def test_a_checkpoint_files_configuration_is_looked_at_when_it_is_planned(
+    checkpoint, folder, file, values, said
+):
+    change(folder / file, **values)
+    with pytest.raises(ResurgeError, match=said):
+        base(checkpoint, config=str(folder)).fingerprint()
+
+
 def without_one(weights, start):
     return {
         n: v for n, v in weights.items() if n != next(k for k in weights if k.startswith(start))

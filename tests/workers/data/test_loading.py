@@ -1,5 +1,6 @@
 """A model is read with every weight from its files, or not at all."""
 
+import json
 import shutil
 
 import pytest
@@ -13,11 +14,13 @@ from transformers import (
 )
 
 from orchestrator.core.errors import ResurgeError
-from tests.workers.metrics.tiny_models import save_classifier, save_clip
+from tests.workers.metrics.tiny_models import noise_images, save_classifier, save_clip
 from workers.bases.diffusers import Diffusers
 from workers.bases.shapes import WEIGHTS
 from workers.data.loading import load_model, load_weights
 from workers.data.pinned import Source
+from workers.judging.classes import load_classifier
+from workers.judging.clip import load_clip
 
 PARTS = {
     "unet": ("diffusion_pytorch_model.safetensors", "conv_out.weight"),
@@ -150,3 +153,29 @@ def test_counters_of_batches_may_be_missing(tmp_path):
 
     change(save(tmp_path / "model") / "model.safetensors", drop)
     load_model(kind, Source(str(tmp_path / "model")))
+
+
+def test_a_clip_with_another_models_tokenizer_is_refused(tmp_path):
+    save_clip(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["vocab_size"] = 7
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    name = "text_model.embeddings.token_embedding.weight"
+    change(
+        tmp_path / "model.safetensors", lambda tensors: tensors.update({name: tensors[name][:7]})
+    )
+    with pytest.raises(ResurgeError, match="take the tokenizer that the model was made with"):
+        load_clip(Source(str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_metrics_model_that_gives_no_numbers_is_refused(tmp_path, name):
+    save, _, key = MODELS[name]
+    file = save(tmp_path / name) / "model.safetensors"
+    change(file, lambda tensors: tensors[key].fill_(torch.nan))
+    ask = {
+        "clip": lambda source: load_clip(source).images(noise_images(2)),
+        "classifier": lambda source: load_classifier(source).probabilities(noise_images(2)),
+    }
+    with pytest.raises(FloatingPointError, match="not finite"):
+        ask[name](Source(str(tmp_path / name)))

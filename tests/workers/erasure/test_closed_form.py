@@ -69,6 +69,14 @@ def test_a_singular_system_is_refused_with_the_methods_advice():
         sums.solve(0.0, "raise lam a little")
 
 
+def test_systems_that_have_no_solution_or_are_no_numbers_are_refused():
+    with pytest.raises(ResurgeError, match="its system is singular; raise the method's lam"):
+        solve_right(torch.ones(2, 4).double(), torch.zeros(4, 4).double())
+    for number in (float("nan"), float("inf")):
+        with pytest.raises(FloatingPointError, match="the closed form: the system is not finite"):
+            checked_condition(torch.full((4, 4), number).double(), "raise lam")
+
+
 def test_the_map_goes_to_the_right_of_every_weight(pipe):
     layers = text_projections(pipe.unet)
     before = [layer.weight.clone() for layer in layers]
