@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import string
 from collections.abc import Iterable, Iterator, Sequence
@@ -136,11 +137,26 @@ class Hub(Dataset):
     def examples(self, concept: str, size_px: int) -> Examples:
         """Read the chosen rows; all bad rows are named at once."""
         columns = "', '".join(columns_of(self.settings.caption))
-        # What the package prepares of a folder it knows again by times of modification, which can
-        # be set back: it is prepared anew.
-        with TemporaryDirectory(prefix="resurge-data-") as folder:
-            rows = enumerate(self._rows(folder))
+        with self._scratch() as scratch:
+            rows = enumerate(self._rows(scratch))
             return collect(rows, self._where, columns, size_px, self.settings.background)
+
+    @contextmanager
+    def _scratch(self) -> Iterator[str]:
+        """Where the package may prepare a folder, for as long as it is read; '' for its own cache.
+
+        It would know a folder again by times of modification, which can be set back.
+        """
+        if not self._source.path.is_dir() or importlib.util.find_spec("datasets") is None:
+            yield ""
+            return
+        from datasets import config
+
+        with self._reading():
+            os.makedirs(config.HF_DATASETS_CACHE, exist_ok=True)
+            folder = TemporaryDirectory(prefix="resurge-", dir=config.HF_DATASETS_CACHE)
+        with folder as scratch:
+            yield scratch
 
     @property
     def _where(self) -> str:

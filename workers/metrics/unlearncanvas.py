@@ -9,9 +9,10 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
-from orchestrator.core.errors import ResurgeError
+from orchestrator.core.errors import DataError, ResurgeError
 from orchestrator.core.hints import suggest
 from orchestrator.core.plugin import BasePlugin
+from workers.data.files import PlaceText
 from workers.data.pinned import Source
 from workers.interfaces.metric import Picture, Score
 from workers.judging.classes import aliases, load_classifier, names_on_disk, plain
@@ -28,13 +29,13 @@ class UnlearnCanvasSettings(SourceSettings):
     }
     WORDS: ClassVar[frozenset[str]] = frozenset({"judge"})
 
-    styles: str = Field(
+    styles: PlaceText = Field(
         "judge",
         description="judge: the bundled world's, for both; or a classifier of styles: a folder or "
         "a repository id",
     )
     styles_revision: str | None = Field(None, description=REVISION)
-    objects: str = Field("judge", description="the same for objects")
+    objects: PlaceText = Field("judge", description="the same for objects")
     objects_revision: str | None = Field(None, description=REVISION)
 
     @model_validator(mode="after")
@@ -75,7 +76,10 @@ class UnlearnCanvas(SourceMetric):
 
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
         """The concept must be a class; folders tell before anything runs."""
-        names = [names_on_disk(source) for source in self._sources]
+        try:
+            names = [names_on_disk(source) for source in self._sources]
+        except DataError as error:
+            return [f"metric {self.name!r}: {error}"]
         if self.asks_the_judge() or None in names:
             return super().problems(base, concept)
         words = frozenset(word for some in names if some for name in some for word in aliases(name))

@@ -207,6 +207,20 @@ def classifier(name: str, **settings: object) -> Make:
     return make
 
 
+def unlearncanvas(setting: str) -> Make:
+    def make(tmp: Path) -> tuple[Plugin, Path]:
+        save_classifier(tmp / "A", ["star", "circle"])
+        shutil.copytree(tmp / "A", tmp / "B")
+        linked(tmp / "styles", tmp / "A")
+        linked(tmp / "objects", tmp / "B")
+        settings = {name: str(tmp / name) for name in ("styles", "objects")}
+        folder = {"styles": "A", "objects": "B"}[setting]
+        return made("metric", "unlearncanvas", **settings), tmp / folder / "model.safetensors"
+
+    make.__name__ = f"unlearncanvas_{setting}"
+    return make
+
+
 def caption_file(tmp: Path) -> tuple[Plugin, Path]:
     (tmp / "real.txt").write_text("a star\n")
     file = linked(tmp / "captions.txt", tmp / "real.txt")
@@ -239,6 +253,8 @@ SOURCES: list[Make] = [
     weight_metric("lpips", "features"),
     classifier("classifier"),
     classifier("face_id", detector="owner/name", detector_revision="0" * 40),
+    unlearncanvas("styles"),
+    unlearncanvas("objects"),
     caption_file,
     segmenter,
 ]
@@ -435,13 +451,21 @@ def test_a_judge_whose_files_changed_is_loaded_again(tmp_path: Path) -> None:
         ('{"id2label": [1, 2]}', "must name a class for each number"),
     ],
 )
-@pytest.mark.parametrize("name", ["classifier", "face_id"])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("classifier", ("model",)),
+        ("face_id", ("model",)),
+        ("unlearncanvas", ("styles", "objects")),
+    ],
+)
 def test_a_broken_config_of_a_metrics_model(
-    name: str, content: str, said: str, tmp_path: Path
+    name: str, settings: tuple[str, ...], content: str, said: str, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_text(content, errors="surrogateescape")
     base = made("base", "shapes")
-    found = made("metric", name, model=str(tmp_path)).problems(base, "star")  # type: ignore[arg-type]
+    metric = made("metric", name, **dict.fromkeys(settings, str(tmp_path)))
+    found = metric.problems(base, "star")  # type: ignore[arg-type]
     assert len(found) == 1
     assert re.search(said, found[0])
 
@@ -458,6 +482,8 @@ PLACES = [
     ("metric", "face_id", "model", {}),
     ("metric", "face_id", "detector", {"model": "x"}),
     ("metric", "cmmd", "features", {}),
+    ("metric", "unlearncanvas", "styles", {}),
+    ("metric", "unlearncanvas", "objects", {}),
     ("metric", "lpips", "features", {}),
     ("metric", "aesthetic", "head", {}),
     ("metric", "q16", "prompts", {}),

@@ -94,6 +94,7 @@ def test_bad_data_stop_what_reads_them_before_anything_is_computed(
     plan = make_plan(parse(small, None, (*BRIEF, "evaluate.controls=false", choice)))
     outcome = run(plan, Store(tmp_path / "store"))
     [failed] = outcome.failed.values()
+    assert failed.cause == "input"
     assert "2 bad rows\n  row 1 (a.png)" in failed.message
     assert "row 2 (a.png)" in failed.message
     assert "unlearn 0.01" not in calls()
