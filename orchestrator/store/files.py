@@ -45,7 +45,7 @@ class LocalFolder:
         self.root = root
 
     def names(self, folder: str) -> list[str]:
-        with self._absent_below(folder), suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), self._absent_below(folder):
             return os.listdir(self._at(folder))
         return []
 
@@ -59,6 +59,7 @@ class LocalFolder:
         """Those that vanish on the way are left out; those that are being written are not. A link
         that leads nowhere, or to a folder, is an entry of its own.
         """
+        self.check_top(folder)
         found = []
         top = self._at(folder)
 
@@ -162,26 +163,30 @@ class LocalFolder:
                 raise
             folder = os.path.dirname(folder)
 
+    def check_top(self, path: str) -> None:
+        """Raise if the store's folder that the path is in is a link that leads nowhere, as to a
+        disk that is not mounted: what it held is not lost, and must not be taken for lost.
+
+        Raises:
+            StoreError: it is.
+        """
+        top = self._at(path.partition("/")[0])
+        if os.path.islink(top) and not os.path.exists(top):
+            raise StoreError(
+                f"{top} is a link that leads nowhere: bring back what it leads to (a disk that is "
+                "not mounted?), or remove the link"
+            )
+
     def _at(self, path: str) -> str:
         return f"{self.root}/{path}"
 
     @contextmanager
     def _absent_below(self, path: str) -> Iterator[None]:
-        """Inside, what hangs on something that is no folder is not there.
-
-        Raises:
-            StoreError: the store's own folder is a link that leads nowhere, as to a disk that is
-                not mounted: what it held is not lost, and must not be taken for lost.
-        """
+        """Inside, what hangs on something that is no folder is not there."""
         try:
             yield
         except (FileNotFoundError, NotADirectoryError) as error:
-            top = self._at(path.partition("/")[0])
-            if os.path.islink(top) and not os.path.exists(top):
-                raise StoreError(
-                    f"{top} is a link that leads nowhere: bring back what it leads to (a disk that "
-                    "is not mounted?), or remove the link"
-                ) from error
+            self.check_top(path)
             if "/" not in path and isinstance(error, NotADirectoryError):
                 raise
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
@@ -372,6 +377,7 @@ class Files:
         place = self._place
         if isinstance(place, LocalFolder):
             check_path(path)
+            place.check_top(path)
             yield Path(self.root) / path
             return
         with tempfile.TemporaryDirectory() as folder:

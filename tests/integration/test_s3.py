@@ -106,6 +106,33 @@ def test_damage_on_the_way_is_no_damage(s3: str, proxy: Proxy, damages: int) -> 
     assert len(store.files.list("quarantine")) == 1
 
 
+@pytest.mark.parametrize("damages", [1, 2])
+def test_a_record_that_is_damaged_on_its_way_stays(s3: str, proxy: Proxy, damages: int) -> None:
+    store = Store(s3)
+    record = commit(store, b"hello")
+    proxy.damages = damages
+    assert store.get(STAGE) == (record if damages == 1 else None)
+    assert store.get(STAGE) == record
+    assert store.files.list("quarantine") == []
+
+
+def test_what_hangs_below_a_records_name_is_in_nobodys_way(s3: str) -> None:
+    """A bucket has no folders, but names that look like paths: one below a file's own name."""
+    store = Store(s3)
+    store.files.write(f"records/{STAGE.key}.json/in/it", "x")
+    assert store.get(STAGE) is None
+    record = commit(store, b"hello")
+    assert store.get(STAGE) == record
+    assert store.keys() == {STAGE.key}
+
+
+def test_whether_there_is_a_store_at_all(s3: str) -> None:
+    assert not Store(s3).files.has_any()
+    commit(Store(s3), b"hello")
+    assert Store(s3).files.has_any()
+    assert not Store(f"{s3}/elsewhere").files.has_any()
+
+
 def test_a_server_that_is_away_is_waited_for(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # not listening: connections are refused

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,6 +21,7 @@ from orchestrator.core.artifacts import (
     RowFile,
     ValueRow,
 )
+from orchestrator.core.errors import UnreadableFile
 
 PICTURE = {
     "role": "string",
@@ -70,6 +73,59 @@ def test_columns_of_another_program_are_left_aside(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "values").append_column("more", [["x"]])
     pq.write_table(table, tmp_path / "values")
     assert VALUES.read(tmp_path / "values") == [ValueRow(*ASKED, 0.5)]
+
+
+def _without(table: pa.Table, name: str) -> pa.Table:
+    return table.drop_columns([name])
+
+
+def _as_text(table: pa.Table, name: str) -> pa.Table:
+    at = table.schema.get_field_index(name)
+    return table.set_column(at, name, pa.array(["x"] * table.num_rows))
+
+
+def _of_nothing(table: pa.Table, name: str) -> pa.Table:
+    at = table.schema.get_field_index(name)
+    return table.set_column(at, name, pa.nulls(table.num_rows, table.schema.field(at).type))
+
+
+ROWS: list[tuple[RowFile, tuple, str]] = [
+    (IMAGES, ImageRow(*ASKED, b"png"), "png"),
+    (VALUES, ValueRow(*ASKED, 0.5), "value"),
+    (LOSSES, LossRow(1, 0.5), "loss"),
+    (DATASET, ExampleRow(b"png", "a star", "stars: 0", "0" * 64, 0.5), "image"),
+]
+
+
+@pytest.mark.parametrize(("file", "row", "column"), ROWS, ids=lambda v: getattr(v, "name", ""))
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_without, "has no column '{}'"),
+        (_as_text, "the column '{}' of .* is of the type string and not"),
+        (_of_nothing, "the column '{}' of .* lacks values"),
+        (None, "is no Parquet file: "),
+    ],
+)
+def test_a_file_that_is_not_in_its_format_is_refused_in_a_sentence(
+    tmp_path: Path,
+    file: RowFile,
+    row: tuple,
+    column: str,
+    change: Callable[[pa.Table, str], pa.Table] | None,
+    said: str,
+) -> None:
+    path = tmp_path / file.name
+    file.write(path, [row])
+    if change is None:
+        for content in (b"", b"PAR1", b"x" * 100, path.read_bytes()[:-9], b"PAR1" * 50):
+            path.write_bytes(content)
+            with pytest.raises(UnreadableFile, match=said):
+                file.read(path)
+    else:
+        pq.write_table(change(pq.read_table(path), column), path)
+        with pytest.raises(UnreadableFile, match=said.format(column)):
+            file.read(path)
 
 
 def test_a_failure_is_read_as_it_was_stored_and_of_an_older_store_with_what_it_has() -> None:

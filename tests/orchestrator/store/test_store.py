@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.core.artifacts import Failure
-from orchestrator.core.errors import CorruptObject, StoreError
+from orchestrator.core.errors import CorruptObject, StoreError, UnreadableFile
 from orchestrator.core.stage import Stage
 from orchestrator.store.sealed import seal
 from orchestrator.store.store import Record, Store
@@ -214,6 +217,97 @@ def test_a_record_that_is_no_text_is_set_aside(tmp_path: Path) -> None:
     assert store.get(stage()) is None
 
 
+def test_a_file_in_another_format_is_set_aside_though_its_checksum_fits(store: Store) -> None:
+    record = commit(store)
+    refused = pytest.raises(CorruptObject, match=r"is damaged: no note of mine\. It was set aside")
+    with refused, store.object(record, "note.txt"):
+        raise UnreadableFile("no note of mine")
+    assert store.get(stage()) is None
+    assert store.lost == {record.key}
+    assert text_of(store, commit(store)) == "hello"
+
+
+IN_ITS_PLACE: dict[str, Any] = {
+    "folder": lambda path: (path / "in").mkdir(parents=True),
+    "dangling link": lambda path: path.symlink_to("nowhere"),
+    "link to itself": lambda path: path.symlink_to(path.name),
+    "link to a folder": lambda path: path.symlink_to(path.parent.parent),
+    "pipe": os.mkfifo,
+}
+
+
+@pytest.mark.parametrize("what", IN_ITS_PLACE)
+def test_what_is_no_file_is_damage_to_that_entry(tmp_path: Path, what: str) -> None:
+    store = Store(tmp_path)
+    record = commit(store)
+    store.put_failure(stage(), Failure("no luck", None))
+    put_checkpoint(store, 5)
+    entries = [f"records/{record.key}.json", f"failures/{record.key}.json", "sweeps/mine.json"]
+    entries += [record.objects["note.txt"].path, f"checkpoints/{'t' * 16}"]
+    store.put_sweep("mine", {})
+    for entry in map(tmp_path.joinpath, entries):
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        IN_ITS_PLACE[what](entry)
+    assert store.get(stage()) is None
+    assert store.failures() == {}
+    assert store.checkpoints("t" * 64) == []
+    with pytest.raises(StoreError, match=r"sweeps/mine\.json is damaged \(it is "):
+        store.sweep("mine")
+    assert store.files.walk("records") == store.files.walk("failures") == []
+    # All of it can be written again, and is what is there from then on.
+    assert text_of(store, commit(store)) == "hello"
+    put_checkpoint(store, 5)
+    store.put_sweep("mine", {"a": 1})
+    store.put_failure(stage(), Failure("again", None))
+    assert store.sweep("mine") == {"a": 1}
+    assert store.checkpoints("t" * 64) == [5]
+    assert store.failures() == {record.key: Failure("again", None)}
+    store.drop_checkpoints("t" * 64)
+    assert store.checkpoints("t" * 64) == []
+
+
+def test_a_record_that_nobody_may_read_is_set_aside() -> None:
+    """As another user than root, who may read everything."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        me = os.geteuid()
+        if me == 0:
+            os.seteuid(65534)
+        try:
+            store = Store(f"{folder}/store")
+            path = Path(folder) / "store" / "records" / f"{commit(store).key}.json"
+            path.chmod(0)
+            assert store.get(stage()) is None
+            assert store.keys() == set()
+            assert text_of(store, commit(store)) == "hello"
+        finally:
+            os.seteuid(me)
+
+
+def test_a_disk_that_is_not_mounted_loses_nothing(tmp_path: Path) -> None:
+    """`objects` may be a link to another disk: without that, no record is damaged."""
+    store = Store(tmp_path / "store")
+    record = commit(store)
+    objects = tmp_path / "store" / "objects"
+    objects.rename(tmp_path / "disk")
+    objects.symlink_to(tmp_path / "disk")
+    assert text_of(store, record) == "hello"
+    (tmp_path / "disk").rename(tmp_path / "away")
+    with pytest.raises(StoreError, match=r"objects is a link that leads nowhere: bring back"):
+        text_of(store, record)
+    assert store.get(stage()) == record
+
+
+def test_a_store_that_may_only_be_read_is_read(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    record = commit(store)
+    path = tmp_path / "store" / "records" / f"{record.key}.json"
+    path.write_text("{")
+    (tmp_path / "store" / "quarantine").write_text("in the way, as a mode would be")
+    assert store.get(stage()) is None
+    assert path.read_text() == "{"
+
+
 def test_a_later_versions_record_is_refused_and_stays(store: Store) -> None:
     record = commit(store)
     store.files.write(f"records/{record.key}.json", changed(record, schema=3))
@@ -249,11 +343,31 @@ def test_a_checkpoint_without_its_state_is_not_one(store: Store) -> None:
     assert store.checkpoints("t" * 64) == []
 
 
-def test_a_damaged_checkpoint_is_deleted(store: Store) -> None:
+@pytest.mark.parametrize(
+    "name, text, said",
+    [
+        ("tensors.safetensors", "x", "SHA-256"),
+        ("checkpoint.json", lambda text: text.replace('"step": 5', '"step": 1'), "its checksum"),
+        ("checkpoint.json", lambda text: text.replace("train/5/", "train/9/"), "its checksum"),
+        ("checkpoint.json", lambda text: "[" * 100_000, "nested too deeply"),
+        ("checkpoint.json", lambda text: "", "it is no JSON"),
+    ],
+    ids=["tensors", "step", "place", "deep", "empty"],
+)
+def test_a_damaged_checkpoint_is_deleted(store: Store, name: str, text: Any, said: str) -> None:
     put_checkpoint(store, 5)
-    store.files.write(f"checkpoints/{'t' * 16}/train/5/tensors.safetensors", "x")
-    with pytest.raises(StoreError, match="SHA-256"), store.checkpoint("t" * 64, 5):
+    path = f"checkpoints/{'t' * 16}/train/5/{name}"
+    store.files.write(path, text if isinstance(text, str) else text(store.files.read(path)))
+    with pytest.raises(StoreError, match=said), store.checkpoint("t" * 64, 5):
         raise AssertionError("it was handed out")
+    assert store.checkpoints("t" * 64) == []
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_deleted(store: Store) -> None:
+    put_checkpoint(store, 5)
+    refused = pytest.raises(StoreError, match=r"no tensors\. It was deleted")
+    with refused, store.checkpoint("t" * 64, 5):
+        raise UnreadableFile("no tensors")
     assert store.checkpoints("t" * 64) == []
 
 

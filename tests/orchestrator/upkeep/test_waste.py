@@ -308,6 +308,18 @@ def test_the_commands(store: Store, home: Home, small: str) -> None:
     assert not store.files.exists("objects/0123456789abcdef-00000000/x")
 
 
+@pytest.mark.parametrize("command", ["du", "verify", "gc"])
+@pytest.mark.parametrize("where", ["nowhere", "file", "folder"])
+def test_a_store_that_is_not_there_is_an_error(tmp_path: Path, command: str, where: str) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder" / "other").mkdir(parents=True)
+    store = Store(tmp_path / where)
+    result = resurge_store(command, store=store, home=Home(tmp_path / "home"))
+    assert isinstance(result.exception, StoreError)
+    assert f"there is no store at {store.location}" in str(result.exception)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
 def test_durations_and_sizes() -> None:
     found = [seconds(text) for text in ("90s", "30m", "1.5h", "2d", "0s")]
     assert found == [90.0, 1800.0, 5400.0, 2 * DAY_S, 0.0]

@@ -1,13 +1,17 @@
 """Edits survive their file, also those that a plug-in brings."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from orchestrator.core.errors import ResurgeError
+from orchestrator.core.errors import ResurgeError, UnreadableFile
 from workers.editing.edit_file import load_edits, save_edits
 from workers.editing.edits import LowRank, Weights
 from workers.interfaces.edit import ModelEdit
+from workers.training.checkpoints import load_tensors
 
 
 class Doubled(ModelEdit):
@@ -62,3 +66,13 @@ def test_an_unknown_kind_and_other_files_are_refused(tmp_path):
     save_file({"a": torch.ones(1)}, tmp_path / "plain")
     with pytest.raises(ResurgeError, match="holds no edits"):
         load_edits(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("load", [load_edits, load_tensors])
+@pytest.mark.parametrize("content", [b"", b"x" * 100, b"\xff" * 8 + b"{}"])
+def test_what_is_no_safetensors_file_is_said(
+    load: Callable[[Path], object], content: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "odd").write_bytes(content)
+    with pytest.raises(UnreadableFile, match="odd is no safetensors file: "):
+        load(tmp_path / "odd")
