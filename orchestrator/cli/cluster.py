@@ -28,6 +28,7 @@ from orchestrator.cluster.clusters_file import Cluster, find_cluster
 from orchestrator.cluster.view import FAR_PATIENCE_S, check_visible, entry_at
 from orchestrator.core.errors import ResurgeError, StoreError, SweepError
 from orchestrator.core.redact import redact
+from orchestrator.core.text import visible
 from orchestrator.home import Home
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def logs(
     jobs, job = _find_job(sweep, chosen)
     if follow:
         raise typer.Exit(_follow(jobs, job.id, job.sweep, chosen, tail))
-    write(_last_lines(jobs.log(job.id), tail))
+    write(visible(_last_lines(jobs.log(job.id), tail)))
     folder = f"{chosen.entry.home}/logs/{job.sweep}"
     _say(f"{job.id} {STATES[job.status]}. Task logs: {folder} on the machine that ran the task")
 
@@ -208,7 +209,7 @@ def _follow(jobs: Jobs, job_id: str, sweep: str, cluster: Cluster, tail: int | N
         skip = len(printed) - len(_last_lines(printed, tail))
     try:
         for text in jobs.follow(job_id):
-            write(text[skip:])
+            write(visible(text[skip:]))
             skip = max(0, skip - len(text))
         job = jobs.wait(job_id, FAR_PATIENCE_S)
     except KeyboardInterrupt:

@@ -35,6 +35,7 @@ from orchestrator.cli.common import (
 )
 from orchestrator.cli.store import store_app
 from orchestrator.core.errors import ResurgeError
+from orchestrator.core.places import user_path
 from orchestrator.core.redact import redact
 from orchestrator.core.registry import PluginWarning
 from orchestrator.core.text import one_line
@@ -225,8 +226,9 @@ def export(
 
     job = open_results(sweep, Home.find(home))
     warn_of(job)
-    for path in export_job(job, to):
-        out.print(str(path))
+    folder = user_path(to, "--to") if str(to).startswith("~") else to
+    for path in export_job(job, folder):
+        out.print(str(path), soft_wrap=True)
 
 
 # In the order in which --help shows them.

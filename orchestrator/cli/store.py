@@ -12,6 +12,7 @@ import typer
 
 from orchestrator.cli.common import HomeOption, out, write
 from orchestrator.core.errors import StoreError
+from orchestrator.core.places import store_place
 from orchestrator.core.text import size_text
 from orchestrator.home import Home
 
@@ -125,7 +126,7 @@ def _open(home: Path | None, location: str | None) -> tuple[Home, Store]:
     from orchestrator.store.store import Store
 
     place = Home.find(home)
-    opened = Store(location or place.store_location())
+    opened = Store(store_place(location, "--store") if location else place.store_location())
     if not opened.files.has_any():
         raise StoreError(
             f"there is no store at {opened.location}: --store names another place, or --home "

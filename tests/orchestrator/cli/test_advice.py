@@ -85,6 +85,8 @@ def in_the_way(folder: Path, resurge: Command) -> None:
             said = resurge("export", "mine", "--to", target, code=2)
             assert f"cannot export to {target[:200]}" in said.replace("\n", "")
             assert "Name another with --to" in said
+        said = resurge("export", "mine", "--to", "~nobody-here/x", code=2)
+        assert "--to: cannot use '~nobody-here/x': there is no user 'nobody-here'" in said
         (folder / "taken" / "mine.csv").mkdir(parents=True)
         assert "cannot export to taken" in resurge("export", "mine", "--to", "taken", code=2)
         assert [p.name for p in (folder / "taken").iterdir()] in (

@@ -66,3 +66,24 @@ def test_a_port_of_anothers_is_said(resurge: Command, tmp_path: Path) -> None:
     assert "http" not in said
     for wrong in ("0", "65536", "-1", "x"):
         assert "--port" in resurge("ui", "--port", wrong, code=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable"),
+    [
+        (("list", "sweeps", "--home", "~nobody-here/x"), ""),
+        (("store", "du", "--store", "~nobody-here/x"), ""),
+        (("list", "sweeps"), "RESURGE_HOME"),
+        (("list", "sweeps"), "RESURGE_STORE"),
+        (("ui",), "RESURGE_MLFLOW"),
+        (("list",), "RESURGE_PLUGINS"),
+        (("status", "mine", "--cluster", "mine"), "RESURGE_CLUSTERS"),
+    ],
+)
+def test_the_home_of_nobody_is_no_place(
+    arguments: tuple[str, ...], variable: str, resurge: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if variable:
+        url = "sqlite:///" if variable == "RESURGE_MLFLOW" else ""
+        monkeypatch.setenv(variable, f"{url}~nobody-here/x")
+    assert "there is no user 'nobody-here' on this machine" in resurge(*arguments, code=2)
