@@ -236,16 +236,18 @@ def known_sweep(store: Store, name: str, home: Home) -> KnownSweep:
 
 def _asked_plan(known: StoredSweep, home: Home, stored: Plan | None) -> Plan:
     """What its studies say now, and what it had asked for when it was last run."""
-    from orchestrator.study.points import PointPlanner
+    from orchestrator.study.points import PointPlanner, Points
+    from orchestrator.study.stored_points import StoredPoints
     from orchestrator.study.studies import read_studies
     from orchestrator.study.worst_case import asked_plan, merged
 
+    points: Points
     try:
         points = PointPlanner(parse(json.dumps(known.values)))
-        plan = asked_plan(points, read_studies(points, home.studies_uri(known)))
     except SweepError:
-        if stored is None:
+        if stored is None or known.points is None:
             raise
-        return stored
+        points = StoredPoints(stored, known.points)
     # Without its studies nothing is known of what it asked for since.
+    plan = asked_plan(points, read_studies(points, home.studies_uri(known)))
     return merged([plan, stored]) if stored is not None and plan.trials else plan

@@ -675,3 +675,5 @@ def test_a_point_that_was_never_kept_is_named(hunt: Hunt, monkeypatch: pytest.Mo
     monkeypatch.delenv("RESURGE_PLUGINS")
     with pytest.raises(ResurgeError, match="'hunt' was asked for by a run that was killed"):
         _ = open_results("hunt", home).plan
+    [known] = Inventory(hunt.store, home).sweeps
+    assert known.plan is None  # so that `gc` takes nothing that it may use
