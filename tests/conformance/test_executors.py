@@ -49,10 +49,8 @@ TOLD = {
     "bug": "cannot reach postgresql",
     "exit": "sys.exit: no licence for this",
     "interrupt": "nobody pressed a key",
-    "close": "nothing was closed",
-    "cancel": "nothing was cancelled",
 }
-"""What a plug-in raises, and what is told of it. All but the first could end a process."""
+"""What a plug-in raises, and what is told of it. All but the first would end a process."""
 
 QUICKSTART = Path(__file__).parents[2] / "sweeps" / "quickstart.yaml"
 MOST_WAITS = 2_000

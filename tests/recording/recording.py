@@ -6,7 +6,6 @@ RESURGE_TEST_CALLS names, so calls in worker processes are seen as well.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
@@ -319,8 +318,8 @@ class Movement(Metric):
 
 
 class TripSettings(Settings):
-    over: Literal["memory", "disk", "bug", "silence", "exit", "interrupt", "close", "cancel"] = (
-        Field("bug", description="what over")
+    over: Literal["memory", "disk", "bug", "silence", "exit", "interrupt"] = Field(
+        "bug", description="what over"
     )
 
 
@@ -346,8 +345,4 @@ class Trip(Unlearner):
             sys.exit("no licence for this")
         if self.settings.over == "interrupt":
             raise KeyboardInterrupt("nobody pressed a key")
-        if self.settings.over == "close":
-            raise GeneratorExit("nothing was closed")
-        if self.settings.over == "cancel":
-            raise asyncio.CancelledError("nothing was cancelled")
         raise RuntimeError("cannot reach postgresql://me:hunter22@db/studies")
