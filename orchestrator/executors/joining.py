@@ -6,6 +6,7 @@ Ray itself waits for a quarter of an hour, and its words name neither the variab
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ VARIABLE = "RAY_ADDRESS"
 LOCAL = "local"
 """Ray's word for a cluster of its own on this machine."""
 CONNECT_S, ANSWER_S = 10.0, 40.0
+_WHY = re.compile("Failed to get cluster ID from GCS server: (.+)")
 _TRY = """
 import sys, ray
 try:
@@ -61,7 +63,9 @@ def check(address: str) -> None:
     else:
         if done.returncode == 0:
             return
-        why = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
+        # What Ray raises says that it failed; why, it only writes down.
+        lines = _WHY.findall(done.stderr) or done.stderr.strip().splitlines()
+        why = lines[-1] if lines else "no reason was given"
     raise ResurgeError(
         f"{VARIABLE} is {address!r}, and that cluster cannot be joined: {one_line(why)}. Start it, "
         f"mend the address (or RAY_AUTH_TOKEN_PATH), or {what_else}"

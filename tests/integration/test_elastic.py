@@ -48,4 +48,5 @@ def test_with_another_token_it_is_said_at_once(head: RayHead) -> None:
         timeout=300,
     )
     said = done.stderr.splitlines()[-1]
-    assert f"RAY_ADDRESS is {head.gcs!r}, and that cluster cannot be joined: Authenti" in said
+    assert f"RAY_ADDRESS is {head.gcs!r}, and that cluster cannot be joined: " in said
+    assert "Authentication token is missing or incorrect" in said
