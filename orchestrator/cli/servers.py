@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
@@ -66,6 +68,8 @@ def ui_command(uri: str, artifact_root: Path, port: int) -> tuple[list[str], dic
     command += ["--artifacts-destination", str(artifact_root)]
     # MLflow's own patterns of private addresses let names such as 10.example.org pass.
     command += ["--allowed-hosts", "127.0.0.1,127.0.0.1:*,localhost,localhost:*"]
+    # By default it imports from the folder in which the user stands. This one has our scripts.
+    command += ["--uvicorn-opts", f"--app-dir={shlex.quote(str(Path(sys.executable).parent))}"]
     # Jobs evaluate language models; their processes are most of what a server takes of a machine.
     return command, {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 

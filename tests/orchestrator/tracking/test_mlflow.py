@@ -337,9 +337,16 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serving(place: Place, address: str):
+    """Started among files of the user's, of which the server imports none."""
     command, settings = ui_command(place.uri, place.artifacts, int(address.rpartition(":")[2]))
+    here = place.artifacts.parent / "here"
+    here.mkdir()
+    (here / "mlflow.py").write_text("raise ImportError('the user has one as well')")
     with subprocess.Popen(
-        [sys.executable, "-m", *command], start_new_session=True, env={**os.environ, **settings}
+        [sys.executable, "-m", *command],
+        start_new_session=True,
+        env={**os.environ, "PYTHONSAFEPATH": "1", **settings},
+        cwd=here,
     ) as server:
         try:
             wait_for(f"{address}/health", server)
