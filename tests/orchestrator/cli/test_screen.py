@@ -157,7 +157,7 @@ def test_errors_show_what_was_given(resurge: Command, tmp_path: Path, nasty: str
         ("reproduce", nasty),
         ("diff", nasty, nasty),
         ("plan", "sweep.yaml", "--home", nasty),
-        ("store", "gc", "--older-than", nasty),
+        ("store", "du", "--store", nasty),
         ("status", "sweep.yaml", "--cluster", nasty),
     ):
         printed = resurge(*arguments, code=2)
