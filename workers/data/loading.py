@@ -18,7 +18,6 @@ from workers.data.pinned import Source, sentence
 if TYPE_CHECKING:
     from torch import nn
 
-SHOWN = 3
 NO_WEIGHTS = re.compile(r"(^|\.)(position_ids|num_batches_tracked)$")
 """Buffers that a file may have or lack: counted up anew, or read in training alone."""
 
@@ -29,7 +28,7 @@ def load_part(kind: Any, source: Source, **options: Any) -> Any:
     Raises:
         ResurgeError: it is not there, or of another kind.
     """
-    _be_quiet()
+    be_quiet()
     try:
         with asking_the_hub(source):
             return kind.from_pretrained(**source.options(), **options)
@@ -47,7 +46,7 @@ def load_weights(
     Raises:
         ResurgeError: as `load_part`; or its files lack weights of the model, or have others.
     """
-    _be_quiet()
+    be_quiet()
     own: dict[str, Any] = {"subfolder": part} if part else {}
     if kind.__module__.startswith("transformers."):
         # It raises without a name otherwise; diffusers names the first.
@@ -95,6 +94,8 @@ def refuse_wrong_keys(
     Raises:
         ResurgeError: names a few of them.
     """
+    from workers.runtime.finite import some
+
     wrong: Mapping[str, Iterable[str]] = {
         "missing": missing, "not the model's": unexpected, "of another shape": mismatched,
     }  # fmt: skip
@@ -102,7 +103,7 @@ def refuse_wrong_keys(
         what: sorted(key for key in keys if not NO_WEIGHTS.search(key))
         for what, keys in wrong.items()
     }
-    said = [f"{what}: {_some(keys)}" for what, keys in named.items() if keys]
+    said = [f"{what}: {some(keys)}" for what, keys in named.items() if keys]
     if said:
         raise ResurgeError(
             f"the weights in {where} are not those of a {kind} with its config.json ("
@@ -120,12 +121,7 @@ def _shapes(key: str, ours: Any, theirs: Any) -> str:
     return f"{key} ({tuple(ours)} for {tuple(theirs)})"
 
 
-def _some(names: list[str]) -> str:
-    rest = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _be_quiet() -> None:
+def be_quiet() -> None:
     """A worker's log is read later, where bars and advice to train are noise."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from orchestrator.core.errors import ResurgeError
 from workers.data.files import place
 from workers.data.hub_access import asking_the_hub, out_of_reach
-from workers.data.loading import load_weights, refuse_wrong_keys, unloaded
+from workers.data.loading import be_quiet, load_weights, refuse_wrong_keys, unloaded
 from workers.data.pinned import Source, sentence
 from workers.data.pipeline_files import (
     CLASSES,
@@ -51,12 +51,8 @@ def load_pipeline(
             kind of model.
     """
     import torch
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
 
-    # A worker's log is read later, where bars of files being read are noise.
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+    be_quiet()
     path = source.path
     refuse_bad_model(path, variant, allow_pickle)
     options = {
