@@ -41,9 +41,11 @@ class ParquetRows:
         while True:
             with self._reading("cannot be read"):
                 batch = next(batches, None)
-                rows = [] if batch is None else batch.to_pylist()
-            if batch is None:
-                return
+                if batch is None:
+                    return
+                # Not checked, a damaged place in a dictionary leads to any place of the memory.
+                batch.validate(full=True)
+                rows = batch.to_pylist()
             yield from rows
 
     def _rows_at_once(self, columns: Collection[str]) -> int:
@@ -70,7 +72,8 @@ class ParquetRows:
     def _reading(self, what: str) -> Iterator[None]:
         try:
             yield
-        except (DataError, MemoryError):
+        except DataError:
             raise
         except Exception as error:  # Arrow raises whatever it trips over in a damaged file
-            raise DataError(f"{self.path} {what}: {' '.join(str(error).split())}") from error
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(f"{self.path} {what}: {why}") from error

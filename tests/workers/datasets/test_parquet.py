@@ -160,18 +160,26 @@ def test_two_columns_of_one_name(tmp_path):
     assert "needs a column 'image' with pictures as bytes" in problem
 
 
-def test_damage_anywhere_is_the_files_and_no_bug(file):
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_damage_anywhere_is_the_files_and_no_bug(tmp_path, dictionary):
+    """In a dictionary too: Arrow does not look by itself whether rows point beyond its end."""
+    texts = pa.array([f"text {i % 5}" for i in range(8)])
+    table = pa.table(
+        {"image": [png("red")] * 8, "text": texts.dictionary_encode() if dictionary else texts}
+    )
+    file = tmp_path / "data.parquet"
+    pq.write_table(table, file, compression="none")
     whole = file.read_bytes()
     random = np.random.default_rng(0)
-    for _ in range(150):
+    for _ in range(200):
         damaged = bytearray(whole)
         for place in random.integers(0, len(whole), 3):
             damaged[place] = random.integers(0, 256)
-        file.write_bytes(damaged[: random.integers(1, 2 * len(whole))])
+        file.write_bytes(damaged[: random.integers(len(whole) // 2, 9 * len(whole))])
         found = dataset(file).problems(BASE, "star")
         try:
             dataset(file).examples("star", 8)
         except ResurgeError as error:
-            assert len(str(error)) < 3000
+            assert len(str(error)) < 5000
         else:
             assert found == []
