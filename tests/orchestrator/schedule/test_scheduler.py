@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from orchestrator.core.stage import Stage
 from orchestrator.executors.base import ExecutorSettings, WorkerKind, Workers
 from orchestrator.executors.simulated import Simulated
-from orchestrator.messages import WorkOrder
+from orchestrator.messages import Event, TaskWaits, WorkOrder
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.plan.tasks import make_tasks
+from orchestrator.run.progress import Progress
 from orchestrator.schedule.failures import MAX_HANGS, MAX_LOSSES, MAX_STORAGE, SPLITS
 from orchestrator.schedule.scheduler import Outcome, Rules, Scheduler
 from orchestrator.store.store import Store
@@ -254,3 +257,27 @@ def test_what_hangs_everywhere_fails(small: str, tmp_path: Path) -> None:
     assert outcome.failed[slow.key].cause == "hang"
     assert "nothing was heard for 1.5 min" in outcome.failed[slow.key].message
     assert sum(slow in order.task.stages for order in executor.orders) == MAX_HANGS
+
+
+class WithoutGpus(Simulated):
+    """A cluster that a GPU comes to after a while."""
+
+    def lacks(self) -> str:
+        return "waiting for 1 GPU; this cluster has 0" if self.now_s < 3 else ""
+
+    def workers(self) -> Workers:
+        return super().workers() if self.now_s >= 3 else Workers([], most=1)
+
+
+def test_what_no_machine_has_is_said_once_and_waited_for(small: str, tmp_path: Path) -> None:
+    plan = make_plan(parse(small))
+    heard: list[Event] = []
+    with WithoutGpus(ExecutorSettings(workers=1)) as executor:
+        tasks, store = make_tasks(plan, (), ()), Store(tmp_path / "store")
+        outcome = Scheduler(tasks, (), executor, store, tmp_path / "logs", heard.append).run()
+    assert outcome.ok
+    [waits] = [event for event in heard if isinstance(event, TaskWaits)]
+    assert waits.reason == "waiting for 1 GPU; this cluster has 0"
+    page = io.StringIO()
+    Progress(plan, (), 1, Console(file=page)).note(waits)
+    assert page.getvalue() == f"{waits.reason}\n"
