@@ -45,7 +45,6 @@ ENCODINGS = [
     "utf-16-le",
     "latin-1",
     "utf-32",
-    "utf-7",
 ]
 LEFT_OVER = (
     "{", "[]", "null", "[" * 100_000, '{"a":' * 5000, "NaN", '{"text": "x"} {}', "7",
@@ -260,8 +259,8 @@ def _number(source: str) -> int:
 
 
 def pictured(name: Any, rng: random.Random) -> Any:
-    content = picture(COLORS[name]) if name in COLORS else b"no picture"
     path = name if isinstance(name, str) else None
+    content = picture(COLORS[path]) if path in COLORS else b"no picture"
     odd = ({"bytes": content, "path": path}, {"bytes": None, "path": "a.png"}, None, [content])
     return rng.choice((content, content, content, content.hex(), *odd))
 

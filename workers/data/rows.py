@@ -23,6 +23,8 @@ from workers.runtime.progress import tell
 MAX_PROBLEMS_SHOWN = 50
 LONGEST_PROBLEM = 500
 ROWS_PER_SIGN = 64
+LONGEST_CAPTION = 100_000
+"""Characters. No model reads a hundredth of it, and a small file can unfold to gigabytes of them."""
 MAX_ROWS = 10_000_000
 """More rows than this are not counted out, let alone prepared."""
 
@@ -191,7 +193,7 @@ def read_caption(value: Any, column: str) -> str:
     """The caption, if it is one.
 
     Raises:
-        DataError: it is missing, no text, or text that cannot be stored.
+        DataError: it is missing, no text, enormous, or text that cannot be stored.
     """
     if value is None or (isinstance(value, str) and not value.strip()):
         raise DataError(f"no caption in column {column!r}")
@@ -199,6 +201,11 @@ def read_caption(value: Any, column: str) -> str:
         kind = "a list" if isinstance(value, list) else type(value).__name__
         got = shortened(repr(value), 80)
         raise DataError(f"the caption in column {column!r} must be one text but is {kind}: {got}")
+    if len(value) > LONGEST_CAPTION:
+        raise DataError(
+            f"the caption in column {column!r} has {len(value):,} characters; at most "
+            f"{LONGEST_CAPTION:,} are read"
+        )
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -116,6 +116,17 @@ def test_a_name_that_stands_twice_is_refused(folder: Path) -> None:
     assert "metadata.jsonl:1: not JSON: the key 'text' stands twice in it" in problem(folder)
 
 
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])  # of a CSV field Python refuses as much
+def test_an_enormous_caption_is_refused(folder: Path, form: str) -> None:
+    row = {"file_name": "a.png", "text": "x" * 100_001}
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist([row]), folder / "metadata.parquet")
+    else:
+        (folder / "metadata.jsonl").write_text(json.dumps(row))
+    said = "the caption in column 'text' has 100,001 characters; at most 100,000 are read"
+    assert f"row 1 (a.png): {said}" in problem(folder)
+
+
 def test_every_bad_line_is_named_at_once(folder: Path) -> None:
     lines = [
         LINE,
