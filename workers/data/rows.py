@@ -24,7 +24,7 @@ MAX_PROBLEMS_SHOWN = 50
 LONGEST_PROBLEM = 500
 ROWS_PER_SIGN = 64
 LONGEST_CAPTION = 100_000
-"""Characters. No model reads a hundredth of it, and a small file can unfold to gigabytes of them."""
+"""Characters. No model reads a hundredth of it, and small files can unfold to gigabytes of it."""
 MAX_ROWS = 10_000_000
 """More rows than this are not counted out, let alone prepared."""
 
