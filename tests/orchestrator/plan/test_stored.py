@@ -32,7 +32,7 @@ def everything(plan: Plan) -> object:
         (t.steps, t.steps_param, t.starts_unlearned, t.base, t.unlearned, t.final)
         for t in plan.trials
     ]
-    inputs = [stage.inputs for stage in plan.stages]
+    inputs = [(stage.inputs, stage.uncounted) for stage in plan.stages]
     return (
         plan.name,
         plan.root,
