@@ -157,7 +157,9 @@ def base_in_the_hubs_cache(tmp: Path) -> tuple[Plugin, Path]:
 def single_file_base(tmp: Path) -> tuple[Plugin, Path]:
     starts = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
     save_file({f"{s}x": np.zeros(2, np.float32) for s in starts}, tmp / "real.safetensors")
-    shutil.copytree(WEIGHTS / "pipeline", tmp / "A")
+    shutil.copytree(WEIGHTS / "pipeline", tmp / "config")
+    (tmp / "A").mkdir()
+    (tmp / "config" / "tokenizer").rename(tmp / "A" / "tokenizer")
     linked(tmp / "config" / "tokenizer", tmp / "A" / "tokenizer")
     linked(tmp / "model.safetensors", tmp / "real.safetensors")
     base = made(
