@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from orchestrator.core.errors import ResurgeError
+from orchestrator.core.errors import DataError, ResurgeError
 from workers.bases.shapes import Shapes
 from workers.data import parquet_file
 from workers.data.parquet_file import ParquetRows
@@ -140,7 +140,7 @@ def test_a_column_that_only_an_attack_would_make_is_refused(tmp_path, monkeypatc
     table = pa.table({"image": content, "text": ["x"] * 2})
     pq.write_table(table, path, compression="zstd", use_dictionary=False)
     [problem] = dataset(path).problems(BASE, "star")
-    assert "the column 'image' unfolds from " in problem
+    assert "data.parquet unfolds from " in problem
     assert "to 8.4 MB, which no pictures with captions do" in problem
 
 
@@ -183,3 +183,17 @@ def test_damage_anywhere_is_the_files_and_no_bug(tmp_path, dictionary):
             assert len(str(error)) < 5000
         else:
             assert found == []
+
+
+def test_a_bit_that_is_wrong_anywhere_in_the_footer_ends_no_process(tmp_path):
+    path, table = tmp_path / "data.parquet", pa.table({"image": [b"x", None], "text": ["x", "y"]})
+    pq.write_table(table, path, store_schema=False)
+    content = path.read_bytes()
+    refused = 0
+    for at in range(len(content) - 8 - int.from_bytes(content[-8:-4], "little"), len(content) - 8):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        try:
+            list(ParquetRows(path).values(("image", "text")))
+        except DataError:
+            refused += 1
+    assert refused > 50
