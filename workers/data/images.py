@@ -76,7 +76,16 @@ def open_image(source: bytes | Path | None) -> Image.Image:
             f"the picture has {image.width} × {image.height} pixels; "
             f"at least {MIN_SIDE_PX} × {MIN_SIDE_PX} are needed"
         )
+    if image.format == "TIFF" and _covered_px(image) < image.width * image.height:
+        image.close()
+        raise DataError("the file says where a part of the picture is, and nothing of the rest")
     return image
+
+
+def _covered_px(image: Image.Image) -> int:
+    """How many pixels the file has something for; the others would be whatever is in memory."""
+    tiles: Any = getattr(image, "tile", ())
+    return sum((right - left) * (low - top) for _, (left, top, right, low), *_ in tiles)
 
 
 def read_square(source: bytes | Path | None, size_px: int, background: str) -> np.ndarray:
@@ -101,6 +110,7 @@ def read_square(source: bytes | Path | None, size_px: int, background: str) -> n
         except Exception as error:  # Pillow raises whatever it trips over in a damaged file
             raise _unreadable(error) from error
         flat = _in_front_of(_eight_bits(image, key), background)
+    flat.info.clear()  # of damaged Exif data, which the first look found and passed over
     flat.getexif()[_ORIENTATION] = orientation
     upright = ImageOps.exif_transpose(flat)
     square = ImageOps.fit(upright, (size_px, size_px), Image.Resampling.LANCZOS)

@@ -294,3 +294,23 @@ def test_what_is_not_square_is_cropped_in_the_middle_and_not_squeezed(
     image.paste((0, 255, 0), (left, top, left + side, top + side))
     inner = read(saved(image))[1:-1, 1:-1]
     assert (inner[..., 1] > 200).all()
+
+
+def test_exif_data_that_are_damaged_turn_nothing() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = of_ramp(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    content = saved(image.convert("RGB"), "JPEG", quality=100, exif=exif)
+    assert b"MM\x00*" in content
+    straight = saved(image.convert("RGB"), "JPEG", quality=100)
+    damaged = content.replace(b"MM\x00*", b"MM\x00\x7f")
+    assert np.array_equal(read_square(damaged, 16, "white"), read_square(straight, 16, "white"))
+
+
+def test_a_tiff_without_all_of_its_rows_is_refused() -> None:
+    """Pillow gives what was in memory before for the others."""
+    content = bytearray(saved(of_ramp(np.arange(256, dtype=np.uint8).reshape(16, 16)), "TIFF"))
+    at = content.index(struct.pack("<HHII", 278, 4, 1, 16))
+    content[at + 8] = 1  # the rows of a strip, of which there is one
+    with pytest.raises(DataError, match="where a part of the picture is, and nothing of the rest"):
+        read_square(bytes(content), 16, "white")
