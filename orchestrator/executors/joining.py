@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 from orchestrator.core.errors import ResurgeError
-from orchestrator.executors.own_ray import one_line
+from orchestrator.executors.own_ray import reason
 
 VARIABLE = "RAY_ADDRESS"
 LOCAL = "local"
@@ -67,7 +67,7 @@ def check(address: str) -> None:
         lines = _WHY.findall(done.stderr) or done.stderr.strip().splitlines()
         why = lines[-1] if lines else "no reason was given"
     raise ResurgeError(
-        f"{VARIABLE} is {address!r}, and that cluster cannot be joined: {one_line(why)}. Start it, "
+        f"{VARIABLE} is {address!r}, and that cluster cannot be joined: {reason(why)}. Start it, "
         f"mend the address (or RAY_AUTH_TOKEN_PATH), or {what_else}"
     )
 

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from orchestrator.core.errors import ResurgeError
+from orchestrator.core.text import one_line
 from orchestrator.executors import ray_keeper
 
 START_S, END_S = 55.0, 15.0
@@ -78,7 +79,7 @@ class OwnRay:
         why = said.get("error") or _last_line(log)
         if not ready:
             why = f"it is not up after {START_S:.0f} s; {why}".rstrip("; ")
-        raise ResurgeError(f"Ray cannot start on this machine: {one_line(why)}")
+        raise ResurgeError(f"Ray cannot start on this machine: {reason(why)}")
 
     @property
     def is_gone(self) -> bool:
@@ -152,7 +153,6 @@ def _last_line(log: Path) -> str:
     return next((line for line in reversed(lines) if line.strip()), "no reason was given")
 
 
-def one_line(text: str, most: int = 400) -> str:
+def reason(text: str) -> str:
     """A message of Ray's as a part of a sentence."""
-    flat = " ".join(text.split())
-    return flat if len(flat) <= most else f"{flat[:most]}…"
+    return one_line(" ".join(text.split()), 400)
