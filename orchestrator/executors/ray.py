@@ -150,7 +150,7 @@ class RayExecutor(Executor):
             job_config = importlib.import_module("ray.job_config").JobConfig(_client_job=True)
             if not self._is_local:  # here they inherit it
                 env_vars = {name: os.environ[name] for name in FORWARDED if name in os.environ}
-        with _own_signals():
+        with _own_signals(), _on_loopback(self._is_local):
             try:
                 self.ray.init(
                     address=address,
@@ -380,6 +380,25 @@ def _own_signals() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _on_loopback(is_local: bool) -> Iterator[None]:
+    """Inside, Ray goes by what OwnRay has put into the environment: 127.0.0.1 is an address, and
+    there is a token. It reads that when it is imported, which may have been long ago, and would
+    wait for an answer from the address that others see.
+    """
+    constants = importlib.import_module("ray._private.ray_constants")
+    before = constants.ENABLE_RAY_CLUSTER
+    if is_local:
+        compiled = importlib.import_module("ray._raylet")
+        compiled.Config.initialize("")
+        compiled.AuthenticationTokenLoader.instance().reset_cache()
+        constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
 
 
 def _reason(error: Exception) -> str:

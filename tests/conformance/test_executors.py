@@ -5,6 +5,7 @@ A new one in `orchestrator/executors/` is found; it is taken to have workers tha
 
 from __future__ import annotations
 
+import importlib
 import io
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -103,6 +104,8 @@ def executor(request: pytest.FixtureRequest, others: set[psutil.Process]) -> Ite
     """One with two workers, if it can; the tests of a kind share it."""
     settings = ExecutorSettings(workers=2, threads=1)
     make = {"simulated": simulated}.get(request.param) or find("executor", request.param)
+    if request.param == "ray":  # a program that uses Ray has imported it long ago
+        importlib.import_module("ray")
     with make(settings) as started:
         yield started
 
