@@ -388,7 +388,7 @@ def _on_loopback(is_local: bool) -> Iterator[None]:
     there is a token. It reads that when it is imported, which may have been long ago, and would
     wait for an answer from the address that others see.
     """
-    constants = importlib.import_module("ray._private.ray_constants")
+    constants: Any = importlib.import_module("ray._private.ray_constants")
     before = constants.ENABLE_RAY_CLUSTER
     if is_local:
         compiled = importlib.import_module("ray._raylet")
