@@ -58,8 +58,11 @@ def check(address: str) -> None:
             errors="replace",
             timeout=ANSWER_S,
         )
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as late:
+        # Ray tries again and again, and writes down each time what it is told.
+        told = _WHY.findall((late.stderr or b"").decode(errors="replace"))
         why = f"what is there does not answer as Ray does within {ANSWER_S:.0f} s"
+        why = told[-1] if told else why
     else:
         if done.returncode == 0:
             return

@@ -72,7 +72,7 @@ def serving(folder: Path) -> Iterator[str]:
 
 
 def wait_until_up(server: subprocess.Popen[bytes], address: str) -> None:
-    for _ in range(300):
+    for _ in range(900):
         assert server.poll() is None, "the dashboard ended early"
         with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5):
             return
