@@ -23,7 +23,8 @@ base: tiny
 concept: star
 edits:
   - unlearn: [nudge, {trip: {over: [memory, bug, silence]}}]
-  - finetune: {dataset: dots, batch_size: 2, steps: [1, 8], learning_rate: [1.0e-3, 1.0e+30]}
+  - finetune:
+      {dataset: dots, batch_size: 2, steps: [1, 9], warmup_steps: 9, learning_rate: [1.0e-3, 5]}
 evaluate: {metrics: [glow], images_per_prompt: 1, retain: [], controls: false}
 resources: {workers: 2, threads: 1, stage_timeout_min: 0.5}
 """
@@ -45,7 +46,7 @@ def test_each_trouble_has_its_own_end(tmp_path: Path) -> None:
         "memory": "oom",
         "bug": "bug",
         "silence": "hang",
-        "1e+30": "nan",
+        "5.0": "nan",  # too much, but not at once
     }
     by_cause: dict[Cause, str] = {f.cause: f.message for f in failures.values()}
     assert f"not even with {SPLITS[-1]} parts a batch" in by_cause["oom"]
