@@ -31,7 +31,7 @@ from orchestrator.results.pictures import grid, read_images
 from orchestrator.store.store import Store
 from orchestrator.tracking.database import TrackingError, check, relocate
 from orchestrator.tracking.inputs import DataInput
-from orchestrator.tracking.names import experiment_name, legal_name, legal_value, one_line
+from orchestrator.tracking.names import experiment_name, legal_name, legal_title, legal_value
 from orchestrator.tracking.run import CONFIRMED, WORST_CASE, MetricPoint, Run, View
 
 IMAGE_KEY = "erased"
@@ -256,7 +256,7 @@ class Tracker:
         tags = {"resurge.sweep": view.name, "resurge.key": run.key, "resurge.kind": run.kind}
         if parent_id is not None:
             tags[PARENT] = parent_id
-        name = one_line(redact(run.name), run.key)
+        name = legal_title(redact(run.name), run.key)
         created = self._client.create_run(
             self._experiment(view.name), start_time=run.start_ms, tags=tags, run_name=name
         )
@@ -315,7 +315,7 @@ class Tracker:
         for mark in known.marks - run.tags.keys():
             with problems:
                 self._client.delete_tag(known.run_id, mark)
-        name = one_line(redact(run.name), run.key)
+        name = legal_title(redact(run.name), run.key)
         with problems:
             if name != known.name:
                 self._client.update_run(known.run_id, name=name)
@@ -353,7 +353,7 @@ class Tracker:
             entities = _mlflow().entities
             used = [entities.InputTag("mlflow.data.context", "training")]
             # MLflow knows a data set by name and digest: logging it again adds nothing.
-            sent = [replace(data, name=one_line(data.name, data.digest)) for data in new]
+            sent = [replace(data, name=legal_title(data.name, data.digest)) for data in new]
             inputs = [
                 entities.DatasetInput(entities.Dataset(**asdict(data)), used) for data in sent
             ]

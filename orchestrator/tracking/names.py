@@ -51,7 +51,7 @@ def legal_value(value: str) -> str:
     return value[: MAX_VALUE - len(mark)] + mark
 
 
-def one_line(name: str, instead: str) -> str:
+def legal_title(name: str, instead: str) -> str:
     """A run's or data set's name: on one line, cut so that it shows, and never empty."""
     line = " ".join(_UNSTORABLE.sub("\ufffd", name).split())
     return (line if len(line) <= MAX_NAME else f"{line[: MAX_NAME - 1]}…") or instead

@@ -51,6 +51,8 @@ def test_what_is_ignored_stays_so(resurge: Command, small: str, handlers: list[o
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     resurge("run", "small.yaml", *LESS, f"unlearn=[{asking}]", "--home", "home")
+    store = Store(Path("home/store").absolute())
+    assert store.keys() and not store.failures()
 
 
 def test_a_ctrl_c_outside_of_a_command_is_nobodys_failure(

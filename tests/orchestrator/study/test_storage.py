@@ -100,27 +100,27 @@ def refused(work: Callable[[], object]) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["sqlite", "journal"], indirect=True)
-@pytest.mark.parametrize("damage", [a_folder, a_text])
-def test_what_is_no_use_is_one_sentence(
-    planner: PointPlanner, url: str, damage: Callable[[Path], None]
-) -> None:
+def refused_after(damage: Callable[[Path], None], planner: PointPlanner, url: str) -> None:
     path = file_of(url)
     assert path is not None
     damage(path)
     refused(lambda: read_studies(planner, url))
     refused(lambda: open_studies(planner, url))
+
+
+@pytest.mark.parametrize("url", ["sqlite", "journal"], indirect=True)
+@pytest.mark.parametrize("damage", [a_folder, a_text])
+def test_what_is_no_use_is_one_sentence(
+    planner: PointPlanner, url: str, damage: Callable[[Path], None]
+) -> None:
+    refused_after(damage, planner, url)
 
 
 @pytest.mark.parametrize("damage", [cut_short, overwritten, a_later_version])
 def test_a_damaged_database_is_one_sentence(
     planner: PointPlanner, url: str, damage: Callable[[Path], None]
 ) -> None:
-    path = file_of(url)
-    assert path is not None
-    damage(path)
-    refused(lambda: read_studies(planner, url))
-    refused(lambda: open_studies(planner, url))
+    refused_after(damage, planner, url)
 
 
 def test_one_that_is_damaged_meanwhile_is_one_sentence(planner: PointPlanner, url: str) -> None:

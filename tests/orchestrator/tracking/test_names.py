@@ -6,7 +6,7 @@ import sys
 import pytest
 from mlflow.utils import validation
 
-from orchestrator.tracking.names import experiment_name, legal_name, legal_value, one_line
+from orchestrator.tracking.names import experiment_name, legal_name, legal_title, legal_value
 
 ORDINARY = (
     "retained.Claude Monet (1840-1926)",
@@ -108,10 +108,10 @@ def test_a_value_that_is_cut_says_so() -> None:
 
 def test_a_run_is_called_by_one_line() -> None:
     for name in drawn_names():
-        line = one_line(name, "key")
+        line = legal_title(name, "key")
         assert 0 < len(line) <= 250 and len(line.splitlines()) == 1
         line.encode()
-    assert one_line(" \n", "key") == "key"
+    assert legal_title(" \n", "key") == "key"
 
 
 def test_a_sweep_has_an_experiment_of_its_own() -> None:
