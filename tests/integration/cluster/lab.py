@@ -251,17 +251,15 @@ class Lab:
     def alive(self) -> set[tuple[str, str]]:
         """(address, id) of the live nodes, by Ray's own dashboard; none if it does not answer."""
         request = urllib.request.Request(
-            f"{self.dashboard}/nodes?view=summary",
+            f"{self.dashboard}/api/v0/nodes",  # the head's own list: no node's agent need answer
             headers={"Authorization": f"Bearer {self.token.read_text()}"},
         )
         try:
             with urllib.request.urlopen(request, timeout=5) as answer:
-                found = json.load(answer)["data"]["summary"]
+                found = json.load(answer)["data"]["result"]["result"]
         except (OSError, urllib.error.URLError, ValueError, KeyError):
             return set()
-        # One that has just joined has no address yet.
-        nodes = [(node["ip"], node["raylet"]) for node in found if "ip" in node]
-        return {(ip, raylet["nodeId"]) for ip, raylet in nodes if raylet.get("state") == "ALIVE"}
+        return {(node["node_ip"], node["node_id"]) for node in found if node["state"] == "ALIVE"}
 
     def tear_down(self) -> None:
         """Stop everything and leave nothing."""

@@ -34,10 +34,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, Servi
         yield hosts, shared
 
 
-def test_the_quickstart_runs_on_a_cluster(place: tuple[Lab, Services]) -> None:
+@pytest.mark.parametrize("seeds", [1, pytest.param(3, marks=pytest.mark.long)])
+def test_the_quickstart_runs_on_a_cluster(place: tuple[Lab, Services], seeds: int) -> None:
     hosts, _ = place
     text = (ROOT / "sweeps" / "quickstart.yaml").read_text()
-    campaign = Campaign(hosts, text, "s3://resurge/quickstart")
+    assert "seeds: 3" in text
+    text = text.replace("seeds: 3", f"seeds: {seeds}")
+    campaign = Campaign(hosts, text, f"s3://resurge/quickstart-{seeds}")
     with campaign.follow() as following:
         said, _ = following.communicate(timeout=QUICKSTART_TIMEOUT_S)
     assert following.returncode == 0, said

@@ -92,6 +92,7 @@ def test_numbers_that_are_not_finite_are_seen(pipe, folder):
     ],
 )
 def test_a_model_that_does_not_fit_is_one_sentence(folder, monkeypatch, capsys, file, values, said):
+    monkeypatch.setenv("COLUMNS", "500")  # a narrower table breaks the sentence where it likes
     change(folder / file, **values)
     assert run(monkeypatch, folder) == 1
     printed = " ".join(capsys.readouterr().out.split())
