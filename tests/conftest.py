@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,11 @@ import pytest
 
 # The models are tiny: a second thread costs more than it brings. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A script's shell lets what it runs in the background ignore Ctrl-C, and what is ignored stays so in
+# every process that is begun from there.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 RECORDING = Path(__file__).parent / "recording"
 
