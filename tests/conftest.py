@@ -12,8 +12,8 @@ import pytest
 # The models are tiny: a second thread costs more than it brings. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A script's shell lets what it runs in the background ignore Ctrl-C, and what is ignored stays so in
-# every process that is begun from there.
+# What a shell runs in the background ignores Ctrl-C, and what is ignored stays so in every process
+# that is begun from there.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

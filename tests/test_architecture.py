@@ -73,7 +73,7 @@ PLUGINS -= {"recipes"}  # a file: work that is no choice of the user's
 
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft"}
 SPEAKS_TO = {
-    "mlflow": {"tracking/mlflow.py"},
+    "mlflow": {"tracking/connection.py"},
     "ray": {"cluster/jobs.py", "executors/ray.py", "executors/ray_keeper.py"},
     "optuna": {f"study/{name}.py" for name in ("study", "lock", "optuna_views", "storage")},
 }

@@ -75,7 +75,7 @@ def find_trial(name: str, home: Home) -> Found:
 
 def _digest_of_run(run_id: str, home: Home) -> str:
     """The trial behind an MLflow run; the name itself if MLflow knows no such run."""
-    from orchestrator.tracking.mlflow import tags_of
+    from orchestrator.tracking.connection import tags_of
 
     tags = tags_of(run_id, home.mlflow_uri())
     if tags is None:

@@ -22,8 +22,9 @@ from orchestrator.run.progress import Progress
 from orchestrator.schedule.leases import Leases
 from orchestrator.schedule.scheduler import Outcome, Rules, Scheduler
 from orchestrator.sweep.resources import ExecutorSettings, Resources
+from orchestrator.tracking.background import BackgroundTracker
 from orchestrator.tracking.database import TrackingError, holds
-from orchestrator.tracking.mlflow import SYNCED, BackgroundTracker, sync
+from orchestrator.tracking.mlflow import SYNCED, sync
 from orchestrator.tracking.run import View
 from orchestrator.tracking.sweep_runs import SweepView
 

@@ -8,27 +8,29 @@ nothing, and what was cut off is completed. A run whose trial is no longer in th
 
 from __future__ import annotations
 
-import json
-import logging
 import math
-import os
-import shlex
-import shutil
-import sys
 import tempfile
-import threading
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from orchestrator.core.digest import sha256
 from orchestrator.core.places import file_of
 from orchestrator.core.redact import redact
 from orchestrator.results.pictures import grid, read_images
 from orchestrator.store.store import Store
+from orchestrator.tracking.connection import (
+    client_of,
+    errors,
+    first_line,
+    is_of_one_run,
+    is_server,
+    pages,
+    restore_command,
+    the_library,
+)
 from orchestrator.tracking.database import TrackingError, check, relocate
 from orchestrator.tracking.inputs import DataInput
 from orchestrator.tracking.names import experiment_name, legal_name, legal_title, legal_value
@@ -42,10 +44,6 @@ STORE = "resurge.store"
 PARENT = "mlflow.parentRunId"
 MARKS = {CONFIRMED, WORST_CASE}
 """Tags that a run may lose again."""
-MAX_PAIRS, MAX_ENTITIES, MAX_BYTES = 100, 1_000, 900_000
-"""What a batch may hold: parameters, and tags; all together; as JSON, a little less than 1e6."""
-MAX_PAUSE_S = 60.0
-ATTEMPTS_AT_CLOSE = 3
 
 
 @dataclass
@@ -119,8 +117,8 @@ def sync(view: View, uri: str, artifact_root: Path | None = None) -> Counts:
     """
     try:
         counts = Tracker(uri, artifact_root).sync(view)
-    except _errors() as error:
-        what = f"MLflow at {redact(uri)} cannot be written: {_first_line(error)}"
+    except errors() as error:
+        what = f"MLflow at {redact(uri)} cannot be written: {first_line(error)}"
         raise TrackingError(what) from error
     if counts.problem is not None:
         raise TrackingError(counts.problem)
@@ -188,11 +186,11 @@ class Tracker:
             check(self.uri)
             if self.artifact_root is not None:
                 relocate(self.uri, self.artifact_root)
-        return _client_of(self.uri)
+        return client_of(self.uri)
 
     @property
     def _is_server(self) -> bool:
-        return _is_server(self.uri)
+        return is_server(self.uri)
 
     def _experiment(self, sweep: str) -> str:
         if sweep not in self._experiments:
@@ -201,7 +199,7 @@ class Tracker:
             if found is not None and found.lifecycle_stage != "active":
                 raise TrackingError(
                     f"MLflow's experiment {name!r} is deleted; restore it "
-                    f"({_restore_command(self.uri, found.experiment_id)}) or rename the sweep"
+                    f"({restore_command(self.uri, found.experiment_id)}) or rename the sweep"
                 )
             if found is not None:
                 self._experiments[sweep] = found.experiment_id
@@ -224,7 +222,7 @@ class Tracker:
             while not is_last:
                 page = self._client.search_runs(
                     [self._experiment(sweep)],
-                    run_view_type=_mlflow().entities.ViewType.ALL,
+                    run_view_type=the_library().entities.ViewType.ALL,
                     max_results=1_000,
                     order_by=["attributes.start_time ASC"],
                     page_token=token,
@@ -350,7 +348,7 @@ class Tracker:
 
     def _write_inputs(self, known: _Known, run: Run) -> None:
         if new := [data for data in run.data if data not in known.data]:
-            entities = _mlflow().entities
+            entities = the_library().entities
             used = [entities.InputTag("mlflow.data.context", "training")]
             # MLflow knows a data set by name and digest: logging it again adds nothing.
             sent = [replace(data, name=legal_title(data.name, data.digest)) for data in new]
@@ -373,7 +371,7 @@ class Tracker:
                 known.images.add(step)
 
     def _write_batch(self, known: _Known, run: Run, own: dict[str, str], is_whole: bool) -> None:
-        entities = _mlflow().entities
+        entities = the_library().entities
         new = [point for point in run.points if point not in known.points]
         # MLflow has no infinity: it would show the largest number that there is.
         endless = dict.fromkeys(p.name for p in run.points if math.isinf(p.value))
@@ -394,7 +392,7 @@ class Tracker:
             *(entities.Param(k, legal_value(redact(v))) for k, v in params.items()),
             *(entities.RunTag(k, legal_value(redact(v))) for k, v in tags.items()),
         ]
-        for page in _pages(items):
+        for page in pages(items):
             kinds = entities.Metric, entities.Param, entities.RunTag
             of_kind = [[item for item in page if isinstance(item, kind)] for kind in kinds]
             self._client.log_batch(known.run_id, *of_kind)
@@ -412,177 +410,7 @@ class _Problems:
         pass
 
     def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> bool:
-        if isinstance(error, Exception) and _is_of_one_run(error):
-            self.found.append(_first_line(error))
+        if isinstance(error, Exception) and is_of_one_run(error):
+            self.found.append(first_line(error))
             return True
         return False
-
-
-def _is_of_one_run(error: Exception) -> bool:
-    """Whether the next run may fare better: MLflow answered, and what it was sent was wrong."""
-    if isinstance(error, TrackingError):
-        return True
-    if not isinstance(error, _mlflow().exceptions.MlflowException):
-        return False
-    status = error.get_http_status_code()
-    is_about_it = 400 <= status < 500 and status not in (401, 408, 429)
-    # Answers that are no JSON of MLflow's: a proxy's "too large", for example.
-    return is_about_it or "failed with error code 4" in str(error)
-
-
-class BackgroundTracker:
-    """Keeps MLflow up to date from a thread of its own while a sweep runs.
-
-    What takes long to make is written once, at the end. Nothing that MLflow does reaches the
-    caller: an error is kept in `last_error` and tried again, less and less often. The store has
-    everything, so `sync` can always mend it later. `shown` is how many runs MLflow has.
-    """
-
-    def __init__(
-        self, view: View, uri: str, artifact_root: Path | None = None, every_s: float = 3.0
-    ) -> None:
-        self.last_error: str | None = None
-        self.shown = 0
-        self._view: Final = view
-        self._every_s: Final = every_s
-        self._tracker: Final = Tracker(uri, artifact_root)
-        self._due = threading.Event()
-        self._closing = threading.Event()
-        self._is_current = False
-        self._thread = threading.Thread(target=self._work, name="resurge-tracking", daemon=True)
-        self._thread.start()
-        self.notify()
-
-    def notify(self) -> None:
-        """Something was committed or failed. Returns at once."""
-        self._due.set()
-
-    def close(self, timeout_s: float) -> bool:
-        """Write what is left once nothing commits any more; whether MLflow is up to date."""
-        self._closing.set()
-        self._due.set()
-        self._thread.join(timeout_s)
-        if self._thread.is_alive() and self.last_error is None:
-            self.last_error = f"MLflow took more than {timeout_s:g} s"
-        return self._is_current and not self._thread.is_alive()
-
-    def _work(self) -> None:
-        pause_s = self._every_s
-        while not self._closing.is_set():
-            self._due.wait()
-            if self._closing.is_set():
-                break
-            self._due.clear()
-            if self._attempt(with_files=False) is not None:
-                pause_s = self._every_s
-            else:
-                pause_s = min(2 * pause_s, MAX_PAUSE_S)
-                self._due.set()
-            self._closing.wait(pause_s)
-        for _ in range(ATTEMPTS_AT_CLOSE):
-            if (counts := self._attempt(with_files=True)) is not None:
-                self._is_current = not counts.refused
-                self.shown = counts.shown
-                return
-
-    def _attempt(self, with_files: bool) -> Counts | None:
-        """None if MLflow could not be written at all."""
-        try:
-            counts = self._tracker.sync(self._view, with_files)
-        except Exception as error:
-            # A database that is locked, a server that is away, a store that is slow: none of them
-            # may stop the sweep. The error is shown at the end and the sync can be repeated.
-            self.last_error = _first_line(error)
-            self._tracker.forget()
-            return None
-        self.last_error = counts.problem
-        return counts
-
-
-def tags_of(run_id: str, uri: str) -> dict[str, str] | None:
-    """A run's tags, or None if MLflow knows no such run.
-
-    Raises:
-        TrackingError: MLflow cannot be read.
-    """
-    path = file_of(uri)
-    if path is not None and not path.exists():
-        return None
-    check(uri)
-    try:
-        return dict(_client_of(uri).get_run(run_id).data.tags)
-    except _errors() as error:
-        if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        what = f"MLflow at {redact(uri)} cannot be read: {_first_line(error)}"
-        raise TrackingError(what) from error
-
-
-def _mlflow() -> Any:
-    """MLflow, imported when it is first needed: seconds that a background thread can spend."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    import mlflow
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # no line for every table it creates
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # errors are raised too
-    return mlflow
-
-
-def _is_server(uri: str) -> bool:
-    return uri.startswith(("http://", "https://"))
-
-
-def _client_of(uri: str) -> Any:
-    mlflow = _mlflow()
-    from mlflow.tracking._tracking_service import utils as by_run
-
-    by_run._artifact_repos_cache.clear()  # a copy's runs have the ids of the original's
-    if not _is_server(uri):
-        from mlflow.store.db import utils
-
-        # Each try waits twice as long as the one before: its fifteen would take an hour.
-        utils.MAX_RETRY_COUNT = min(utils.MAX_RETRY_COUNT, 4)
-    return mlflow.MlflowClient(tracking_uri=uri)
-
-
-def _errors() -> tuple[type[Exception], ...]:
-    """What comes of a server that is away, and of a database that is damaged, in use, full, or
-    whose driver is not installed.
-    """
-    from alembic.util.exc import CommandError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return (_mlflow().MlflowException, SQLAlchemyError, CommandError, ImportError, OSError)
-
-
-def _first_line(error: Exception) -> str:
-    return redact((str(error).strip() or type(error).__name__).splitlines()[0])
-
-
-def _pages(items: Iterable[Any]) -> Iterator[list[Any]]:
-    """Batches as large as MLflow takes them."""
-    page: list[Any] = []
-    counts: Counter[type] = Counter()
-    size = 0
-    for item in items:
-        one = len(json.dumps(dict(item)))
-        most = MAX_ENTITIES if isinstance(item, _mlflow().entities.Metric) else MAX_PAIRS
-        is_full = counts[type(item)] >= most or len(page) >= MAX_ENTITIES
-        if page and (is_full or size + one > MAX_BYTES):
-            yield page
-            page, counts, size = [], Counter(), 0
-        page.append(item)
-        counts[type(item)] += 1
-        size += one
-    if page:
-        yield page
-
-
-def _restore_command(uri: str, experiment_id: str) -> str:
-    """What a shell can run; MLflow is beside this Python if it is on no path."""
-    mlflow = "mlflow" if shutil.which("mlflow") else str(Path(sys.executable).parent / "mlflow")
-    place = f"MLFLOW_TRACKING_URI={shlex.quote(uri)}"
-    return f"{place} {shlex.quote(mlflow)} experiments restore -x {experiment_id}"

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from orchestrator.tracking.connection import tags_of
 from orchestrator.tracking.database import TrackingError, holds, relocate
 from orchestrator.tracking.inputs import DataInput
-from orchestrator.tracking.mlflow import Counts, sync, tags_of
+from orchestrator.tracking.mlflow import Counts, sync
 from orchestrator.tracking.run import MetricPoint
 from tests.orchestrator.tracking.test_tracker import TRIAL, Place
 

@@ -21,12 +21,8 @@ from orchestrator.cli.servers import ui_command
 from orchestrator.core.artifacts import Failure
 from orchestrator.core.errors import ResurgeError
 from orchestrator.store.store import Store
-from orchestrator.tracking.mlflow import (
-    BackgroundTracker,
-    Counts,
-    Tracker,
-    sync,
-)
+from orchestrator.tracking.background import BackgroundTracker
+from orchestrator.tracking.mlflow import Counts, Tracker, sync
 from orchestrator.tracking.sweep_runs import SweepView
 from tests.orchestrator import synthetic
 

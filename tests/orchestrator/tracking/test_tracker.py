@@ -22,8 +22,10 @@ from mlflow.utils import validation
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.places import sqlite_url
 from orchestrator.store.store import Store
+from orchestrator.tracking.background import BackgroundTracker
+from orchestrator.tracking.connection import pages
 from orchestrator.tracking.database import TrackingError
-from orchestrator.tracking.mlflow import BackgroundTracker, Counts, Tracker, _pages, sync
+from orchestrator.tracking.mlflow import Counts, Tracker, sync
 from orchestrator.tracking.run import MetricPoint, Run
 
 NAMES = ("retained.Claude Monet (1840-1926)", "retained.O'Keeffe", "retained.Keeffe", "retained./")
@@ -222,13 +224,13 @@ def test_batches_are_as_large_as_mlflow_takes_them() -> None:
         *(Param(f"p{at}", "梵" * 6_000) for at in range(234)),
         *(RunTag(f"t{at}", "x" * 6_000) for at in range(234)),
     ]
-    pages = list(_pages(items))
-    assert [item for page in pages for item in page] == items
-    for page in pages:
+    batches = list(pages(items))
+    assert [item for batch in batches for item in batch] == items
+    for page in batches:
         kinds = [[i for i in page if isinstance(i, kind)] for kind in (Metric, Param, RunTag)]
         validation._validate_batch_log_limits(*kinds)
         validation._validate_batch_log_api_req(json.dumps([dict(item) for item in page]))
-    assert len(list(_pages(items[:500]))) == 1
+    assert len(list(pages(items[:500]))) == 1
 
 
 @pytest.fixture
