@@ -30,7 +30,7 @@ from workers.interfaces.metric import Metric, Picture, Score, Subject, Which
 from workers.interfaces.unlearner import Erasure, Unlearner
 from workers.recipes import FinetuneSettings, SampleSettings
 from workers.runtime.finite import check_tensors
-from workers.runtime.kept import give_back
+from workers.runtime.kept import give_back, look_past_what_is_here
 from workers.runtime.pace import Pace
 from workers.runtime.progress import TellProgress
 from workers.training.checkpoints import StoreCheckpoints, keep_state, latest_state, load_tensors
@@ -85,6 +85,7 @@ class Model:
         self.processes = processes
         self.stage = root
         self.warm = WarmPipeline(planned_plugin(Base, root.plugin, root.settings), device)
+        look_past_what_is_here()
         self.trainer: Trainer | SpreadTrainer | None = None
         self.numbers: dict[str, float] = {}
 

@@ -12,6 +12,7 @@ from workers.editing.edits import EDITABLE, LowRank, Weights, live_parameters, s
 from workers.interfaces.base import Base
 from workers.interfaces.edit import ModelEdit, Undo
 from workers.interfaces.fit import refuse_unfit
+from workers.runtime.kept import look_everywhere
 from workers.runtime.progress import tell
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class WarmPipeline:
         has_hooks = any(m._forward_hooks or m._forward_pre_hooks for m in modules)
         if has_hooks or live.keys() != self._base.keys():
             # Work that raised half-way can leave modules or hooks behind; a fresh load cannot.
+            look_everywhere()
             self._load()
             live = live_parameters(self.pipe)
         for name, value in live.items():
