@@ -47,7 +47,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[
     return look
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small() -> str:
     """A sweep of the recording plug-ins that takes seconds."""
     return SMALL

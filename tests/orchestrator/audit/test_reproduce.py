@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,19 +19,31 @@ from orchestrator.run.job import open_job
 from orchestrator.run.run import run_job
 from orchestrator.store.paths import RECORDS, json_path
 from orchestrator.store.store import Store
+from tests.conftest import RECORDING
 
 pytestmark = pytest.mark.usefixtures("calls")
 
 
-@pytest.fixture
-def home(tmp_path: Path, small: str, calls: object) -> Home:
-    """A sweep of two methods, each fine-tuned and not, that has been run."""
-    path = tmp_path / "small.yaml"
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, small: str) -> Path:
+    """The home of a sweep of two methods, each fine-tuned and not, that has been run."""
+    folder = tmp_path_factory.mktemp("ran")
+    path = folder / "small.yaml"
     path.write_text(small)
-    place = Home(tmp_path / "home")
     given = ("seeds=1", "finetune.learning_rate=1e-3", "finetune.steps=[0,2]")
-    assert run_job(open_job(str(path), given, place), quiet()).ok
-    return place
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RESURGE_PLUGINS", str(RECORDING))
+        patch.setenv("RESURGE_TEST_CALLS", str(folder / "calls.txt"))
+        place = Home(folder / "home")
+        assert run_job(open_job(str(path), given, place), quiet()).ok
+    return place.root
+
+
+@pytest.fixture
+def home(ran: Path, tmp_path: Path) -> Home:
+    """A copy of it to do as one likes with."""
+    shutil.copytree(ran, tmp_path / "home")
+    return Home(tmp_path / "home")
 
 
 def quiet() -> Console:
