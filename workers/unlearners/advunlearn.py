@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from orchestrator.core.plugin import BasePlugin
-from orchestrator.core.settings import Presets
+from orchestrator.core.settings import Preset, Presets
 from workers.interfaces.unlearner import Erasure, TrainSettings, Unlearned, Unlearner
 
 if TYPE_CHECKING:
@@ -21,15 +21,15 @@ class AdvUnlearnSettings(TrainSettings):
     """
 
     PRESETS: ClassVar[Presets] = {
-        "sd": {
+        "sd": Preset({
             "learning_rate": 1e-5, "iterations": 1000, "batch_size": 1, "warmup_iterations": 200,
             "attack": "sign", "attack_steps": 30, "attack_rate": 1e-3, "sampler_steps": 50,
             "retain_batch_size": 5,
-        },
-        "sd-fast": {
+        }, "ours", ""),
+        "sd-fast": Preset({
             "learning_rate": 1e-5, "iterations": 1000, "batch_size": 1, "warmup_iterations": 200,
             "attack": "fast", "attack_rate": 1e-3, "sampler_steps": 50, "retain_batch_size": 5,
-        },
+        }, "ours", ""),
     }  # fmt: skip
 
     iterations: int = Field(80, ge=1, description="optimiser steps")

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from orchestrator.core.plugin import BasePlugin, Need
-from orchestrator.core.settings import Presets
+from orchestrator.core.settings import Preset, Presets
 from workers.erasure.materials import need_pictures
 from workers.erasure.picture_method import AnchoredSettings, PictureUnlearner
 from workers.interfaces.unlearner import Erasure, Unlearned
@@ -21,14 +21,14 @@ class ConceptAblationSettings(AnchoredSettings):
     """
 
     PRESETS: ClassVar[Presets] = {
-        "sd": {
+        "sd": Preset({
             "learning_rate": 1.6e-5, "iterations": 100, "batch_size": 8, "prior_weight": 0.0,
             "images_per_prompt": 200,
-        },
-        "sd-nudity": {
+        }, "ours", ""),
+        "sd-nudity": Preset({
             "learning_rate": 4e-6, "iterations": 400, "batch_size": 8, "prior_weight": 1.0,
             "images_per_prompt": 200,
-        },
+        }, "ours", ""),
     }  # fmt: skip
 
     iterations: int = Field(100, ge=1, description="optimiser steps")
@@ -61,7 +61,7 @@ class ConceptAblation(PictureUnlearner):
 
     def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
         """Pictures of the anchor only."""
-        prompts = base.prompts(self.anchor(base, concept))
+        prompts = self.prompts(base, self.anchor(base, concept))
         return {"anchor": need_pictures(base, prompts, self.settings.images_per_prompt)}
 
     def passes(self) -> int:

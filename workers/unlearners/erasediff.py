@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from orchestrator.core.settings import Presets
+from orchestrator.core.settings import Preset, Presets
 from workers.erasure.picture_method import AnchoredSettings, PictureUnlearner
 from workers.interfaces.unlearner import Erasure, Unlearned
 
@@ -23,11 +23,13 @@ class EraseDiffSettings(AnchoredSettings):
     """
 
     PRESETS: ClassVar[Presets] = {
-        "sd-class": {"learning_rate": 1e-5, "batch_size": 16, "iterations": 250, "weight": 1.0},
-        "sd-nudity": {
+        "sd-class": Preset(
+            {"learning_rate": 1e-5, "batch_size": 16, "iterations": 250, "weight": 1.0}, "ours", ""
+        ),
+        "sd-nudity": Preset({
             "learning_rate": 1e-5, "batch_size": 16, "iterations": 250, "weight": 1.0,
             "anchor": "a photo of a pokemon",
-        },
+        }, "ours", ""),
     }  # fmt: skip
 
     variant: Literal["paper", "released"] = Field(

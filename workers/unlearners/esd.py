@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.core.settings import Presets
+from orchestrator.core.settings import Preset, Presets
 from workers.interfaces.unlearner import Erasure, TrainSettings, Unlearned, Unlearner
 
 if TYPE_CHECKING:
@@ -43,13 +43,13 @@ class ESDSettings(TrainSettings):
     """
 
     PRESETS: ClassVar[Presets] = {
-        "sd-style": {**_ORIGINAL, "variant": "x"},
-        "sd-celebrity": {**_ORIGINAL, "variant": "x"},
-        "sd-object": {**_ORIGINAL, "variant": "noxattn"},
-        "sd-nudity": {**_ORIGINAL, "variant": "noxattn"},
-        "sd-newer-x": {**_NEWER, "variant": "x"},
-        "sd-newer-x-strict": {**_NEWER, "variant": "x-strict"},
-        "sd-newer-u": {**_NEWER, "variant": "u"},
+        "sd-style": Preset({**_ORIGINAL, "variant": "x"}, "ours", ""),
+        "sd-celebrity": Preset({**_ORIGINAL, "variant": "x"}, "ours", ""),
+        "sd-object": Preset({**_ORIGINAL, "variant": "noxattn"}, "ours", ""),
+        "sd-nudity": Preset({**_ORIGINAL, "variant": "noxattn"}, "ours", ""),
+        "sd-newer-x": Preset({**_NEWER, "variant": "x"}, "ours", ""),
+        "sd-newer-x-strict": Preset({**_NEWER, "variant": "x-strict"}, "ours", ""),
+        "sd-newer-u": Preset({**_NEWER, "variant": "u"}, "ours", ""),
     }
 
     variant: Literal["x", "x-strict", "u", "noxattn"] = Field(
@@ -83,8 +83,10 @@ class ESDSettings(TrainSettings):
         """The number itself is hashed and stored, so a change of `RATES` cannot go unnoticed."""
         if not isinstance(values, Mapping) or values.get("learning_rate") is not None:
             return values
-        preset = cls.PRESETS.get(str(values.get("preset")), {})
-        rate = preset.get("learning_rate") or RATES.get(str(values.get("variant", "x")))
+        preset = cls.PRESETS.get(str(values.get("preset")))
+        rate = (preset and preset.values.get("learning_rate")) or RATES.get(
+            str(values.get("variant", "x"))
+        )
         return {**values, "learning_rate": rate}
 
 

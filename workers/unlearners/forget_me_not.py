@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from orchestrator.core.settings import Presets
+from orchestrator.core.settings import Preset, Presets
 from workers.erasure.picture_method import PictureSettings, PictureUnlearner
 from workers.interfaces.unlearner import Erasure, Unlearned
 
@@ -22,10 +22,12 @@ class ForgetMeNotSettings(PictureSettings):
     """
 
     PRESETS: ClassVar[Presets] = {
-        "sd": {"learning_rate": 2e-6, "iterations": 35, "batch_size": 1, "group": "full"},
-        "unlearncanvas": {
+        "sd": Preset(
+            {"learning_rate": 2e-6, "iterations": 35, "batch_size": 1, "group": "full"}, "ours", ""
+        ),
+        "unlearncanvas": Preset({
             "learning_rate": 2e-5, "iterations": 100, "batch_size": 1, "group": "xattn",
-        },
+        }, "ours", ""),
     }  # fmt: skip
 
     iterations: int = Field(35, ge=1, description="optimiser steps")

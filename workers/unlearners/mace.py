@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from orchestrator.core.plugin import BasePlugin, Need
-from orchestrator.core.settings import Presets
+from orchestrator.core.settings import Preset, Presets
 from workers.data.files import PlaceText
 from workers.erasure.materials import need, need_caption_sums, need_pictures
 from workers.interfaces.unlearner import Erasure, TrainSettings, Unlearned, Unlearner
@@ -30,21 +30,21 @@ class MACESettings(TrainSettings):
     """
 
     PRESETS: ClassVar[Presets] = {
-        "sd-celebrity-1": {**_CELEBRITY, "domain_weight": 8e3},
-        "sd-celebrity-5": {**_CELEBRITY, "domain_weight": 5e4},
-        "sd-celebrity-10": {**_CELEBRITY, "domain_weight": 8e4},
-        "sd-celebrity-100": {**_CELEBRITY, "domain_weight": 2e5},
-        "sd-art-100": {**_CELEBRITY, "domain_weight": 8e4},
-        "sd-object": {
+        "sd-celebrity-1": Preset({**_CELEBRITY, "domain_weight": 8e3}, "ours", ""),
+        "sd-celebrity-5": Preset({**_CELEBRITY, "domain_weight": 5e4}, "ours", ""),
+        "sd-celebrity-10": Preset({**_CELEBRITY, "domain_weight": 8e4}, "ours", ""),
+        "sd-celebrity-100": Preset({**_CELEBRITY, "domain_weight": 2e5}, "ours", ""),
+        "sd-art-100": Preset({**_CELEBRITY, "domain_weight": 8e4}, "ours", ""),
+        "sd-object": Preset({
             "iterations": 50, "learning_rate": 1e-5, "batch_size": 1, "lam": 1e2,
             "prior_scale": 0.0,
             "segmenter": "clipseg",
-        },
-        "sd-nudity": {
+        }, "ours", ""),
+        "sd-nudity": Preset({
             "iterations": 120, "learning_rate": 1e-5, "batch_size": 1, "prior_scale": 7e-7,
             "domain_weight": 0.0, "mapping": "a person wearing clothes", "timesteps": "uniform",
             "segmenter": "clipseg",
-        },
+        }, "ours", ""),
     }  # fmt: skip
 
     variant: Literal["paper", "released"] = Field(
@@ -106,12 +106,12 @@ class MACE(Unlearner):
     def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
         """Pictures, their masks, and the caption sums."""
         s = self.settings
-        kept = base.retained_prompts(concept)
+        kept = self.preserved_prompts(base, concept)
         needs = {"general": need_caption_sums(s.general_captions, kept)}
         if s.domain_weight:
             needs["domain"] = need_caption_sums(s.domain_captions, kept)
         if s.iterations:
-            prompts = base.prompts(concept)[:1]
+            prompts = self.prompts(base, concept)[:1]
             pictures = need_pictures(base, prompts, s.images)
             needs["pictures"] = pictures
             needs["masks"] = need("masks", {"object": concept}, pictures, segmenter=s.segmenter)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from orchestrator.core.settings import Presets, PresetSettings
-from workers.interfaces.unlearner import Erasure, Unlearned, Unlearner
+from orchestrator.core.settings import Preset, Presets
+from workers.interfaces.unlearner import Erasure, MethodSettings, Unlearned, Unlearner
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 _SD = {"preserve_scale": 0.1}
 
 
-class RECESettings(PresetSettings):
+class RECESettings(MethodSettings):
     """How often to look again, and how far derived embeddings may stray.
 
     Tuned to the shapes base: sweeps/tuning/rece.yaml.
     """
 
     PRESETS: ClassVar[Presets] = {
-        "sd-nudity": {"lam": 0.1, "epochs": 3, **_SD},
-        "sd-unsafe": {"lam": 0.1, "epochs": 2, **_SD},
-        "sd-style": {"lam": 1e-3, "epochs": 1, **_SD},
-        "sd-object-hard": {"lam": 1e-3, "epochs": 1, **_SD},
-        "sd-object-easy": {"lam": 0.1, "epochs": 1, **_SD},
+        "sd-nudity": Preset({"lam": 0.1, "epochs": 3, **_SD}, "ours", ""),
+        "sd-unsafe": Preset({"lam": 0.1, "epochs": 2, **_SD}, "ours", ""),
+        "sd-style": Preset({"lam": 1e-3, "epochs": 1, **_SD}, "ours", ""),
+        "sd-object-hard": Preset({"lam": 1e-3, "epochs": 1, **_SD}, "ours", ""),
+        "sd-object-easy": Preset({"lam": 0.1, "epochs": 1, **_SD}, "ours", ""),
     }
 
     epochs: int = Field(5, ge=0, description="times that derived embeddings are erased; 0: UCE")

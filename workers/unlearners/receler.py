@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from orchestrator.core.settings import Presets
+from orchestrator.core.settings import Preset, Presets
 from workers.interfaces.unlearner import Erasure, TrainSettings, Unlearned, Unlearner
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ class RecelerSettings(TrainSettings):
     """
 
     PRESETS: ClassVar[Presets] = {
-        "sd": {
+        "sd": Preset({
             "learning_rate": 3e-4, "iterations": 500, "batch_size": 1, "rank": 128,
             "attack_steps": 50, "attack_rate": 0.1, "soft_tokens": 16, "sampler_steps": 50,
             "local_weight": 0.1,
-        },
+        }, "ours", ""),
     }  # fmt: skip
 
     iterations: int = Field(50, ge=1, description="optimiser steps")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from orchestrator.core.settings import Presets
+from orchestrator.core.settings import Preset, Presets
 from workers.erasure.picture_method import AnchoredSettings, PictureUnlearner
 from workers.interfaces.unlearner import Erasure, Unlearned
 
@@ -26,13 +26,13 @@ class ResAlignSettings(AnchoredSettings):
     """
 
     PRESETS: ClassVar[Presets] = {
-        "sd": {
+        "sd": Preset({
             "learning_rate": 2e-4, "iterations": 160, "batch_size": 1, "rank": 4,
             "simulations": 3, "min_simulated_steps": 5, "max_simulated_steps": 30,
             "simulated_rates": (1e-6, 1e-5, 1e-4),
             "resilience_weight": 0.8, "retain_weight": 1.6, "final_retain_weight": 2.0,
             "anchor": "a person wearing clothes",
-        },
+        }, "ours", ""),
     }  # fmt: skip
 
     iterations: int = Field(40, ge=1, description="optimiser steps")

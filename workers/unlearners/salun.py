@@ -8,7 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from orchestrator.core.plugin import BasePlugin, Need
-from orchestrator.core.settings import Presets
+from orchestrator.core.settings import Preset, Presets
 from workers.erasure.materials import need, unpack
 from workers.erasure.picture_method import AnchoredSettings, PictureUnlearner
 from workers.interfaces.unlearner import Erasure, Unlearned
@@ -21,14 +21,14 @@ class SalUnSettings(AnchoredSettings):
     """
 
     PRESETS: ClassVar[Presets] = {
-        "sd-class": {
+        "sd-class": Preset({
             "learning_rate": 1e-5, "batch_size": 8, "retain_weight": 0.5, "iterations": 500,
-        },
-        "sd-nsfw": {
+        }, "ours", ""),
+        "sd-nsfw": Preset({
             "learning_rate": 1e-5, "batch_size": 8, "retain_weight": 0.1, "iterations": 100,
             "images_per_prompt": 160, "retain_images_per_prompt": 160,
             "anchor": "a person wearing clothes",
-        },
+        }, "ours", ""),
     }  # fmt: skip
 
     iterations: int = Field(100, ge=1, description="optimiser steps")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from orchestrator.core.plugin import BasePlugin, Need
-from orchestrator.core.settings import Presets
+from orchestrator.core.settings import Preset, Presets
 from workers.erasure.materials import need, unpack
 from workers.erasure.picture_method import AnchoredSettings, PictureUnlearner
 from workers.interfaces.unlearner import Erasure, Unlearned
@@ -26,14 +26,14 @@ class ScissorhandsSettings(AnchoredSettings):
     """
 
     PRESETS: ClassVar[Presets] = {
-        "sd-nsfw": {
+        "sd-nsfw": Preset({
             "sparsity": 0.995, "learning_rate": 1e-5, "batch_size": 16, "iterations": 250,
             "forget_weight": 0.1, "forget_loss": "relabel", "anchor": "a person wearing clothes",
-        },
-        "sd-class": {
+        }, "ours", ""),
+        "sd-class": Preset({
             "sparsity": 0.999, "learning_rate": 2e-5, "batch_size": 16, "iterations": 150,
             "forget_weight": 0.1, "forget_loss": "ascent",
-        },
+        }, "ours", ""),
     }  # fmt: skip
 
     variant: Literal["paper", "released"] = Field(

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from orchestrator.core.settings import Presets
+from orchestrator.core.settings import Preset, Presets
 from workers.interfaces.unlearner import Erasure, TrainSettings, Unlearned, Unlearner
 
 MOSTLY = 0.5
@@ -20,10 +20,10 @@ class SDDSettings(TrainSettings):
     """
 
     PRESETS: ClassVar[Presets] = {
-        "sd": {
+        "sd": Preset({
             "learning_rate": 1e-5, "iterations": 1500, "batch_size": 1, "sampler_steps": 50,
             "ema_decay": 0.999,
-        },
+        }, "ours", ""),
     }  # fmt: skip
 
     iterations: int = Field(150, ge=1, description="optimiser steps")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from orchestrator.core.settings import Presets
+from orchestrator.core.settings import Preset, Presets
 from workers.interfaces.unlearner import Erasure, TrainSettings, Unlearned, Unlearner
 
 if TYPE_CHECKING:
@@ -21,10 +21,10 @@ class SPMSettings(TrainSettings):
     """
 
     PRESETS: ClassVar[Presets] = {
-        "sd": {
+        "sd": Preset({
             "learning_rate": 1e-4, "iterations": 3000, "batch_size": 1, "warmup_steps": 500,
             "cycles": 3, "anchor_weight": 1000.0, "sampler_steps": 30,
-        },
+        }, "ours", ""),
     }  # fmt: skip
 
     iterations: int = Field(75, ge=1, description="optimiser steps")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from orchestrator.core.plugin import BasePlugin, Need
-from orchestrator.core.settings import Presets
+from orchestrator.core.settings import Preset, Presets
 from workers.erasure.materials import need_pictures
 from workers.interfaces.unlearner import Erasure, TrainSettings, Unlearned, Unlearner
 
@@ -25,11 +25,11 @@ class STEREOSettings(TrainSettings):
     """
 
     PRESETS: ClassVar[Presets] = {
-        "sd": {
+        "sd": Preset({
             "rounds": 4, "search_iterations": 200, "search_rate": 5e-6, "inversion_steps": 3000,
             "inversion_rate": 5e-3, "iterations": 200, "learning_rate": 2e-5, "batch_size": 1,
             "sampler_steps": 50,
-        },
+        }, "ours", ""),
     }  # fmt: skip
 
     rounds: int = Field(2, ge=1, description="times that the concept is erased and found again")
@@ -68,7 +68,7 @@ class STEREO(Unlearner):
 
     def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
         """Pictures of the concept, to invert."""
-        prompts = base.prompts(concept)
+        prompts = self.prompts(base, concept)
         return {"forget": need_pictures(base, prompts, self.settings.images_per_prompt)}
 
     def passes(self) -> int:
