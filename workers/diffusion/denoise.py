@@ -6,7 +6,7 @@ one that starts at `scheduler.timesteps[k]`; k = 0 is pure noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -196,35 +196,24 @@ def guided(unet: UNet, text: Tensor, empty: Tensor, scale: float) -> Predict:
     return predict
 
 
-def denoise(predict: Predict, scheduler: Sampler, latents: Tensor, steps: int) -> Tensor:
-    """Take the first `steps` steps of `scheduler` from noise `latents` (n, c, h, w).
+def walk(predict: Predict, scheduler: Sampler, latents: Tensor, timesteps: Iterable[int]) -> Tensor:
+    """Take the steps of `scheduler` that start at `timesteps`, one after the other.
 
-    The result is at the noise level of `scheduler.timesteps[steps]`, and that is the time step at
-    which it must be evaluated (ESD-type methods); after all steps it is the clean picture.
+    Each goes on to the time step that the sampler's spacing has next, whatever is walked then.
     """
-    # Integers, read once: a time step that stays on a GPU would be waited for at every step.
-    for timestep in scheduler.timesteps[:steps].tolist():
+    for timestep in timesteps:
         latents = scheduler.step(predict(latents, timestep), timestep, latents).prev_sample
     return latents
 
 
-def partly_denoised(
-    pipe: Pipeline,
-    predict: Predict,
-    batch_size: int,
-    sampler_steps: int,
-    seed: int,
-    step: int,
-) -> tuple[Tensor, int]:
-    """Latents (batch, c, h, w) after k of N steps from noise, and the time step they stand at.
+def denoise(predict: Predict, scheduler: Sampler, latents: Tensor, steps: int) -> Tensor:
+    """Take the first `steps` steps of `scheduler` from noise `latents` (n, c, h, w).
 
-    k is uniform in 0 … N - 1 and shared by the batch; (seed, step) decide it and the noise.
+    The result is at the noise level of `scheduler.timesteps[steps]`; after all steps it is the
+    clean picture.
     """
-    scheduler = ddim(pipe, sampler_steps)
-    k = int(integers(sampler_steps, 1, seed, step, "denoised steps"))
-    noise = normal((batch_size, *latent_shape(pipe)), seed, step, "initial noise", pipe.device)
-    start = noise.to(pipe.unet.dtype) * scheduler.init_noise_sigma
-    return denoise(predict, scheduler, start, k), int(scheduler.timesteps[k])
+    # Integers, read once: a time step that stays on a GPU would be waited for at every step.
+    return walk(predict, scheduler, latents, scheduler.timesteps[:steps].tolist())
 
 
 def noised(
