@@ -110,7 +110,8 @@ class UnlearnerPlugin(Plugin):
     `seeded` is False for a method without randomness: its result is then shared by all seeds.
     `changes` is False for the baseline that leaves the model alone. `uses` says which of
     "retained" (prompts of what should survive) and "anchors" (the erased prompts with another
-    concept in its place) the method reads: the others are no part of its identity.
+    concept in its place) the method reads: the others are no part of its identity. `golden` says
+    what of it is compared with numbers of its released code; "" if nothing is.
     """
 
     kind = "unlearner"
@@ -118,6 +119,7 @@ class UnlearnerPlugin(Plugin):
     changes: ClassVar[bool] = True
     uses: ClassVar[frozenset[str]] = frozenset()
     paper: ClassVar[str] = ""
+    golden: ClassVar[str] = ""
 
     def anchor(self, base: BasePlugin, concept: str) -> str:
         """The concept that stands in for the erased one: the settings' own, or the base's."""

@@ -76,6 +76,7 @@ class UCE(Unlearner):
     seeded = False
     uses = frozenset({"retained"})
     paper = "Gandikota et al., WACV 2024"
+    golden = "the whole edit, by the newer rule and by that of 2023"
     Settings = UCESettings
     settings: UCESettings
 
