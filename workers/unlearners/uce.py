@@ -82,12 +82,17 @@ class UCE(Unlearner):
 
     def unlearn(self, erasure: Erasure) -> Unlearned:
         """Solve once, apply to every projection; report the system's condition number."""
-        from workers.erasure.closed_form import Sums, apply_map, projection_edit, text_projections
+        from workers.erasure.closed_form import (
+            Sums,
+            apply_map,
+            pairs,
+            projection_edit,
+            text_projections,
+        )
 
         s, pipe = self.settings, erasure.pipe
         sums = Sums.empty(pipe.unet.config.cross_attention_dim)
-        sources, targets = self._pairs(erasure)
-        sums.move(sources, targets, s.erase_scale)
+        sums.move(*pairs(erasure, s.target, s.tokens), s.erase_scale)
         scale = s.preserve_scale
         if scale is None:
             scale = max(0.1, 1 / (len(erasure.retained_prompts) + 1))
@@ -97,33 +102,16 @@ class UCE(Unlearner):
         erasure.progress(1, 1, {"condition": condition})
         return Unlearned([projection_edit(pipe)], {"condition": condition})
 
-    def _pairs(self, erasure: Erasure) -> tuple[Tensor, Tensor]:
-        """Erased embeddings and their targets, both (n, width)."""
-        import torch
-
-        from workers.diffusion.text import embed, last_subject_index
-
-        pipe, target, tokens = erasure.pipe, self.settings.target, self.settings.tokens
-        goal = embed(pipe, [target])[0]
-        at = last_subject_index(pipe.tokenizer, target)
-        sources, targets = [], []
-        for prompt, text in zip(erasure.prompts, embed(pipe, erasure.prompts), strict=True):
-            subject = erasure.concept if tokens == "from_subject" else None
-            start = last_subject_index(pipe.tokenizer, prompt, subject)
-            rows = 1 if tokens == "last" else len(text) - max(start, at)
-            sources.append(text[start : start + rows])
-            targets.append(goal[at : at + rows])
-        return torch.cat(sources), torch.cat(targets)
-
     def _kept(self, erasure: Erasure) -> Tensor:
         """Preserved embeddings (n, width)."""
         import torch
 
         from workers.diffusion.text import embed, last_subject_index
+        from workers.erasure.closed_form import with_the_empty
 
         pipe, prompts = erasure.pipe, erasure.retained_prompts
         if self.settings.tokens != "last":
-            return embed(pipe, ["", *prompts]).flatten(0, 1)
+            return with_the_empty(erasure)
         text = embed(pipe, ["", *prompts])[1:]
         rows = [last_subject_index(pipe.tokenizer, prompt) for prompt in prompts]
         return text[torch.arange(len(rows)), torch.tensor(rows, dtype=torch.long)]
