@@ -74,8 +74,8 @@ def to_words(maps: Mapping[str, Tensor], words: Tensor) -> dict[str, Tensor]:
 def resized(masks: Tensor, pixels: int, aspect: float = 1.0) -> Tensor:
     """Masks (n, height, width) at an attention map's resolution: fp32 (n, pixels) in {0, 1}.
 
-    A cell belongs to the object if any pixel in it does. `aspect` is height over width.
+    By nearest neighbour: a cell is what its upper left pixel is. `aspect` is height over width.
     """
     height = round((pixels * aspect) ** 0.5)
-    sized = functional.adaptive_max_pool2d(masks.float()[:, None], (height, pixels // height))
+    sized = functional.interpolate(masks.float()[:, None], (height, pixels // height))
     return sized.flatten(1)

@@ -62,9 +62,9 @@ def test_attention_to_other_words_is_left_out():
     assert kept.count_nonzero() == 2 * 3 * 4
 
 
-def test_a_cell_belongs_to_the_object_if_any_pixel_in_it_does():
+def test_a_cell_is_what_its_upper_left_pixel_is():
     mask = torch.zeros(1, 8, 8, dtype=torch.bool)
-    mask[0, 3, 4] = True
+    mask[0, 0, 4] = mask[0, 3, 4] = mask[0, 7, 7] = True
     assert resized(mask, 4).tolist() == [[0.0, 1.0, 0.0, 0.0]]
     assert resized(mask, 64).view(8, 8)[3, 4] == 1
 
