@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from workers.runtime.parts import in_parts
@@ -62,6 +62,29 @@ class _Recorder:
         mixed = attn.batch_to_head_dim(torch.bmm(weights, value))
         out: Tensor = attn.to_out[1](attn.to_out[0](mixed))
         return out
+
+
+@contextmanager
+def start_token_blocked(unet: nn.Module) -> Iterator[None]:
+    """Inside, no gradient goes through the first token's key and value in attn2.
+
+    What is computed forwards is the same. Hooks on to_k and to_v: whatever computes the attention
+    itself is left as it is and sees nothing of it.
+    """
+
+    def block(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)
+
+    handles = [
+        module.register_forward_hook(block)
+        for path, module in unet.named_modules()
+        if path.endswith((".attn2.to_k", ".attn2.to_v"))
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def to_words(maps: Mapping[str, Tensor], words: Tensor) -> dict[str, Tensor]:
