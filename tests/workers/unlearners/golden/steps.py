@@ -49,7 +49,10 @@ def watch(monkeypatch) -> Steps:
 
         def seen(step):
             steps.losses.append(backward(step))
-            found = {n: p.grad.clone() for n, p in phase.parameters.items() if p.grad is not None}
+            found = {
+                n: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+                for n, p in phase.parameters.items()
+            }
             steps.gradients.append(found)
             steps.norms.append(torch.stack([g.norm() for g in found.values()]).norm())
             return steps.losses[-1]
