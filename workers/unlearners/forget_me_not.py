@@ -90,7 +90,8 @@ class ForgetMeNot(PictureUnlearner):
         def loss(step: int) -> Tensor:
             batch = forget.batch(s.batch_size, erasure.seed, step, "forget")
             predict(batch.noisy, batch.timesteps, forget.text[batch.rows])
-            return attention_norms(maps, words[batch.rows]).norm()
+            norm: Tensor = attention_norms(maps, words[batch.rows]).norm()
+            return norm
 
         # For the whole training: gradient checkpointing runs a forward pass again on the way back.
         with recorded(pipe.unet) as maps:
