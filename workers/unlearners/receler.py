@@ -78,7 +78,7 @@ class Receler(Unlearner):
         from workers.diffusion.attention import recorded
         from workers.diffusion.denoise import noise_predictor
         from workers.diffusion.rng import integers
-        from workers.diffusion.soft_prompt import encode, token_ids
+        from workers.diffusion.soft_prompt import encode, new_soft, token_ids
         from workers.diffusion.text import embed, subject_words
         from workers.editing.adapters import Bottlenecks
         from workers.erasure.adversary import Adversary
@@ -88,7 +88,7 @@ class Receler(Unlearner):
         s, pipe = self.settings, erasure.pipe
         erasers = Bottlenecks.new(pipe.unet, s.rank, erasure.seed)
         predict = noise_predictor(pipe)
-        adversary = Adversary(s.soft_tokens, s.attack_steps, s.attack_rate, "adam", s.attack_decay)
+        adversary = Adversary(s.attack_steps, s.attack_rate, "adam", s.attack_decay)
         prompts, empty = embed(pipe, erasure.prompts), embed(pipe, [""])[0]
         words = subject_words(pipe, erasure.prompts, erasure.concept)
         ids = token_ids(pipe, erasure.prompts, s.soft_tokens)
@@ -104,9 +104,9 @@ class Receler(Unlearner):
                 mask = object_mask(maps, words[rows], height, width, s.mask_threshold)
                 target = erased_noise(predict, latents, timestep, text, empty, s.negative_guidance)
             asked = ids[rows]
-            soft = adversary.find(
-                erasure, predict, (latents, timestep), asked, concept, step, "soft prompt"
-            )
+            start = new_soft(pipe, len(asked), s.soft_tokens, erasure.seed, step, "soft prompt")
+            here = (latents, timestep, concept)
+            soft = adversary.find(pipe, predict, lambda _: here, asked, start)
             with torch.no_grad():
                 adversarial = encode(pipe, asked, soft)
             with erasers.recorded() as added:
