@@ -6,8 +6,9 @@ one that starts at `scheduler.timesteps[k]`; k = 0 is pure noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
@@ -178,6 +179,27 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
+_drawn_text: ContextVar[Tensor | None] = ContextVar("drawn_text", default=None)
+
+
+@contextmanager
+def _drawing(text: Tensor) -> Iterator[None]:
+    token = _drawn_text.set(text)
+    try:
+        yield
+    finally:
+        _drawn_text.reset(token)
+
+
+def drawn_text() -> Tensor | None:
+    """The embeddings (n, tokens, width) of the n pictures that the present pass draws under
+    guidance, whose rows are theirs and then their unconditional halves; None in any other pass.
+
+    What an edit does to a picture as a whole reads it in both halves.
+    """
+    return _drawn_text.get()
+
+
 def guided(unet: UNet, text: Tensor, empty: Tensor, scale: float) -> Predict:
     """The UNet under guidance towards `text` and away from `empty`, both (n, tokens, width).
 
@@ -185,15 +207,19 @@ def guided(unet: UNet, text: Tensor, empty: Tensor, scale: float) -> Predict:
     Stable Diffusion's pipeline does.
     """
 
-    def part(latents: Tensor, timestep: Tensor | int, text: Tensor) -> Tensor:
+    def alone(latents: Tensor, timestep: Tensor | int, text: Tensor) -> Tensor:
         return unet(latents, timestep, encoder_hidden_states=text).sample
 
-    def predict(latents: Tensor, timestep: int) -> Tensor:
-        if scale <= 1:
-            return by_parts(part, latents, timestep, text)
-        return guide(*noise_pair(partial(by_parts, part), latents, timestep, text, empty), scale)
+    def pair(latents: Tensor, timestep: Tensor | int, texts: Tensor) -> Tensor:
+        asked, away = texts.unbind(1)
+        with _drawing(asked):
+            return guide(*noise_pair(alone, latents, timestep, asked, away), scale)
 
-    return predict
+    if scale <= 1:
+        return lambda latents, timestep: by_parts(alone, latents, timestep, text)
+    # A picture's two halves stay in one part.
+    both = torch.stack([text, empty], dim=1)
+    return lambda latents, timestep: by_parts(pair, latents, timestep, both)
 
 
 def walk(predict: Predict, scheduler: Sampler, latents: Tensor, timesteps: Iterable[int]) -> Tensor:
