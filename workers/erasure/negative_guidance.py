@@ -97,11 +97,13 @@ def draw(
     stops: Stops = at_the_samplers_steps,
     stream: str = "",
     noise: str = "",
+    shape: tuple[int, int, int] | None = None,
 ) -> tuple[Tensor, int]:
     """x_t (batch, c, h, w) that `unet` draws towards `text` (batch, tokens, width), and t.
 
     The stop is shared by the batch. `stream` tells apart several drawings of one step, `noise`
-    those of them that have one stop and t but each its own noise.
+    those of them that have one stop and t but each its own noise. The latents' `shape` is the
+    UNet's own if none is given.
     """
     pipe, at = erasure.pipe, (erasure.seed, step)
     scheduler = ddim(pipe, settings.sampler_steps)
@@ -109,8 +111,12 @@ def draw(
     possible = stops(scheduler.timesteps.tolist(), spacing)
     walked, evaluated = possible[int(integers(len(possible), 1, *at, f"denoised steps{stream}"))]
     timestep = evaluated[int(integers(len(evaluated), 1, *at, f"time step{stream}"))]
-    shape = (len(text), *latent_shape(pipe))
-    start = normal(shape, *at, f"initial noise{stream}{noise}", pipe.device)
+    start = normal(
+        (len(text), *(shape or latent_shape(pipe))),
+        *at,
+        f"initial noise{stream}{noise}",
+        pipe.device,
+    )
     latents = start.to(pipe.unet.dtype) * scheduler.init_noise_sigma
     predict = guided(unet, text, empty.expand_as(text), settings.start_guidance)
     return walk(predict, scheduler, latents, walked), timestep

@@ -10,12 +10,11 @@ from workers.diffusion.rng import normal
 from workers.diffusion.text import embed
 from workers.unlearners.advunlearn import AdvUnlearn
 from workers.unlearners.concept_ablation import ConceptAblation
-from workers.unlearners.erasediff import EraseDiff
 from workers.unlearners.esd import ESD
 from workers.unlearners.sdd import SDD
 from workers.unlearners.spm import SPM
 
-METHODS = [ESD, ConceptAblation, EraseDiff, SDD, SPM, AdvUnlearn]
+METHODS = [ESD, ConceptAblation, SDD, SPM, AdvUnlearn]
 
 
 def answer_in_v(pipe):
@@ -67,10 +66,11 @@ def test_the_sampler_draws_the_same(pipe, guidance):
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_the_first_loss_is_the_same(warm, brief, method):
-    in_noise = {"loss_in": "noise"} if "loss_in" in method.Settings.model_fields else {}
-    plain = small(method, iterations=1, **in_noise).unlearn(brief()).numbers["loss"]
+def test_the_first_loss_in_noise_is_the_same(warm, brief, method):
+    """That of the outputs has another weight at each time step, and is the published one."""
+    asked = {"loss_in": "noise"} if "loss_in" in method.Settings.model_fields else {}
+    plain = small(method, iterations=1, **asked).unlearn(brief()).numbers["loss"]
     warm.reset()
     answer_in_v(warm.pipe)
-    loss = small(method, iterations=1, **in_noise).unlearn(brief()).numbers["loss"]
+    loss = small(method, iterations=1, **asked).unlearn(brief()).numbers["loss"]
     assert loss == pytest.approx(plain, rel=1e-4)
