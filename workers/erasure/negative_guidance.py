@@ -131,6 +131,24 @@ def erased_noise(
     return erased_target(concept, away, eta)
 
 
+@torch.no_grad()
+def erased_noise_from(
+    frozen: NoisePredictor,
+    latents: Tensor,
+    timestep: int,
+    text: Tensor,
+    empty: Tensor,
+    eta: float,
+    erased_from: Tensor,
+) -> Tensor:
+    """ε*(f) - (η + 1) (ε*(c) - ε*(∅)): the concept erased from f, texts (batch, tokens, width).
+
+    With f the concept itself it is `erased_noise`.
+    """
+    concept, nothing = noise_pair(frozen, latents, timestep, text, empty.expand_as(text))
+    return frozen(latents, timestep, erased_from) - (eta + 1) * (concept - nothing)
+
+
 def draw_rows(text: Tensor, count: int, seed: int, step: int, stream: str = "prompts") -> Tensor:
     """`count` rows of embeddings (n, tokens, width), drawn with replacement."""
     return text[integers(len(text), count, seed, step, stream, text.device)]
