@@ -145,13 +145,18 @@ def apply_map(projections: list[nn.Linear], matrix: Tensor) -> None:
         weight.copy_((_double(weight) @ matrix).to(weight.dtype))
 
 
-def text_projections(unet: nn.Module) -> list[nn.Linear]:
-    """Every attn2's to_k and to_v: the linear maps that read the text."""
-    return [
-        module
+def projections(unet: nn.Module) -> dict[str, nn.Linear]:
+    """Every attn2's to_k and to_v by path: the linear maps that read the text."""
+    return {
+        name: module
         for name, module in unet.named_modules()
         if _PROJECTION.search(f"{name}.weight") and isinstance(module, nn.Linear)
-    ]
+    }
+
+
+def text_projections(unet: nn.Module) -> list[nn.Linear]:
+    """`projections` without their paths."""
+    return list(projections(unet).values())
 
 
 def projection_edit(pipe: Pipeline) -> Weights:

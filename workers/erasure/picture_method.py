@@ -8,7 +8,7 @@ from pydantic import Field
 
 from orchestrator.core.plugin import BasePlugin, Need
 from workers.erasure.materials import need_pictures
-from workers.interfaces.unlearner import TrainSettings, Unlearner
+from workers.interfaces.unlearner import OutputSettings, TrainSettings, Unlearner
 
 
 class PictureSettings(TrainSettings):
@@ -20,7 +20,7 @@ class PictureSettings(TrainSettings):
     )
 
 
-class AnchoredSettings(PictureSettings):
+class AnchoredSettings(PictureSettings, OutputSettings):
     """With another concept to stand in for the erased one."""
 
     anchor: str | None = Field(

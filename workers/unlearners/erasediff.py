@@ -81,7 +81,7 @@ class EraseDiff(PictureUnlearner):
         s, pipe = self.settings, erasure.pipe
         parameters = select(pipe.unet, s.group)
         values = list(parameters.values())
-        losses = Relabelling.of(erasure)
+        losses = Relabelling.of(erasure, s.loss_in)
 
         def backward(step: int) -> Tensor:
             at = (s.batch_size, erasure.seed, step)

@@ -16,11 +16,12 @@ from workers.diffusion.text import embed
 from workers.erasure import negative_guidance
 from workers.unlearners.advunlearn import AdvUnlearn
 from workers.unlearners.concept_ablation import ConceptAblation
+from workers.unlearners.erasediff import EraseDiff
 from workers.unlearners.esd import ESD
 from workers.unlearners.sdd import SDD
 from workers.unlearners.spm import SPM
 
-METHODS = [ESD, ConceptAblation, SDD, SPM, AdvUnlearn]
+METHODS = [ESD, ConceptAblation, EraseDiff, SDD, SPM, AdvUnlearn]
 
 
 def answer_in_v(pipe):
