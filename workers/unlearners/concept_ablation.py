@@ -76,6 +76,7 @@ class ConceptAblation(PictureUnlearner):
     version = 2
     uses = frozenset({"anchors"})
     paper = "Kumari et al., ICCV 2023"
+    golden = "three updates of each form: x_t, target, prediction, both losses and the weights"
     Settings = ConceptAblationSettings
     settings: ConceptAblationSettings
 

@@ -140,6 +140,7 @@ class ESD(Unlearner):
     name = "esd"
     version = 3
     paper = "Gandikota et al., ICCV 2023"
+    golden = "the whole training of every form: x_t, targets, losses and the weights"
     Settings = ESDSettings
     settings: ESDSettings
 

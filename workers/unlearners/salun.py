@@ -65,6 +65,7 @@ class SalUn(PictureUnlearner):
     version = 2
     uses = frozenset({"retained", "anchors"})
     paper = "Fan et al., ICLR 2024"
+    golden = "the mask, bit for bit, and three updates under it"
     Settings = SalUnSettings
     settings: SalUnSettings
 

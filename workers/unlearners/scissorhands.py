@@ -94,6 +94,7 @@ class Scissorhands(PictureUnlearner):
     version = 2
     uses = frozenset({"retained", "anchors"})
     paper = "Wu and Harandi, ECCV 2024"
+    golden = "scores, threshold and cut, bit for bit, and how the new weights are distributed"
     Settings = ScissorhandsSettings
     settings: ScissorhandsSettings
 

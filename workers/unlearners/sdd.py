@@ -63,6 +63,7 @@ class SDD(Unlearner):
     name = "sdd"
     version = 2
     paper = "Kim et al., ICML 2023 workshop"
+    golden = "the drawing of x_t, and the whole training: losses, gradients, student and average"
     Settings = SDDSettings
     settings: SDDSettings
 
