@@ -17,7 +17,7 @@ from workers.diffusion.denoise import (
     training_scheduler,
     training_target,
 )
-from workers.diffusion.rng import generator, integers
+from workers.diffusion.rng import generator, integers, normal
 from workers.diffusion.text import embed
 
 if TYPE_CHECKING:
@@ -79,6 +79,15 @@ class PictureSet:
             return batch.noise
         clean = self.latents[batch.rows]
         return training_target(self.scheduler, clean, batch.noise, batch.timesteps)
+
+    def noised_again(
+        self, batch: NoisyPictures, seed: int, step: int, stream: str
+    ) -> NoisyPictures:
+        """The same pictures at the same time steps under another noise."""
+        clean = self.latents[batch.rows]
+        noise = normal(clean.shape, seed, step, f"noise {stream}", clean.device).to(clean.dtype)
+        noisy = self.scheduler.add_noise(clean, noise, batch.timesteps)
+        return NoisyPictures(noisy, noise, batch.timesteps, batch.rows)
 
 
 @dataclass(frozen=True)
