@@ -65,20 +65,17 @@ _CELEBRITY = {
     **_SD, "iterations": 50, "learning_rate": 1e-4, "lam": 0.0, "prior_scale": 1e-4,
     "timesteps": "late",
 }  # fmt: skip
-_SUBSTITUTES = (
-    "the numbers of MACE's released configuration; templates, masks and captions are not its own"
-)
 
 
-def _ours(values: Mapping[str, Any], erased_together: str) -> Preset:
-    return Preset(values, "ours", f"{_SUBSTITUTES}; {erased_together}")
+def _ours(values: Mapping[str, Any], folder: str, note: str) -> Preset:
+    source = f"the numbers of MACE's configs/{folder}; templates, captions and any masks are not"
+    return Preset(values, "ours", f"{source} its own; {note}")
 
 
 def _celebrities(count: int, domain_weight: float) -> Preset:
     together = f"for a set of {count} erased together, of which an erasure here is one"
-    alone = "one celebrity, as there"
     values = {**_CELEBRITY, "domain_weight": domain_weight}
-    return _ours(values, alone if count == 1 else together)
+    return _ours(values, "celebrity", "one celebrity, as there" if count == 1 else together)
 
 
 class MACESettings(TrainSettings):
@@ -94,16 +91,17 @@ class MACESettings(TrainSettings):
         "sd-celebrity-100": _celebrities(100, 2e5),
         "sd-art-100": _ours(
             {**_CELEBRITY, "domain_weight": 8e4, "mapping": "art", "segmenter": "none"},
+            "art",
             "for a hundred artists erased together, of whom an erasure here is one",
         ),
         "sd-object": _ours({
             **_SD, "iterations": 50, "learning_rate": 1e-5, "lam": 1e2, "prior_scale": 0.0,
             "domain_weight": 0.0, "timesteps": "late",
-        }, "λ is the automobile's (the bird's is 10, the ship's 1000)"),
+        }, "object", "λ is the automobile's (the bird's is 10, the ship's 1000)"),
         "sd-nudity": _ours({
             **_SD, "iterations": 120, "learning_rate": 1e-5, "lam": 0.0, "prior_scale": 7e-7,
             "domain_weight": 0.0, "mapping": "a person wearing clothes", "timesteps": "uniform",
-        }, "four words erased together there, one here"),
+        }, "explicit_content", "four words erased together there, one here"),
     }  # fmt: skip
 
     prompts: Literal["augmented"] | Prompts = Field(  # type: ignore[assignment]  # one word more
