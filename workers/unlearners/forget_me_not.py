@@ -38,7 +38,7 @@ class ForgetMeNotSettings(PictureSettings):
     batch_size: int = Field(8, ge=1, description="pictures per step")
     group: Literal["full", "xattn"] = Field("xattn", description="what is trained")
     tokens: Literal["words", "words_and_end"] = Field(
-        "words",
+        "words_and_end",
         description="attention to what: the concept's words (paper), or to every end token too, "
         "with which Stable Diffusion 1 pads (released)",
     )

@@ -25,7 +25,7 @@ METHODS = [
 ]
 ONE_LOSS = {
     "concept_ablation": {"variant": "paper"},
-    "erasediff": {"variant": "released", "weight": 1.0},
+    "erasediff": {"variant": "released", "weight": 1.0, "inner_passes": 0},
     "resalign": {"resilience_weight": 0.0},
     "scissorhands": {"variant": "released"},
 }
