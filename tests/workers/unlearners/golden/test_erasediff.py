@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.workers.unlearners.golden.released import erasure, weights
-from tests.workers.unlearners.golden.steps import draw, pictures, watch
+from tests.workers.unlearners.steps import draw, pictures, watch
 from workers.unlearners.erasediff import EraseDiff
 
 CASES = ["small", "large"]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.workers.unlearners.golden.released import erasure, weights
-from tests.workers.unlearners.golden.steps import pictures, watch
+from tests.workers.unlearners.steps import pictures, watch
 from workers.diffusion.attention import recorded
 from workers.diffusion.denoise import predictor
 from workers.diffusion.text import embed, end_tokens, subject_words

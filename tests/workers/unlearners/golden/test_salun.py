@@ -3,7 +3,7 @@ import math
 import torch
 
 from tests.workers.unlearners.golden.released import erasure, weights
-from tests.workers.unlearners.golden.steps import draw, pictures, watch
+from tests.workers.unlearners.steps import draw, pictures, watch
 from workers.erasure.materials import pack, unpack
 from workers.interfaces.material import Work
 from workers.materials.saliency import Saliency

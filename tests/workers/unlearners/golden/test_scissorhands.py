@@ -3,7 +3,7 @@ import torch
 
 from tests.workers.unlearners.bundled import BASE
 from tests.workers.unlearners.golden.released import Released, erasure, weights
-from tests.workers.unlearners.golden.steps import draw, pictures
+from tests.workers.unlearners.steps import draw, pictures
 from workers.diffusion.rng import generator
 from workers.erasure.materials import pack, unpack
 from workers.interfaces.material import Work
