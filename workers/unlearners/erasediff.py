@@ -89,6 +89,7 @@ class EraseDiff(PictureUnlearner):
     version = 2
     uses = frozenset({"retained", "anchors"})
     paper = "Wu et al., CVPR 2025"
+    golden = "an epoch as released, and its outer steps alone"
     Settings = EraseDiffSettings
     settings: EraseDiffSettings
 

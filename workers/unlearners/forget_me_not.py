@@ -62,6 +62,7 @@ class ForgetMeNot(PictureUnlearner):
     version = 2
     uses = frozenset()
     paper = "Zhang et al., CVPR 2024 workshop"
+    golden = "tokens, norm and three steps of either group; no textual inversion"
     Settings = ForgetMeNotSettings
     settings: ForgetMeNotSettings
 
