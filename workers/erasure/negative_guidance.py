@@ -78,6 +78,17 @@ def as_sdd_released(timesteps: Sequence[int], spacing: int) -> list[Stop]:
     ]
 
 
+def as_stereo_released(timesteps: Sequence[int], spacing: int) -> list[Stop]:
+    """x_t as STEREO's released code draws it: after the first k of N steps, k in 1 … N - 2.
+
+    t is a step less one above the level at which x_t stands.
+    """
+    return [
+        Stop(timesteps[:k], range(t + spacing - 1, t + spacing))
+        for k, t in list(enumerate(timesteps))[1:-1]
+    ]
+
+
 def erased_target(concept: Tensor, anchor: Tensor, eta: float) -> Tensor:
     """ESD's target ε*(a) - η (ε*(c) - ε*(a)): guidance with scale -η.
 
