@@ -87,9 +87,8 @@ def attack(
     steps: int,
     learning_rate: float,
     kind: Attack,
-    weight_decay: float = 0.0,
 ) -> Tensor:
-    """Soft embeddings that make `loss` small: `steps` of AdamW, or of signed gradients.
+    """Soft embeddings that make `loss` small: `steps` of Adam, or of signed gradients.
 
     `fast` is one signed step of size `learning_rate` (FGSM, Goodfellow et al. 2015) for all steps
     at once. The `accumulated` ones are AdvUnlearn's released code. Only the embeddings get
@@ -104,7 +103,7 @@ def attack(
         return soft.detach()
     if kind != "adam":
         return _accumulated(soft, loss, steps, learning_rate, is_signed=kind == "accumulated_sign")
-    optimizer = torch.optim.AdamW([soft], lr=learning_rate, weight_decay=weight_decay)
+    optimizer = torch.optim.Adam([soft], lr=learning_rate)
     for step in range(steps):
         (soft.grad,) = torch.autograd.grad(loss(soft, step), [soft])
         optimizer.step()

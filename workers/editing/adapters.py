@@ -186,26 +186,15 @@ class GatedLora(Adapters):
         self.concept, self.scale, self.variant, self.is_gated = concept, scale, variant, is_gated
 
     @classmethod
-    def new(
-        cls,
-        unet: UNet,
-        concept: str,
-        rank: int,
-        scale: float,
-        seed: int,
-        only: tuple[str, ...] = ("",),
-        gain: float = 1.0,
-    ) -> GatedLora:
-        """`down` uniform in ±gain/√fan-in and zero `up`: the identity. On every layer inside
-        transformer blocks, or on those whose path ends with one of `only`.
+    def new(cls, unet: UNet, concept: str, rank: int, scale: float, seed: int) -> GatedLora:
+        """`down` uniform in ±1/√fan-in and zero `up`: the identity. On every Linear and Conv2d
+        inside transformer blocks.
         """
         values: dict[str, Tensor] = {}
         for path, module in unet.named_modules():
-            if not (".attentions." in path and path.endswith(only)):
-                continue
-            if isinstance(module, nn.Linear | nn.Conv2d):
+            if ".attentions." in path and isinstance(module, nn.Linear | nn.Conv2d):
                 shape = (rank, *module.weight.shape[1:])
-                bound = gain / math.sqrt(module.weight[0].numel())
+                bound = 1 / math.sqrt(module.weight[0].numel())
                 draw = generator(seed, 0, f"gated lora {path}")
                 down = torch.empty(shape).uniform_(-bound, bound, generator=draw)
                 up = torch.zeros(module.weight.shape[0], rank, *[1] * (len(shape) - 2))

@@ -28,7 +28,6 @@ class Adversary:
     steps: int
     learning_rate: float
     kind: Attack
-    weight_decay: float = 0.0
 
     def find(
         self,
@@ -46,4 +45,4 @@ class Adversary:
             latents, timestep, concept = at(turn)
             return functional.mse_loss(predict(latents, timestep, encode(pipe, ids, soft)), concept)
 
-        return attack(loss, start, self.steps, self.learning_rate, self.kind, self.weight_decay)
+        return attack(loss, start, self.steps, self.learning_rate, self.kind)
