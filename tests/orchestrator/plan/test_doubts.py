@@ -89,7 +89,7 @@ def test_a_moving_average_that_is_mostly_the_model_before() -> None:
             "6 of the 7 scored as retained are preserved by uce (set `preserve: […]`)",
         ),
         ("[{uce: {prompts: [['{concept}']], preserve: [[circle]]}}]", '"{concept}"', "1 of the 7"),
-        ("[esd, uce, rece, mace, spm]", '"a {concept}"', "by esd, mace, rece and 2 more"),
+        ("[esd, uce, sdd, mace, spm]", '"a {concept}"', "by esd, mace, sdd and 2 more"),
     ],
 )
 def test_prompts_that_are_both_trained_on_and_scored(unlearn: str, prompts: str, said: str) -> None:
