@@ -28,7 +28,7 @@ from orchestrator.run.job import Job, open_job
 ERASED_AT_MOST, RETAINED_AT_LEAST = 0.25, 0.75
 METHODS = "sweeps/methods.yaml"
 TUNING = "sweeps/tuning"
-REFERENCE = ("esd", "variant x")
+REFERENCE = ("esd", "group x")
 
 WHY = {
     ("concept_ablation", ""): "It misses by a hundredth: the rate that leaves more of the retained "

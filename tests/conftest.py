@@ -59,8 +59,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How many cases each area of the fuzzer ran, whichever process ran them."""
+    """How many cases each area of the fuzzer ran, whichever process ran them, and how far each
+    method was from its released code.
+    """
+    golden: dict[str, list[float]] = {}
     for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
         for name, value in report.user_properties:
             if name == "fuzz":
                 terminalreporter.write_line(str(value))
+            if name == "golden":
+                method, difference = value
+                golden.setdefault(method, []).append(difference)
+    for method, found in sorted(golden.items()):
+        terminalreporter.write_line(
+            f"golden {method}: {len(found)} comparisons, largest relative difference "
+            f"{max(found):.1e}"
+        )

@@ -210,5 +210,6 @@ def test_planning_loads_nothing_heavy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=str)
 def test_no_folder_has_more_files_than_one_takes_in(folder: Path) -> None:
-    if folder.name not in PLUGINS:
+    # One file a plug-in: a plug-in's own, its tests, and its tests against released numbers.
+    if PLUGINS.isdisjoint(folder.parts[-2:]):
         assert len(list((ROOT / folder).glob("*.py"))) <= MAX_FILES

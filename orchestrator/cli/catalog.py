@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.common import EXIT_DONE, EXIT_FAILED, ClusterOption, HomeOption, out, write
+from orchestrator.core.errors import ResurgeError
 
 
 def list_known(
@@ -19,18 +20,25 @@ def list_known(
             metavar="[KIND]", help="bases, unlearners, datasets, metrics, executors, or sweeps"
         ),
     ] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One of them, with all it has to say.")
+    ] = None,
     home: HomeOption = None,
     cluster: ClusterOption = None,
 ) -> None:
-    """List what a sweep file can name, by kind; or the sweeps that a store knows.
+    """List what a sweep file can name, by kind; all of one; or the sweeps that a store knows.
 
-    `resurge list sweeps` shows each with its state, how far it is, and when it changed last.
+    `resurge list unlearners uce` shows a method's equation, cost, settings and presets, and what of
+    it is compared with its released code. `resurge list sweeps` shows each with its state, how far
+    it is, and when it changed last.
     """
     from orchestrator.cli.show.plugins import show_plugins
 
     if kind != "sweeps":
-        show_plugins(kind, out)
+        show_plugins(kind, name, out)
         return
+    if name is not None:
+        raise ResurgeError(f"sweeps are listed together; `resurge status {name}` shows one")
     from orchestrator.cli.show.sweeps import show_sweeps
     from orchestrator.cluster.view import home_at
 

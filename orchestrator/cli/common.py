@@ -136,7 +136,7 @@ def warn_of_doubts(job: Job) -> None:
     """What the job's sweep may not be meant to mean."""
     from orchestrator.plan.doubts import doubts
 
-    for doubt in doubts(job.plan.trials):
+    for doubt in doubts(job.plan.trials, job.sweep.base):
         warn(doubt)
 
 

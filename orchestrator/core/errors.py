@@ -35,7 +35,7 @@ class DataError(ResurgeError):
 class Problem:
     """One thing that is wrong in a sweep file.
 
-    `where` is the YAML path ("edits[0].unlearn.esd.variant"); `file` and `line` (from 1) point at
+    `where` is the YAML path ("edits[0].unlearn.esd.group"); `file` and `line` (from 1) point at
     it, and are None for values from the command line.
     """
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -109,7 +110,8 @@ class UnlearnerPlugin(Plugin):
     `seeded` is False for a method without randomness: its result is then shared by all seeds.
     `changes` is False for the baseline that leaves the model alone. `uses` says which of
     "retained" (prompts of what should survive) and "anchors" (the erased prompts with another
-    concept in its place) the method reads: the others are no part of its identity.
+    concept in its place) the method reads: the others are no part of its identity. `golden` says
+    what of it is compared with numbers of its released code; "" if nothing is.
     """
 
     kind = "unlearner"
@@ -117,11 +119,30 @@ class UnlearnerPlugin(Plugin):
     changes: ClassVar[bool] = True
     uses: ClassVar[frozenset[str]] = frozenset()
     paper: ClassVar[str] = ""
+    golden: ClassVar[str] = ""
 
     def anchor(self, base: BasePlugin, concept: str) -> str:
         """The concept that stands in for the erased one: the settings' own, or the base's."""
         chosen = getattr(self.settings, "anchor", None)
         return base.anchor(concept) if chosen is None else str(chosen)
+
+    def prompts(self, base: BasePlugin, concept: str) -> tuple[str, ...]:
+        """What the method trains on when it is told of `concept`: its own templates, filled in, or
+        the base's prompts.
+        """
+        chosen = getattr(self.settings, "prompts", "base")
+        if chosen == "base":
+            return base.prompts(concept)
+        return tuple(template.replace("{concept}", concept) for template in chosen)
+
+    def preserved(self, base: BasePlugin, concept: str) -> tuple[str, ...]:
+        """The concepts that the method is told to preserve: the settings' own, or the base's."""
+        chosen = getattr(self.settings, "preserve", "base")
+        return base.retained(concept) if chosen == "base" else tuple(chosen)
+
+    def preserved_prompts(self, base: BasePlugin, concept: str) -> tuple[str, ...]:
+        """Every prompt for every concept that it is told to preserve."""
+        return tuple(p for o in self.preserved(base, concept) for p in self.prompts(base, o))
 
     def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
         """Materials to work from, by the name under which the method finds them."""
@@ -135,22 +156,31 @@ class UnlearnerPlugin(Plugin):
         """A method that needs an anchor needs one other than the concept, asked for in as many
         prompts.
         """
+        found = []
+        if "retained" not in self.uses and getattr(self.settings, "preserve", "base") != "base":
+            found.append(f"unlearner {self.name!r} preserves nothing by name; leave out `preserve`")
+        with suppress(ResurgeError):  # a concept that the base does not know is told elsewhere
+            read = (*self.prompts(base, concept), *self.preserved_prompts(base, concept))
+            found += [why for why in map(base.unread, read) if why][:1]
         if "anchors" not in self.uses:
-            return []
+            return found
         anchor = self.anchor(base, concept)
         how = "set its `anchor`, or the base's"
         if not anchor or base.as_read(anchor) == base.as_read(concept):
-            return [f"unlearner {self.name!r} needs an anchor concept beside {concept!r}; {how}"]
+            found.append(
+                f"unlearner {self.name!r} needs an anchor concept beside {concept!r}; {how}"
+            )
+            return found
         try:
-            given = len(base.prompts(anchor))
+            given = len(self.prompts(base, anchor))
         except ResurgeError as error:
-            return [f"unlearner {self.name!r}: anchor: {error}"]
-        if given != len(base.prompts(concept)):
-            return [
+            return [*found, f"unlearner {self.name!r}: anchor: {error}"]
+        if given != len(self.prompts(base, concept)):
+            found.append(
                 f"unlearner {self.name!r}: anchor {anchor!r} is another kind of thing than "
                 f"{concept!r}; {how}"
-            ]
-        return []
+            )
+        return found
 
 
 class MaterialPlugin(Plugin):

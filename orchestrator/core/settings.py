@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -36,14 +37,32 @@ class Settings(BaseModel):
         return self.model_dump(mode="json")
 
 
-Presets = Mapping[str, Mapping[str, Any]]
-"""Values by the name of the preset that sets them."""
+@dataclass(frozen=True)
+class Preset:
+    """Values to begin from, and whose they are.
+
+    `origin` is "released" (what the method's published code computes with), "paper" (what its paper
+    says, where the code differs) or "ours"; `source` says where exactly they are from.
+    """
+
+    values: Mapping[str, Any]
+    origin: Literal["released", "paper", "ours"]
+    source: str
+
+    @property
+    def title(self) -> str:
+        """As it is shown."""
+        return "ours" if self.origin == "ours" else f"published ({self.origin})"
+
+
+Presets = Mapping[str, Preset]
+"""By name."""
 
 
 class PresetSettings(Settings):
     """Settings that can begin from a named set of values, such as a paper's.
 
-    A subclass lists them in `PRESETS`: name -> the values that differ from the defaults. A preset
+    A subclass lists them in `PRESETS`, with the values that differ from the defaults. A preset
     is a way of writing values, so it is no part of the identity: the same values written out are
     the same stage.
     """
@@ -63,7 +82,7 @@ class PresetSettings(Settings):
         if name not in cls.PRESETS:
             known = suggest(name, cls.PRESETS) if cls.PRESETS else "; this method has no presets"
             raise ValueError(f"unknown preset {name!r}{known}")
-        return {**cls.PRESETS[name], **values}
+        return {**cls.PRESETS[name].values, **values}
 
     def identity(self) -> dict[str, Any]:
         """The values that differ from the defaults, however they were written."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.core.digest import canonical_json
-from orchestrator.core.plugin import Plugin
+from orchestrator.core.plugin import BasePlugin, Plugin
 from orchestrator.plan.plan import PlannedTrial
 
 
-def doubts(trials: Sequence[PlannedTrial]) -> Iterator[str]:
+def doubts(trials: Sequence[PlannedTrial], base: BasePlugin) -> Iterator[str]:
     """A sentence each, beginning with the edit that it is about; each plug-in is asked once."""
     used: dict[tuple[str, type[Plugin]], dict[str, Any]] = {}
     for planned in trials:
@@ -20,3 +21,53 @@ def doubts(trials: Sequence[PlannedTrial]) -> Iterator[str]:
             of.setdefault(canonical_json(settings.full()), settings)
     for (key, plugin), settings in used.items():
         yield from (f"{key}: {doubt}" for doubt in plugin.doubts(list(settings.values())))
+    yield from _leaks(trials, base)
+
+
+@dataclass
+class _Overlap:
+    """Scored prompts that methods read too: which methods, and the most of one trial."""
+
+    methods: set[str] = field(default_factory=set)
+    shared: int = 0
+    scored: int = 0
+
+    def add(self, method: str, read: Iterable[str], scored: Collection[str]) -> None:
+        shared = len(set(scored).intersection(read))
+        if shared:
+            self.methods.add(method)
+            self.shared, self.scored = max((self.shared, self.scored), (shared, len(scored)))
+
+    def told(self, role: str, done: str, how: str) -> str:
+        names = ", ".join(sorted(self.methods)[:3])
+        more = len(self.methods) - 3
+        by = f"{names} and {more} more" if more > 0 else names
+        return f"{self.shared} of the {self.scored} scored as {role} are {done} {by} (set `{how}`)"
+
+
+def _leaks(trials: Sequence[PlannedTrial], base: BasePlugin) -> Iterator[str]:
+    """One line: the scored prompts that methods train on, or are told to preserve.
+
+    A score of them is no score of the concept: the method may have learned the sentences.
+    """
+    erased, retained = _Overlap(), _Overlap()
+    for planned in trials:
+        probes = planned.final.sample.settings["probes"]
+        asked = {
+            role: {base.as_read(probe["prompt"]) for probe in probes if probe["role"] == role}
+            for role in ("erased", "retained")
+        }
+        for stage in planned.unlearned.model.ancestry():
+            # A method that cannot be told its prompts has no way out.
+            if stage.kind == "unlearn" and "prompts" in stage.settings["settings"]:
+                given = stage.settings
+                erased.add(stage.plugin, map(base.as_read, given["prompts"]), asked["erased"])
+                kept = given.get("retained_prompts", ())
+                retained.add(stage.plugin, map(base.as_read, kept), asked["retained"])
+    found = []
+    if erased.shared:
+        found.append(erased.told("erased", "trained on by", 'prompts: ["{concept}"]'))
+    if retained.shared:
+        found.append(retained.told("retained", "preserved by", "preserve: […]"))
+    if found:
+        yield f"unlearn: of the prompts, {'; '.join(found)}"

@@ -236,12 +236,13 @@ class Planner:
         concept = trial.concept
         extra: dict[str, Any] = {
             "concept": concept,
-            "prompts": list(self.base.prompts(concept)),
+            "prompts": list(plugin.prompts(self.base, concept)),
         }
         if "retained" in plugin.uses:
-            extra["retained_prompts"] = list(self.base.retained_prompts(concept))
+            extra["retained_prompts"] = list(plugin.preserved_prompts(self.base, concept))
         if "anchors" in plugin.uses:
-            extra["anchor_prompts"] = list(self.base.prompts(plugin.anchor(self.base, concept)))
+            anchor = plugin.anchor(self.base, concept)
+            extra["anchor_prompts"] = list(plugin.prompts(self.base, anchor))
         needs = plugin.needs(self.base, concept)
         inputs = {name: self.material_stage(parent, need) for name, need in needs.items()}
         seed = trial.seed if plugin.seeded else None

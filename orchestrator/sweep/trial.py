@@ -37,7 +37,7 @@ class Trial:
     """A value for every axis.
 
     `params` holds the flat values that name the point: "concept", "seed", "unlearn.method",
-    "finetune.dataset", "finetune.steps", "unlearn.esd.variant", … Edits of 0 fine-tuning steps
+    "finetune.dataset", "finetune.steps", "unlearn.esd.group", … Edits of 0 fine-tuning steps
     stay in `edits`; the plan leaves them out.
     """
 

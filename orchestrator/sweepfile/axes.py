@@ -41,10 +41,10 @@ def all_plugin_axes(at: At, kind: PluginKind) -> tuple[PluginAxes, ...]:
 def axis(cls: type[Settings], name: str, at: At) -> tuple[Any, ...]:
     """The values to try of a setting: a list, or one value.
 
-    Where one value is itself a list, a list of lists is the axis.
+    Where one value is itself a list, a list with lists in it is the axis.
     """
     items = at.items() if isinstance(at.value, list) else []
-    if is_list_field(cls, name) and not (items and all(isinstance(i.value, list) for i in items)):
+    if is_list_field(cls, name) and not any(isinstance(i.value, list) for i in items):
         return (value_of(cls, name, at),)
     if not isinstance(at.value, list):
         return (value_of(cls, name, at),)

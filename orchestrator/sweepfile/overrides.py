@@ -1,7 +1,7 @@
 """Command-line overrides: `finetune.steps=[0,100]` changes a sweep before it is checked.
 
 A path begins with a key of the file or with an edit ("unlearn", "finetune_2"), and goes on through
-mappings and through plug-ins by name ("unlearn.esd.variant"). What it sets is checked like the
+mappings and through plug-ins by name ("unlearn.esd.group"). What it sets is checked like the
 file is, so a misspelt last part is reported, and mended, there.
 """
 

@@ -21,7 +21,7 @@ ValueReader = Callable[[str, At], tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class NamedSetting:
-    """What a flat name such as "finetune.steps" or "unlearn.esd.variant" stands for."""
+    """What a flat name such as "finetune.steps" or "unlearn.esd.group" stands for."""
 
     cls: type[Settings]
     name: str

@@ -379,7 +379,7 @@ def swept(executor: Executor, folder: Path) -> tuple[set[str], dict[str, dict[st
 @pytest.mark.integration
 def test_the_quickstart_runs_on_an_executor_of_ones_own(tmp_path: Path) -> None:
     """All of its methods, data sets and rates; fewer seeds, steps and pictures."""
-    methods = "unlearn=[{esd: {variant: u, iterations: 10}}, uce]"
+    methods = "unlearn=[{esd: {group: u, iterations: 10}}, uce]"
     less = ("seeds=1", "finetune.steps=[0, 1, 2]", "evaluate.images_per_prompt=1", methods)
     given = ("resources.executor=processes", "resources.threads=1")
     job = open_job(str(QUICKSTART), (*less, *given), Home(tmp_path))

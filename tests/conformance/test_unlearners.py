@@ -244,7 +244,8 @@ def test_presets_are_valid_values_and_no_part_of_the_identity(name):
     assert issubclass(settings, PresetSettings)
     with pytest.raises(ValidationError, match="unknown preset"):
         settings(preset="no-such-preset")
-    for preset, values in settings.PRESETS.items():
+    for preset, begun in settings.PRESETS.items():
+        values = begun.values
         assert settings(preset=preset).identity() == settings(**values).identity()
         assert "preset" not in settings(preset=preset).full()
         assert settings.model_validate(settings(preset=preset).full()) == settings(**values)

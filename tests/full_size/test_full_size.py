@@ -35,7 +35,7 @@ name: full-size
 base: {{diffusers: {{source: {model}, retained: [dog]}}}}
 concept: cat
 edits:
-  - unlearn: [uce, {{esd: {{variant: x, iterations: 2, batch_size: 1, sampler_steps: 2}}}}]
+  - unlearn: [uce, {{esd: {{group: x, iterations: 2, batch_size: 1, sampler_steps: 2}}}}]
   - finetune:
       dataset: {{folder: {{path: {pictures}}}}}
       adapter: {adapter}

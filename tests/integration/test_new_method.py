@@ -17,14 +17,14 @@ METHOD = '''
 
 from pydantic import Field
 
-from orchestrator.core.settings import PresetSettings
+from orchestrator.core.settings import Preset, PresetSettings
 from workers.interfaces.unlearner import Unlearned, Unlearner
 
 
 class DimSettings(PresetSettings):
     """How far down."""
 
-    PRESETS = {"dark": {"factor": 0.0}}
+    PRESETS = {"dark": Preset({"factor": 0.0}, "ours", "")}
 
     factor: float = Field(0.5, ge=0, le=1, description="what the values are multiplied by")
 

@@ -91,7 +91,7 @@ def finetuned(parent: Stage, dataset: str, rate: float, steps: int, seed: int) -
 def _trial(method: str, dataset: str, rate: float, steps: int, seed: int) -> PlannedTrial:
     is_control = method == "none"
     params = {"concept": "star", "unlearn.method": method}
-    params |= {"unlearn.esd.variant": "x"} if method == "esd" else {}
+    params |= {"unlearn.esd.group": "x"} if method == "esd" else {}
     params |= {"finetune.dataset": dataset, "finetune.adapter": "full"}
     params |= {"finetune.learning_rate": rate, "finetune.steps": steps, "seed": seed}
     edits = (FINETUNE,) if is_control else (UNLEARN, FINETUNE)

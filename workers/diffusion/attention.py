@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from workers.runtime.parts import in_parts
@@ -64,6 +64,29 @@ class _Recorder:
         return out
 
 
+@contextmanager
+def start_token_blocked(unet: nn.Module) -> Iterator[None]:
+    """Inside, no gradient goes through the first token's key and value in attn2.
+
+    What is computed forwards is the same. Hooks on to_k and to_v: whatever computes the attention
+    itself is left as it is and sees nothing of it.
+    """
+
+    def block(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)
+
+    handles = [
+        module.register_forward_hook(block)
+        for path, module in unet.named_modules()
+        if path.endswith((".attn2.to_k", ".attn2.to_v"))
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def to_words(maps: Mapping[str, Tensor], words: Tensor) -> dict[str, Tensor]:
     """Attention to chosen tokens: maps (n, heads, pixels, tokens) and words, bool (n, tokens),
     to (n, heads, pixels, tokens) that is 0 at every other token.
@@ -74,8 +97,8 @@ def to_words(maps: Mapping[str, Tensor], words: Tensor) -> dict[str, Tensor]:
 def resized(masks: Tensor, pixels: int, aspect: float = 1.0) -> Tensor:
     """Masks (n, height, width) at an attention map's resolution: fp32 (n, pixels) in {0, 1}.
 
-    A cell belongs to the object if any pixel in it does. `aspect` is height over width.
+    By nearest neighbour: a cell is what its upper left pixel is. `aspect` is height over width.
     """
     height = round((pixels * aspect) ** 0.5)
-    sized = functional.adaptive_max_pool2d(masks.float()[:, None], (height, pixels // height))
+    sized = functional.interpolate(masks.float()[:, None], (height, pixels // height))
     return sized.flatten(1)

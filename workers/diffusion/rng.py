@@ -37,3 +37,15 @@ def integers(
     """Uniform int64 numbers (count,) in [0, high), drawn on the CPU and moved to `device`."""
     drawn = torch.randint(high, (count,), generator=generator(seed, step, stream))
     return drawn.to(device, non_blocking=True)
+
+
+def shuffled(high: int, count: int, seed: int, step: int, stream: str) -> Tensor:
+    """`count` of 0 … high - 1, int64 on the CPU: over the steps all of them are drawn equally
+    often, in passes of random order each.
+    """
+    places = range(step * count, (step + 1) * count)
+    passes = {
+        turn: torch.randperm(high, generator=generator(seed, turn, stream))
+        for turn in {place // high for place in places}
+    }
+    return torch.stack([passes[place // high][place % high] for place in places])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.core.errors import ResurgeError
-from workers.diffusion.rng import normal
+from workers.diffusion.rng import integers, normal
 
 if TYPE_CHECKING:
     from workers.interfaces.pipeline import Pipeline
@@ -69,18 +69,30 @@ def new_soft(
     return normal(shape, seed, step, stream, table.device) * table.detach().std()
 
 
+def new_word(
+    pipe: Pipeline, count: int, soft_tokens: int, seed: int, step: int, stream: str
+) -> Tensor:
+    """Embeddings (count, soft_tokens, width) of random entries of the vocabulary."""
+    table = pipe.text_encoder.get_input_embeddings().weight.detach()
+    drawn = integers(len(table), count * soft_tokens, seed, step, stream, table.device)
+    return table[drawn].view(count, soft_tokens, -1)
+
+
+Attack = Literal["adam", "sign", "fast", "accumulated", "accumulated_sign"]
+
+
 def attack(
     loss: SoftLoss,
     start: Tensor,
     steps: int,
     learning_rate: float,
-    kind: Literal["adam", "sign", "fast"],
-    weight_decay: float = 0.0,
+    kind: Attack,
 ) -> Tensor:
-    """Soft embeddings that make `loss` small: `steps` of AdamW, or of signed gradients.
+    """Soft embeddings that make `loss` small: `steps` of Adam, or of signed gradients.
 
     `fast` is one signed step of size `learning_rate` (FGSM, Goodfellow et al. 2015) for all steps
-    at once. Only the embeddings get gradients.
+    at once. The `accumulated` ones are AdvUnlearn's released code. Only the embeddings get
+    gradients.
     """
     soft = nn.Parameter(start.clone())
     if kind == "fast":
@@ -89,11 +101,32 @@ def attack(
         for step in range(steps):
             soft = nn.Parameter(_signed(soft, loss, step, learning_rate))
         return soft.detach()
-    optimizer = torch.optim.AdamW([soft], lr=learning_rate, weight_decay=weight_decay)
+    if kind != "adam":
+        return _accumulated(soft, loss, steps, learning_rate, is_signed=kind == "accumulated_sign")
+    optimizer = torch.optim.Adam([soft], lr=learning_rate)
     for step in range(steps):
         (soft.grad,) = torch.autograd.grad(loss(soft, step), [soft])
         optimizer.step()
     return soft.detach()
+
+
+def _accumulated(
+    soft: nn.Parameter, loss: SoftLoss, steps: int, learning_rate: float, is_signed: bool
+) -> Tensor:
+    """Adam on gradients that are never reset: each step sees the sum of all so far.
+
+    With `is_signed` the sum is replaced by its sign, to which the next gradient is added. What is
+    returned is what stood before the last update.
+    """
+    optimizer, found = torch.optim.Adam([soft], lr=learning_rate), soft.detach().clone()
+    soft.grad = torch.zeros_like(soft)
+    for step in range(steps):
+        soft.grad += torch.autograd.grad(loss(soft, step), [soft])[0]
+        if is_signed:
+            soft.grad.sign_()
+        found = soft.detach().clone()
+        optimizer.step()
+    return found
 
 
 def _signed(soft: Tensor, loss: SoftLoss, step: int, size: float) -> Tensor:

@@ -99,6 +99,15 @@ def subject_words(pipe: Pipeline, prompts: Sequence[str], concept: str) -> Tenso
     return words.to(pipe.device)
 
 
+def end_tokens(pipe: Pipeline, prompts: Sequence[str]) -> Tensor:
+    """Which tokens of each prompt are the end token: bool (n, tokens).
+
+    Stable Diffusion 1 pads with it, so that all the padding is; Stable Diffusion 2 does not.
+    """
+    ids = torch.tensor([_tokens(pipe.tokenizer, prompt)[0] for prompt in prompts])
+    return (ids == pipe.tokenizer.eos_token_id).to(pipe.device)
+
+
 def _tokens(tokenizer: Tokenizer, text: str) -> tuple[list[int], int]:
     """Padded token ids, and how many of them are words."""
     encoded = tokenizer(

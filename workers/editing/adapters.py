@@ -11,15 +11,18 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.diffusion.rng import generator, normal
-from workers.diffusion.text import end_index
+from orchestrator.core.errors import ResurgeError
+from workers.diffusion.rng import generator
 from workers.editing.edits import snapshot
+from workers.editing.gates import PromptGates
 from workers.interfaces.edit import ModelEdit, Undo
 from workers.runtime.parts import in_parts
 
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 
     from workers.interfaces.pipeline import Pipeline, UNet
 
-FINGERPRINT_WIDTH = 64
+Variant = Literal["paper", "released"]
 
 
 class Adapters(ModelEdit):
@@ -98,17 +101,20 @@ class Bottlenecks(Adapters):
 
     @classmethod
     def new(cls, unet: UNet, rank: int, seed: int) -> Bottlenecks:
-        """Kaiming-uniform `down` and zero `up`: the identity."""
+        """`down` and its bias uniform in ±1/√channels, `up` and its bias zero: the identity."""
         values: dict[str, Tensor] = {}
         for path, module in unet.named_modules():
             if path.endswith(".attn2"):
                 width = module.to_out[0].out_features
-                down = torch.empty(rank, width)
+                bound = 1 / math.sqrt(width)
                 draw = generator(seed, 0, f"bottleneck {path}")
-                nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=draw)
+                down, bias = (
+                    torch.empty(shape).uniform_(-bound, bound, generator=draw)
+                    for shape in ((rank, width), (rank,))
+                )
                 values |= {
                     f"{path}.down": down,
-                    f"{path}.down_bias": torch.zeros(rank),
+                    f"{path}.down_bias": bias,
                     f"{path}.up": torch.zeros(width, rank),
                     f"{path}.up_bias": torch.zeros(width),
                 }
@@ -155,144 +161,174 @@ class Bottlenecks(Adapters):
 
 
 class GatedLora(Adapters):
-    """y + γ(prompt) · up(down(x)) beside Linear and Conv2d layers (SPM, Lyu et al. CVPR 2024).
+    """Low-rank adapters beside Linear and Conv2d layers, opened by prompts about a concept (SPM,
+    Lyu et al. CVPR 2024; rank 1 in the paper).
 
-    The rank is 1 in the paper. The gate γ is one number a prompt (`gate`): near 1 where the prompt
-    is about the erased concept, small elsewhere. A prompt is known when it went through the
-    pipeline's text encoder; in the UNet its embedding is recognised by a fingerprint, on the
-    device. `is_gated = False` is γ = 1 everywhere, as in training.
+    Each picture has one gate γ, which its prompt decides (`PromptGates`) and which acts in both
+    halves of guidance. The variants differ in what it acts on. `paper`: y + s γ up(down(x)), and
+    several such edits add up. `released`: the gate multiplies `down` and `up` both, so that
+    y + s γ² up(down(x)), and several edits are summed factor by factor before:
+    y + (Σ s_i γ_i up_i)((Σ γ_i down_i)(x)), cross terms included. `is_gated = False` is γ = 1
+    everywhere and without the others' company, as in training.
     """
 
     kind = "gated_lora"
 
     def __init__(
-        self, values: Mapping[str, Tensor], concept: str, scale: float, is_gated: bool = True
+        self,
+        values: Mapping[str, Tensor],
+        concept: str,
+        scale: float,
+        variant: Variant = "paper",
+        is_gated: bool = True,
     ) -> None:
         super().__init__(values)
-        self.concept, self.scale, self.is_gated = concept, scale, is_gated
+        self.concept, self.scale, self.variant, self.is_gated = concept, scale, variant, is_gated
 
     @classmethod
-    def new(
-        cls,
-        unet: UNet,
-        concept: str,
-        rank: int,
-        scale: float,
-        seed: int,
-        only: tuple[str, ...] = ("",),
-    ) -> GatedLora:
-        """Kaiming-uniform `down` and zero `up`: the identity. On every layer inside transformer
-        blocks, or on those whose path ends with one of `only`.
+    def new(cls, unet: UNet, concept: str, rank: int, scale: float, seed: int) -> GatedLora:
+        """`down` uniform in ±1/√fan-in and zero `up`: the identity. On every Linear and Conv2d
+        inside transformer blocks.
         """
         values: dict[str, Tensor] = {}
         for path, module in unet.named_modules():
-            if not (".attentions." in path and path.endswith(only)):
-                continue
-            if isinstance(module, nn.Linear | nn.Conv2d):
+            if ".attentions." in path and isinstance(module, nn.Linear | nn.Conv2d):
                 shape = (rank, *module.weight.shape[1:])
+                bound = 1 / math.sqrt(module.weight[0].numel())
                 draw = generator(seed, 0, f"gated lora {path}")
-                down = nn.init.kaiming_uniform_(torch.empty(shape), a=1, generator=draw)
+                down = torch.empty(shape).uniform_(-bound, bound, generator=draw)
                 up = torch.zeros(module.weight.shape[0], rank, *[1] * (len(shape) - 2))
                 values |= {f"{path}.down": down, f"{path}.up": up}
         return cls(values, concept, scale, is_gated=False)
 
-    def gated(self) -> GatedLora:
+    def gated(self, variant: Variant) -> GatedLora:
         """The same adapters as they are used after training."""
-        return GatedLora(self.tensors(), self.concept, self.scale)
+        return GatedLora(self.tensors(), self.concept, self.scale, variant)
 
     def apply(self, pipe: Pipeline) -> Undo:
         self._to(pipe.device)
         modules = dict(pipe.unet.named_modules())
-        gates = PromptGates(pipe, self.concept) if self.is_gated else None
-        handles = [modules[p].register_forward_hook(self._hook(p, gates)) for p in self.paths()]
-        if gates is not None:
-            handles.append(pipe.text_encoder.register_forward_hook(gates.note))
-            handles.append(pipe.unet.register_forward_pre_hook(gates.look_up, with_kwargs=True))
-        return _remover(handles)
+        if not self.is_gated:
+            return _remover([modules[p].register_forward_hook(self._open(p)) for p in self.paths()])
+        gates = PromptGates(pipe, self.concept)
+        places = [(_Place.of(modules[p]), self._part(p, gates)) for p in self.paths()]
+        for place, part in places:
+            place.refuse(part)
+        handles = gates.watch(pipe)
+        for path, (place, part) in zip(self.paths(), places, strict=True):
+            place.parts.append(part)
+            handles.append(modules[path].register_forward_hook(place.hook(part)))
 
-    def _hook(self, path: str, gates: PromptGates | None) -> Callable[..., Tensor | None]:
+        def undo() -> None:
+            _remover(handles)()
+            for place, part in places:
+                place.parts.remove(part)
+
+        return undo
+
+    def _open(self, path: str) -> Callable[..., Tensor | None]:
         down, up = self.values[f"{path}.down"], self.values[f"{path}.up"]
 
         def after(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             if not self.enabled:
                 return None
-            if isinstance(module, nn.Conv2d):
-                low = functional.conv2d(args[0], down, None, module.stride, module.padding)
-                added = functional.conv2d(low, up)
-            else:
-                added = functional.linear(functional.linear(args[0], down), up)
-            if gates is not None:
-                added = added * gates.now.view(-1, *[1] * (added.dim() - 1)).to(added.dtype)
-            return output + self.scale * added
+            return output + self.scale * _up(up, _down(module, down, args[0]))
 
         return after
 
+    def _part(self, path: str, gates: PromptGates) -> _Part:
+        return _Part(self, self.values[f"{path}.down"], self.values[f"{path}.up"], gates)
+
     def config(self) -> dict[str, Any]:
-        return {"concept": self.concept, "scale": self.scale}
+        return {"concept": self.concept, "scale": self.scale, "variant": self.variant}
 
     @classmethod
     def load(cls, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> GatedLora:
-        return cls(tensors, str(config["concept"]), float(config["scale"]))
+        if "variant" not in config:
+            raise ResurgeError(
+                "these adapters were stored when SPM's gate was computed in another way than "
+                "published, and are another model now; run their unlearning again"
+            )
+        return cls(tensors, str(config["concept"]), float(config["scale"]), config["variant"])
 
 
-class PromptGates:
-    """SPM's gate of every prompt that the text encoder has seen.
+def _down(layer: nn.Module, down: Tensor, inputs: Tensor) -> Tensor:
+    """What a layer's adapter makes of the layer's inputs, rank numbers a place."""
+    if isinstance(layer, nn.Conv2d):
+        return functional.conv2d(inputs, down, None, layer.stride, layer.padding)
+    return functional.linear(inputs, down)
 
-    γ(p) = max(cos(E(p), E(c)), |T(p) ∩ T(c)| / |T(c)|): E the text encoder's output at the end
-    token, T the set of a text's word tokens ("Facilitated Transport" in the paper).
-    """
 
-    def __init__(self, pipe: Pipeline, concept: str) -> None:
-        self._end = pipe.tokenizer.eos_token_id
-        self._start = pipe.tokenizer.bos_token_id
-        encoded = pipe.tokenizer(
-            concept, padding="max_length", truncation=True, return_tensors="pt",
-            max_length=pipe.tokenizer.model_max_length,
-        )  # fmt: skip
-        ids = encoded.input_ids
-        with torch.no_grad():
-            hidden = pipe.text_encoder(ids.to(pipe.device))[0]
-        self._concept = hidden[0, end_index(ids[0].tolist(), self._end)].float()
-        self._words = self._words_of(ids[0].tolist())
-        shape = (hidden[0].numel(), FINGERPRINT_WIDTH)
-        self._projection = normal(shape, 0, 0, "fingerprint", pipe.device) / math.sqrt(shape[0])
-        self._known: dict[tuple[int, ...], None] = {}
-        self._prints = torch.empty(0, FINGERPRINT_WIDTH, device=pipe.device)
-        self._values = torch.empty(0, device=pipe.device)
-        self.now = torch.ones(1, device=pipe.device)
-        """The gates (n,) of the UNet's pass that is under way."""
+def _up(up: Tensor, low: Tensor) -> Tensor:
+    """The inverse of `_down`'s narrowing; a convolution's `up` is (outputs, rank, 1, 1)."""
+    return functional.conv2d(low, up) if up.dim() == 4 else functional.linear(low, up)
 
-    def look_up(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-        """A forward hook before the UNet: find its prompts' gates."""
-        self.now = self.gates(kwargs["encoder_hidden_states"] if len(args) < 3 else args[2])
 
-    def note(self, module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
-        """A forward hook of the text encoder: remember its prompts' gates."""
-        hidden = output[0].detach()
-        for ids, states in zip(args[0].tolist(), hidden, strict=True):
-            if (key := tuple(ids)) not in self._known:
-                self._known[key] = None
-                self._prints = torch.cat([self._prints, self._print(states[None])])
-                self._values = torch.cat([self._values, self.gate(ids, states)[None]])
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A gated edit's adapter of one layer."""
 
-    def gate(self, ids: list[int], states: Tensor) -> Tensor:
-        """γ of one prompt: its token ids, and its hidden states (tokens, width)."""
-        at_end = states[end_index(ids, self._end)].float()
-        near = functional.cosine_similarity(at_end, self._concept, dim=0)
-        shared = len(self._words_of(ids) & self._words) / max(1, len(self._words))
-        return near.clamp_min(shared)
+    edit: GatedLora
+    down: Tensor
+    up: Tensor
+    gates: PromptGates
 
-    def gates(self, text: Tensor) -> Tensor:
-        """The gates (n,) of embeddings (n, tokens, width); 1 for text that was never encoded."""
-        if not len(self._prints):
-            return torch.ones(len(text), device=text.device)
-        distances = torch.cdist(self._print(text), self._prints)
-        near, place = distances.min(dim=1)
-        norms = self._prints[place].norm(dim=1)
-        return torch.where(near < 1e-2 * norms, self._values[place], torch.ones_like(near))
+    def opened(self, values: Tensor) -> Tensor:
+        """Values (n, …) times each row's gate."""
+        gate = self.gates.now.view(-1, *[1] * (values.dim() - 1))
+        return values * gate.to(values.dtype)
 
-    def _print(self, text: Tensor) -> Tensor:
-        return text.flatten(1).float() @ self._projection
 
-    def _words_of(self, ids: list[int]) -> set[int]:
-        return set(ids[: end_index(ids, self._end)]) - {self._start}
+class _Place:
+    """The gated adapters of one layer, which act together."""
+
+    _all: ClassVar[WeakKeyDictionary[nn.Module, _Place]] = WeakKeyDictionary()
+
+    def __init__(self) -> None:
+        self.parts: list[_Part] = []
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> _Place:
+        """The layer's place; edits that were made to it one after another find the same."""
+        return cls._all.setdefault(layer, cls())
+
+    def refuse(self, new: _Part) -> None:
+        """See that the factors of a further adapter can be summed with the others'.
+
+        Raises:
+            ResurgeError: they have another rank.
+        """
+        for part in self.parts:
+            both_released = part.edit.variant == new.edit.variant == "released"
+            if both_released and part.down.shape != new.down.shape:
+                raise ResurgeError(
+                    f"SPM's adapters as released are summed factor by factor, but the ranks of "
+                    f"{part.edit.concept!r} and {new.edit.concept!r} are {len(part.down)} and "
+                    f"{len(new.down)}; use one rank, or variant: paper"
+                )
+
+    def hook(self, own: _Part) -> Callable[..., Tensor | None]:
+        """A forward hook of the layer. Each part has one; that of the first part acts for all."""
+
+        def after(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            acting = [part for part in self.parts if part.edit.enabled]
+            if not acting or acting[0] is not own:
+                return None
+            return output + _added(module, args[0], acting)
+
+        return after
+
+
+def _added(layer: nn.Module, inputs: Tensor, parts: Sequence[_Part]) -> Tensor:
+    """What the parts add to a layer's output (n, …), each row by its gates."""
+    terms = []
+    for part in parts:
+        if part.edit.variant == "paper":
+            low = part.opened(_down(layer, part.down, inputs))
+            terms.append(part.edit.scale * _up(part.up, low))
+    released = [part for part in parts if part.edit.variant == "released"]
+    if released:
+        lows = [part.opened(_down(layer, part.down, inputs)) for part in released]
+        low = torch.stack(lows).sum(dim=0)
+        terms += [part.edit.scale * part.opened(_up(part.up, low)) for part in released]
+    return torch.stack(terms).sum(dim=0)

@@ -2,46 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.nn import functional
 
-from workers.diffusion.soft_prompt import attack, encode, new_soft
+from workers.diffusion.soft_prompt import attack, encode
 
 if TYPE_CHECKING:
     from workers.diffusion.denoise import NoisePredictor
-    from workers.interfaces.unlearner import Erasure
+    from workers.diffusion.soft_prompt import Attack
+    from workers.interfaces.pipeline import Pipeline
+
+
+At = tuple[Tensor, int, Tensor]
+"""x_t (n, c, h, w), t, and what the original predicts there for the concept (n, c, h, w)."""
 
 
 @dataclass(frozen=True)
 class Adversary:
     """Looks for soft tokens before a prompt that bring an erased prediction back."""
 
-    soft_tokens: int
     steps: int
     learning_rate: float
-    kind: Literal["adam", "sign", "fast"]
-    weight_decay: float = 0.0
+    kind: Attack
 
     def find(
         self,
-        erasure: Erasure,
+        pipe: Pipeline,
         predict: NoisePredictor,
-        at: tuple[Tensor, int],
+        at: Callable[[int], At],
         ids: Tensor,
-        concept: Tensor,
-        step: int,
-        stream: str,
+        start: Tensor,
     ) -> Tensor:
-        """Soft tokens (n, k, width) for prompts `ids` with which `predict`, at x_t and t, answers
-        `concept` (n, c, h, w), as the original did. (seed, step, stream) decide the beginning.
+        """Soft tokens (n, k, width), from `start`, for prompts `ids` with which `predict` answers
+        as the original did, at what `at` gives for each turn.
         """
-        pipe = erasure.pipe
 
         def loss(soft: Tensor, turn: int) -> Tensor:
-            return functional.mse_loss(predict(*at, encode(pipe, ids, soft)), concept)
+            latents, timestep, concept = at(turn)
+            return functional.mse_loss(predict(latents, timestep, encode(pipe, ids, soft)), concept)
 
-        start = new_soft(pipe, len(ids), self.soft_tokens, erasure.seed, step, stream)
-        return attack(loss, start, self.steps, self.learning_rate, self.kind, self.weight_decay)
+        return attack(loss, start, self.steps, self.learning_rate, self.kind)

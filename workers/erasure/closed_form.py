@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
 from orchestrator.core.errors import ResurgeError
+from workers.diffusion.text import embed, last_subject_index
 from workers.editing.edits import Weights
 from workers.runtime.finite import check_tensors
 
 if TYPE_CHECKING:
     from workers.interfaces.pipeline import Pipeline
+    from workers.interfaces.unlearner import Erasure
 
 
 WORST_CONDITION = 1e12
@@ -76,6 +78,32 @@ class Sums:
         return eye + solve_right(self.shift, system), condition
 
 
+def pairs(
+    erasure: Erasure, target: str, tokens: Literal["last", "from_last", "from_subject"]
+) -> tuple[Tensor, Tensor]:
+    """UCE's pairs: rows of the erased prompts' embeddings and of the target's, both (n, width).
+
+    `last` is a text's last token alone; `from_last` goes on from there through the padding, as far
+    as both texts do; `from_subject` begins at the concept's own last token instead.
+    """
+    pipe = erasure.pipe
+    goal = embed(pipe, [target])[0]
+    at = last_subject_index(pipe.tokenizer, target)
+    sources, targets = [], []
+    for prompt, text in zip(erasure.prompts, embed(pipe, erasure.prompts), strict=True):
+        subject = erasure.concept if tokens == "from_subject" else None
+        start = last_subject_index(pipe.tokenizer, prompt, subject)
+        rows = 1 if tokens == "last" else len(text) - max(start, at)
+        sources.append(text[start : start + rows])
+        targets.append(goal[at : at + rows])
+    return torch.cat(sources), torch.cat(targets)
+
+
+def with_the_empty(erasure: Erasure) -> Tensor:
+    """Every token (n, width) of the empty prompt and of what is retained."""
+    return embed(erasure.pipe, ["", *erasure.retained_prompts]).flatten(0, 1)
+
+
 def solve_right(values: Tensor, system: Tensor) -> Tensor:
     """values · system⁻¹ for a symmetric system, by a solve: X · S = V is S · Xᵀ = Vᵀ.
 
@@ -117,13 +145,18 @@ def apply_map(projections: list[nn.Linear], matrix: Tensor) -> None:
         weight.copy_((_double(weight) @ matrix).to(weight.dtype))
 
 
-def text_projections(unet: nn.Module) -> list[nn.Linear]:
-    """Every attn2's to_k and to_v: the linear maps that read the text."""
-    return [
-        module
+def projections(unet: nn.Module) -> dict[str, nn.Linear]:
+    """Every attn2's to_k and to_v by path: the linear maps that read the text."""
+    return {
+        name: module
         for name, module in unet.named_modules()
         if _PROJECTION.search(f"{name}.weight") and isinstance(module, nn.Linear)
-    ]
+    }
+
+
+def text_projections(unet: nn.Module) -> list[nn.Linear]:
+    """`projections` without their paths."""
+    return list(projections(unet).values())
 
 
 def projection_edit(pipe: Pipeline) -> Weights:

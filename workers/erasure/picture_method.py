@@ -8,7 +8,7 @@ from pydantic import Field
 
 from orchestrator.core.plugin import BasePlugin, Need
 from workers.erasure.materials import need_pictures
-from workers.interfaces.unlearner import TrainSettings, Unlearner
+from workers.interfaces.unlearner import OutputSettings, TrainSettings, Unlearner
 
 
 class PictureSettings(TrainSettings):
@@ -20,7 +20,7 @@ class PictureSettings(TrainSettings):
     )
 
 
-class AnchoredSettings(PictureSettings):
+class AnchoredSettings(PictureSettings, OutputSettings):
     """With another concept to stand in for the erased one."""
 
     anchor: str | None = Field(
@@ -36,18 +36,18 @@ class PictureUnlearner(Unlearner):
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
         """Something must be there to retain."""
         found = super().problems(base, concept)
-        if "retained" in self.uses and not base.retained(concept):
+        if "retained" in self.uses and not self.preserved(base, concept):
             found.append(
                 f"unlearner {self.name!r} trains on what should survive but the base retains "
-                "nothing; name some concepts in the base's `retained`"
+                "nothing; name some concepts in the base's `retained` or the method's `preserve`"
             )
         return found
 
     def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
         """Pictures to forget, and pictures to retain if the method uses them."""
         s = self.settings
-        needs = {"forget": need_pictures(base, base.prompts(concept), s.images_per_prompt)}
+        needs = {"forget": need_pictures(base, self.prompts(base, concept), s.images_per_prompt)}
         if "retained" in self.uses:
-            kept = base.retained_prompts(concept)
+            kept = self.preserved_prompts(base, concept)
             needs["retain"] = need_pictures(base, kept, s.retain_images_per_prompt)
         return needs

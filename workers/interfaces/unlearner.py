@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from orchestrator.core.plugin import UnlearnerPlugin
 from orchestrator.core.settings import PresetSettings
@@ -33,7 +33,47 @@ class Checkpoints(Protocol):
         """Keep a phase's state, in place of an earlier one; then leave, if that was asked for."""
 
 
-class TrainSettings(PresetSettings):
+def _with_concept(template: str) -> str:
+    if "{concept}" not in template:
+        raise ValueError(f"must contain {{concept}} but got {template!r}")
+    return template
+
+
+Template = Annotated[str, AfterValidator(_with_concept)]
+"""A prompt with {concept} in the concept's place."""
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+# A preset's values are no JSON any more when they are read, where a list would be a tuple.
+_Templates = Annotated[tuple[Template, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
+Prompts = Literal["base"] | _Templates
+"""What a method trains on; a method with another default has the field again."""
+_Concepts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+
+
+class MethodSettings(PresetSettings):
+    """What every method can be told: what it reads. What a model is judged by is apart from it."""
+
+    prompts: Prompts = Field(
+        "base",
+        description='what the method trains on: templates, such as ["{concept}"] for the bare '
+        "concept; base: the base model's own prompts",
+    )
+    preserve: Literal["base"] | _Concepts = Field(
+        "base",
+        description="the concepts that the method is told to preserve, by the same templates; "
+        "base: those that the base retains",
+    )
+
+    def uncounted(self) -> frozenset[str]:
+        """What the templates come to is part of a stage's identity, however it was written."""
+        return super().uncounted() | {"prompts", "preserve"}
+
+
+class TrainSettings(MethodSettings):
     """What every iterative method can be told. Each method has its own defaults."""
 
     ONLY_MEMORY = frozenset({"gradient_checkpointing"})
@@ -45,6 +85,16 @@ class TrainSettings(PresetSettings):
         "fp32", description="bf16 is autocast over fp32 weights"
     )
     gradient_checkpointing: bool = Field(False, description="trade time for memory")
+
+
+class OutputSettings(TrainSettings):
+    """For methods whose loss compares predictions of one model with another's."""
+
+    loss_in: Literal["output", "noise"] = Field(
+        "output",
+        description="what predictions are compared in: the model's own output, as released, or "
+        "the noise that it means; they differ for models that predict v",
+    )
 
 
 @dataclass(frozen=True)

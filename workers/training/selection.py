@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from workers.interfaces.pipeline import UNet
 
 
-Group = Literal["full", "xattn", "xattn_kv", "outside_xattn_layers", "noxattn"]
+Group = Literal["full", "xattn", "xattn_kv", "attention", "outside_xattn_layers", "noxattn"]
 
 
 def select(unet: nn.Module, group: Group) -> dict[str, nn.Parameter]:
@@ -23,6 +23,7 @@ def select(unet: nn.Module, group: Group) -> dict[str, nn.Parameter]:
     - `full`: everything.
     - `xattn`: everything in attn2.
     - `xattn_kv`: attn2's to_k and to_v.
+    - `attention`: the projections q, k, v and out of every attention, attn1 and attn2.
     - `outside_xattn_layers`: every Linear and Conv2d outside attn2, conv_in, conv_out and the time
       embedding included, but no norms.
     - `noxattn`: everything outside attn2, norms and conv_in included, but neither the output
@@ -40,6 +41,7 @@ def select(unet: nn.Module, group: Group) -> dict[str, nn.Parameter]:
         "full": lambda name: True,
         "xattn": lambda name: "attn2." in name,
         "xattn_kv": lambda name: "attn2.to_k." in name or "attn2.to_v." in name,
+        "attention": lambda name: "attn1." in name or "attn2." in name,
         "noxattn": lambda name: "attn2." not in name and not name.startswith(output),
     }
     return {name: value for name, value in unet.named_parameters() if belongs[group](name)}

@@ -2,25 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from orchestrator.core.errors import ResurgeError
 from orchestrator.core.plugin import BasePlugin, Need
-from orchestrator.core.settings import Presets
+from orchestrator.core.settings import Preset, Presets
 from workers.data.files import PlaceText
 from workers.erasure.materials import need, need_caption_sums, need_pictures
-from workers.interfaces.unlearner import Erasure, TrainSettings, Unlearned, Unlearner
+from workers.interfaces.unlearner import Erasure, Prompts, TrainSettings, Unlearned, Unlearner
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from workers.interfaces.pipeline import Pipeline, Tokenizer
 
-_CELEBRITY = {
-    "iterations": 50, "learning_rate": 1e-4, "batch_size": 1, "lam": 0.0, "prior_scale": 1e-4,
-    "segmenter": "clipseg",
+
+ADVICE = "raise mace's lam or prior_scale, or give it more general_captions"
+
+TEMPLATES = tuple(
+    """\
+a photo of {concept}
+a picture of {concept}
+an image of {concept}
+{concept}
+a photograph that shows {concept}
+{concept} in a photograph
+a close-up of {concept}
+a portrait of {concept}
+a wide shot of {concept}
+a sharp photo of {concept}
+a blurry photo of {concept}
+an old photo of {concept}
+a black and white photo of {concept}
+a colourful picture of {concept}
+{concept} in bright daylight
+{concept} at night
+{concept} indoors
+{concept} outdoors
+{concept} on a plain background
+{concept} in front of a crowd
+{concept} in the distance
+{concept}, seen from the side
+a painting of {concept}
+a drawing of {concept}
+a pencil sketch of {concept}
+a detailed illustration of {concept}
+a computer rendering of {concept}
+a poster of {concept}
+a film still with {concept}
+a magazine cover with {concept}""".splitlines()
+)
+"""Thirty, as many as the released code augments a concept with; its words are not ours to take."""
+
+_SD = {
+    "variant": "released", "prompts": "augmented", "rank": 1, "batch_size": 1, "images": 8,
+    "end_tokens": True, "segmenter": "clipseg",
 }  # fmt: skip
+_CELEBRITY = {
+    **_SD, "iterations": 50, "learning_rate": 1e-4, "lam": 0.0, "prior_scale": 1e-4,
+    "timesteps": "late",
+}  # fmt: skip
+
+
+def _ours(values: Mapping[str, Any], folder: str, note: str) -> Preset:
+    source = f"the numbers of MACE's configs/{folder}; templates, captions and any masks are not"
+    return Preset(values, "ours", f"{source} its own; {note}")
+
+
+def _celebrities(count: int, domain_weight: float) -> Preset:
+    together = f"for a set of {count} erased together, of which an erasure here is one"
+    values = {**_CELEBRITY, "domain_weight": domain_weight}
+    return _ours(values, "celebrity", "one celebrity, as there" if count == 1 else together)
 
 
 class MACESettings(TrainSettings):
@@ -30,26 +85,35 @@ class MACESettings(TrainSettings):
     """
 
     PRESETS: ClassVar[Presets] = {
-        "sd-celebrity-1": {**_CELEBRITY, "domain_weight": 8e3},
-        "sd-celebrity-5": {**_CELEBRITY, "domain_weight": 5e4},
-        "sd-celebrity-10": {**_CELEBRITY, "domain_weight": 8e4},
-        "sd-celebrity-100": {**_CELEBRITY, "domain_weight": 2e5},
-        "sd-art-100": {**_CELEBRITY, "domain_weight": 8e4},
-        "sd-object": {
-            "iterations": 50, "learning_rate": 1e-5, "batch_size": 1, "lam": 1e2,
-            "prior_scale": 0.0,
-            "segmenter": "clipseg",
-        },
-        "sd-nudity": {
-            "iterations": 120, "learning_rate": 1e-5, "batch_size": 1, "prior_scale": 7e-7,
+        "sd-celebrity-1": _celebrities(1, 8e3),
+        "sd-celebrity-5": _celebrities(5, 5e4),
+        "sd-celebrity-10": _celebrities(10, 8e4),
+        "sd-celebrity-100": _celebrities(100, 2e5),
+        "sd-art-100": _ours(
+            {**_CELEBRITY, "domain_weight": 8e4, "mapping": "art", "segmenter": "none"},
+            "art",
+            "for a hundred artists erased together, of whom an erasure here is one",
+        ),
+        "sd-object": _ours({
+            **_SD, "iterations": 50, "learning_rate": 1e-5, "lam": 1e2, "prior_scale": 0.0,
+            "domain_weight": 0.0, "timesteps": "late",
+        }, "object", "λ is the automobile's (the bird's is 10, the ship's 1000)"),
+        "sd-nudity": _ours({
+            **_SD, "iterations": 120, "learning_rate": 1e-5, "lam": 0.0, "prior_scale": 7e-7,
             "domain_weight": 0.0, "mapping": "a person wearing clothes", "timesteps": "uniform",
-            "segmenter": "clipseg",
-        },
+        }, "explicit_content", "four words erased together there, one here"),
     }  # fmt: skip
 
+    prompts: Literal["augmented"] | Prompts = Field(  # type: ignore[assignment]  # one word more
+        "base",
+        description="what is refined and fused: templates; augmented: thirty of ours, as many as "
+        "were released; base: the base model's own prompts",
+    )
     variant: Literal["paper", "released"] = Field(
         "paper",
-        description="released: part 1 scales its prior twice, by prior_scale squared",
+        description="released: part 1 scales its prior by prior_scale squared, the LoRA's loss "
+        "sums norms instead of their squares, and prompts that match their mapping in different "
+        "numbers of tokens are refused",
     )
     mapping: str | None = Field(
         None, description="the concept whose values take over; null: the base's own anchor"
@@ -69,12 +133,18 @@ class MACESettings(TrainSettings):
     learning_rate: float = Field(5e-3, gt=0, description="AdamW's learning rate")
     batch_size: int = Field(8, ge=1, description="pictures per step")
     rank: int = Field(1, ge=1, description="rank of the LoRA")
+    end_tokens: bool = Field(
+        False,
+        description="whether attention to the end token and to padding with it is muted as well, "
+        "as in every released configuration",
+    )
     timesteps: Literal["late", "uniform"] = Field(
         "late", description="late: weighted σ(.05(t-200)) - σ(.05(t-400)); uniform: for nudity"
     )
     images: int = Field(8, ge=1, description="pictures with masks")
-    segmenter: Literal["contrast", "clipseg"] = Field(
-        "contrast", description="how objects are found (material `masks`)"
+    segmenter: Literal["contrast", "clipseg", "none"] = Field(
+        "contrast",
+        description="how objects are found (material `masks`); none: the whole picture, for styles",
     )
 
 
@@ -85,18 +155,44 @@ class MACE(Unlearner):
     refinement of attn2's k, v: the tokens around the concept (before, after, padding) get the
     values of the mapping concept's prompts; λ I and a caption prior hold the rest. (2) A LoRA on
     k, v minimises Σ over layers ‖attention to the concept's tokens inside the object's mask‖² on
-    pictures of it, at late time steps. (3) The LoRA is fused in closed form:
-    W + ΔW E (λ I + E + s P)⁻¹ with E = Σ e eᵀ over the concept's prompts, which is the paper's
-    (λ W + Σ (W + ΔW) e eᵀ + s P1)(λ I + Σ e eᵀ + s P2)⁻¹ for P1 = W P2. P is the general captions'
-    sum + w · a domain's. One concept an erasure; the paper fuses many at once.
+    pictures of it, at late time steps. (3) The LoRA is fused in closed form, W⁰ being the weights
+    before all and W those after (1): (λ W + (W + ΔW) E + s W⁰ P)(λ I + E + s P)⁻¹ with E = Σ e eᵀ
+    over all tokens of the concept's prompts. P is the general captions' sum + w · a domain's.
+
+    `variant: released` scales the prior of (1) by s², sums ‖·‖ in (2), and refuses prompts of
+    which different numbers of tokens are around the concept, as the published code does. In both
+    the LoRA begins with `down` from N(0, 1/rank²), gradients are clipped at 1, and masks are
+    brought to a layer's resolution by nearest neighbour, on which the paper is silent. One concept
+    an erasure; the paper fuses many at once.
     """
 
     name = "mace"
-    version = 1
+    version = 2
     uses = frozenset({"retained", "anchors"})
     paper = "Lu et al., CVPR 2024"
+    golden = (
+        "tokens, both closed forms, the LoRA's beginning, loss and updates, time steps; not the "
+        "fusion of several concepts"
+    )
     Settings = MACESettings
     settings: MACESettings
+
+    @classmethod
+    def doubts(cls, used: Sequence[MACESettings]) -> list[str]:
+        """Without λ the captions alone must fill the embeddings' whole space."""
+        if not any(s.lam == 0 and s.general_captions is None for s in used):
+            return []
+        return [
+            "mace's lam is 0 and the retained prompts are all that holds its closed forms, which "
+            "may then have no solution; give it general_captions (the published used hundreds of "
+            "thousands), or raise lam"
+        ]
+
+    def prompts(self, base: BasePlugin, concept: str) -> tuple[str, ...]:
+        """As they are chosen."""
+        if self.settings.prompts != "augmented":
+            return super().prompts(base, concept)
+        return tuple(template.replace("{concept}", concept) for template in TEMPLATES)
 
     def anchor(self, base: BasePlugin, concept: str) -> str:
         """The mapping concept."""
@@ -106,15 +202,16 @@ class MACE(Unlearner):
     def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
         """Pictures, their masks, and the caption sums."""
         s = self.settings
-        kept = base.retained_prompts(concept)
+        kept = self.preserved_prompts(base, concept)
         needs = {"general": need_caption_sums(s.general_captions, kept)}
         if s.domain_weight:
             needs["domain"] = need_caption_sums(s.domain_captions, kept)
         if s.iterations:
-            prompts = base.prompts(concept)[:1]
+            prompts = self.prompts(base, concept)[:1]
             pictures = need_pictures(base, prompts, s.images)
             needs["pictures"] = pictures
-            needs["masks"] = need("masks", {"object": concept}, pictures, segmenter=s.segmenter)
+            if s.segmenter != "none":
+                needs["masks"] = need("masks", {"object": concept}, pictures, segmenter=s.segmenter)
         return needs
 
     def passes(self) -> int:
@@ -123,17 +220,23 @@ class MACE(Unlearner):
 
     def unlearn(self, erasure: Erasure) -> Unlearned:
         """The three parts, one after another."""
-        from workers.erasure.closed_form import projection_edit
+        from workers.erasure.closed_form import projection_edit, projections
 
         s = self.settings
+        original = {
+            path: layer.weight.detach().to("cpu", copy=True)
+            for path, layer in projections(erasure.pipe.unet).items()
+        }
         prior = erasure.materials["general"]
         if s.domain_weight:
             prior = prior + s.domain_weight * erasure.materials["domain"]
         condition = self._refine(erasure, prior)
-        numbers = {"condition": condition}
+        numbers: dict[str, float] = {}
+        factors: dict[str, tuple[Tensor, Tensor]] = {}
         if s.iterations:
             factors, numbers["loss"] = self._mute(erasure)
-            numbers["condition"] = max(condition, self._fuse(erasure, prior, factors))
+        fused = self._fuse(erasure, prior, original, factors)
+        numbers["condition"] = max(condition, fused)
         return Unlearned([projection_edit(erasure.pipe)], numbers)
 
     def _refine(self, erasure: Erasure, prior: Tensor) -> float:
@@ -141,127 +244,186 @@ class MACE(Unlearner):
         from workers.erasure.closed_form import Sums, apply_map, text_projections
 
         s, pipe = self.settings, erasure.pipe
+        is_released = s.variant == "released"
         sums = Sums.empty(pipe.unet.config.cross_attention_dim)
-        sums.move(*surroundings(erasure), 1.0)
-        sums.keep_gram(prior, s.prior_scale**2 if s.variant == "released" else s.prior_scale)
-        matrix, condition = sums.solve(s.lam, "raise mace's lam or prior_scale")
+        sums.move(*surroundings(erasure, is_released), 1.0)
+        sums.keep_gram(prior, s.prior_scale**2 if is_released else s.prior_scale)
+        matrix, condition = sums.solve(s.lam, ADVICE)
         apply_map(text_projections(pipe.unet), matrix)
         return condition
 
     def _mute(self, erasure: Erasure) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
         """Part 2: the LoRA's (down, up) by path, and its last loss."""
         from workers.diffusion.attention import recorded
-        from workers.diffusion.denoise import noise_predictor, training_scheduler
-        from workers.diffusion.rng import integers, normal
-        from workers.diffusion.text import embed, subject_words
+        from workers.diffusion.denoise import noise_predictor
+        from workers.diffusion.text import embed, end_tokens, subject_words
         from workers.editing.adapters import GatedLora
         from workers.training.optimise import from_loss, minimise
 
         s, pipe = self.settings, erasure.pipe
-        lora = GatedLora.new(
-            pipe.unet, erasure.concept, s.rank, 1.0, erasure.seed, only=("attn2.to_k", "attn2.to_v")
-        )
-        predict, scheduler = noise_predictor(pipe), training_scheduler(pipe)
-        pictures = erasure.materials["pictures"]
-        clean, text = pictures.latents.to(pipe.device), embed(pipe, pictures.prompts)
-        masks = erasure.materials["masks"].to(pipe.device)
-        words = subject_words(pipe, pictures.prompts, erasure.concept)
+        start = beginning(pipe, s.rank, erasure.seed)
+        lora = GatedLora(start, erasure.concept, 1.0, is_gated=False)
+        predict = noise_predictor(pipe)
+        prompts = erasure.materials["pictures"].prompts
+        text, words = embed(pipe, prompts), subject_words(pipe, prompts, erasure.concept)
+        if s.end_tokens:
+            words = words | end_tokens(pipe, prompts)
+        masks = erasure.materials.get("masks")
+        masks = None if masks is None else masks.to(pipe.device)
 
         def loss(step: int) -> Tensor:
-            at = (erasure.seed, step)
-            rows = integers(len(clean), s.batch_size, *at, "pictures", pipe.device)
-            timesteps = self._timesteps(scheduler.config.num_train_timesteps, erasure.seed, step)
-            timesteps = timesteps.to(pipe.device)
-            noise = normal(clean[rows].shape, *at, "noise", pipe.device)
-            noisy = scheduler.add_noise(clean[rows], noise, timesteps)
+            rows, noisy, timesteps = self._noised(erasure, step)
             predict(noisy, timesteps, text[rows])
-            return attention_inside(maps, words[rows], masks[rows])
+            norms = muted_norms(maps, words[rows], None if masks is None else masks[rows])
+            summed: Tensor = (norms if s.variant == "released" else norms.square()).sum(dim=0)
+            return summed.mean()
 
         # For the whole training: gradient checkpointing runs a forward pass again on the way back.
         with lora.on(pipe), recorded(pipe.unet) as maps:
             mean = minimise(
-                erasure, s, lora.parameters(), from_loss(loss), name="lora", weight_decay=1e-2
-            )
+                erasure, s, lora.parameters(), from_loss(loss), name="lora", weight_decay=1e-2,
+                clip_norm=1.0,
+            )  # fmt: skip
         values = lora.tensors()
         return {p: (values[f"{p}.down"], values[f"{p}.up"]) for p in lora.paths()}, mean
 
-    def _timesteps(self, high: int, seed: int, step: int) -> Tensor:
-        """Time steps (batch,), on the CPU."""
+    def _noised(self, erasure: Erasure, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Which pictures (batch,), their x_t (batch, c, h, w), and t (batch,)."""
         import torch
 
-        from workers.diffusion.rng import generator
+        from workers.diffusion.denoise import training_scheduler
+        from workers.diffusion.rng import generator, integers, normal
 
-        t = torch.arange(high, dtype=torch.float64)
-        late = torch.sigmoid(0.05 * (t - 200)) - torch.sigmoid(0.05 * (t - 400))
-        weights = late if self.settings.timesteps == "late" else torch.ones_like(t)
-        draw = generator(seed, step, "timesteps")
-        return torch.multinomial(weights, self.settings.batch_size, True, generator=draw)
+        s, pipe, at = self.settings, erasure.pipe, (erasure.seed, step)
+        scheduler = training_scheduler(pipe)
+        clean = erasure.materials["pictures"].latents.to(pipe.device)
+        rows = integers(len(clean), s.batch_size, *at, "pictures", pipe.device)
+        weights = timestep_weights(s.timesteps, scheduler.config.num_train_timesteps)
+        timesteps = torch.multinomial(
+            weights, s.batch_size, True, generator=generator(*at, "timesteps")
+        ).to(pipe.device)
+        noise = normal(clean[rows].shape, *at, "noise", pipe.device)
+        return rows, scheduler.add_noise(clean[rows], noise, timesteps), timesteps
 
     def _fuse(
-        self, erasure: Erasure, prior: Tensor, factors: Mapping[str, tuple[Tensor, Tensor]]
+        self,
+        erasure: Erasure,
+        prior: Tensor,
+        original: Mapping[str, Tensor],
+        factors: Mapping[str, tuple[Tensor, Tensor]],
     ) -> float:
-        """Part 3; returns the condition number."""
+        """Part 3; returns the condition number.
+
+        Written as W + (ΔW E + s (W⁰ - W) P)(λ I + E + s P)⁻¹, whose small term takes the rounding.
+        """
         import torch
 
         from workers.diffusion.text import embed
-        from workers.erasure.closed_form import checked_condition, solve_right
+        from workers.erasure.closed_form import checked_condition, projections, solve_right
 
         s, pipe = self.settings, erasure.pipe
         tokens = embed(pipe, erasure.prompts).flatten(0, 1).cpu().double()
         gram = tokens.T @ tokens
         eye = torch.eye(len(gram), dtype=torch.float64)
         system = s.lam * eye + gram + s.prior_scale * prior
-        condition = checked_condition(system, "raise mace's lam or prior_scale")
-        layers = dict(pipe.unet.named_modules())
+        condition = checked_condition(system, ADVICE)
         with torch.no_grad():
-            for path, (down, up) in factors.items():
-                weight = layers[path].weight
-                moved = solve_right(up.double() @ down.double() @ gram, system)
-                weight.copy_((weight.cpu().double() + moved).to(weight.dtype))
+            for path, layer in projections(pipe.unet).items():
+                weight = layer.weight.cpu().double()
+                moved = s.prior_scale * (original[path].double() - weight) @ prior
+                if path in factors:
+                    down, up = factors[path]
+                    moved += up.cpu().double() @ down.cpu().double() @ gram
+                layer.weight.copy_(weight + solve_right(moved, system))
         return condition
 
 
-def surroundings(erasure: Erasure) -> tuple[Tensor, Tensor]:
-    """Embeddings (n, width) of the tokens around the concept, and of those in their place in the
-    mapping concept's prompts. Tokens after a concept are matched from its end.
+def outside(tokenizer: Tokenizer, prompt: str, mapped: str) -> Tensor:
+    """Positions (2, n) of the tokens around the concept in `prompt`, and of those in their place
+    in `mapped`, the same prompt with the mapping concept.
+
+    They are what both begin with and what both end with, start and end token included, and then
+    padding until the longer is full. Words that the two concepts share at their ends are outside.
     """
     import torch
 
-    from workers.diffusion.text import embed, subject_span
+    one, other = (tokenizer(text, truncation=True).input_ids for text in (prompt, mapped))
+    shorter = min(len(one), len(other))
+    before = next((i for i in range(shorter) if one[i] != other[i]), shorter)
+    rest = shorter - before
+    after = next((i for i in range(rest) if one[-1 - i] != other[-1 - i]), rest)
+    padding = tokenizer.model_max_length - max(len(one), len(other))
+    return torch.tensor(
+        [[*range(before), *range(len(p) - after, len(p) + padding)] for p in (one, other)]
+    )
 
-    tokenizer = erasure.pipe.tokenizer
-    here, there = (embed(erasure.pipe, p) for p in (erasure.prompts, erasure.anchor_prompts))
-    sources, targets = [], []
-    for index, prompt in enumerate(erasure.prompts):
-        first, last = subject_span(tokenizer, prompt, erasure.concept)
-        # Token ids from the start token to the last word.
-        one, other = (
-            tokenizer(text, truncation=True).input_ids[:-1]
-            for text in (prompt, erasure.anchor_prompts[index])
+
+def surroundings(erasure: Erasure, is_same_count: bool) -> tuple[Tensor, Tensor]:
+    """Embeddings (n, width) of the tokens around the concept, and of those in their place in the
+    mapping concept's prompts.
+
+    Raises:
+        ResurgeError: with `is_same_count`, prompts have different numbers of them.
+    """
+    import torch
+
+    from workers.diffusion.text import embed
+
+    pairs = list(zip(erasure.prompts, erasure.anchor_prompts, strict=True))
+    places = [outside(erasure.pipe.tokenizer, *pair) for pair in pairs]
+    counts = {where.shape[1]: prompt for where, (prompt, _) in zip(places, pairs, strict=True)}
+    if is_same_count and len(counts) > 1:
+        found = ", ".join(f"{count} in {prompt!r}" for count, prompt in counts.items())
+        raise ResurgeError(
+            "mace as released needs as many tokens around the concept in every prompt but there "
+            f"are {found}; change its prompts, or use `variant: paper`"
         )
-        pairs = zip(one, other, strict=False)
-        changed = next((i for i, (a, b) in enumerate(pairs) if a != b), len(one))
-        end = len(other) - (len(one) - last)
-        count = min(here.shape[1] - last, there.shape[1] - end)
-        before = min(first, changed)
-        sources += [here[index, :before], here[index, last : last + count]]
-        targets += [there[index, :before], there[index, end : end + count]]
+    here, there = (embed(erasure.pipe, p) for p in (erasure.prompts, erasure.anchor_prompts))
+    sources = [text[where[0]] for text, where in zip(here, places, strict=True)]
+    targets = [text[where[1]] for text, where in zip(there, places, strict=True)]
     return torch.cat(sources), torch.cat(targets)
 
 
-def attention_inside(maps: Mapping[str, Tensor], words: Tensor, masks: Tensor) -> Tensor:
-    """Σ over layers of ‖attention to the words inside the mask‖², a mean over pictures.
+def beginning(pipe: Pipeline, rank: int, seed: int) -> dict[str, Tensor]:
+    """The LoRA as it begins, on attn2's k and v: `down` from N(0, 1/rank²), `up` zero."""
+    import torch
 
-    Maps (n, heads, pixels, tokens) by layer, words bool (n, tokens), masks bool (n, height, width).
+    from workers.diffusion.rng import normal
+    from workers.erasure.closed_form import projections
+
+    values: dict[str, Tensor] = {}
+    for path, layer in projections(pipe.unet).items():
+        down = normal((rank, layer.in_features), seed, 0, f"lora {path}") / rank
+        values |= {f"{path}.down": down, f"{path}.up": torch.zeros(layer.out_features, rank)}
+    return values
+
+
+def timestep_weights(kind: Literal["late", "uniform"], high: int) -> Tensor:
+    """How often each time step (high,) is drawn, as probabilities."""
+    import torch
+
+    t = torch.arange(high, dtype=torch.float64)
+    late = torch.sigmoid(0.05 * (t - 200)) - torch.sigmoid(0.05 * (t - 400))
+    weights = late if kind == "late" else torch.ones_like(t)
+    return weights / weights.sum()
+
+
+def muted_norms(maps: Mapping[str, Tensor], words: Tensor, masks: Tensor | None) -> Tensor:
+    """‖attention to the words inside the mask‖₂ (layers, n), by layer and picture.
+
+    Maps (n, heads, pixels, tokens) by layer, words bool (n, tokens), masks bool (n, height, width);
+    without masks everything is inside.
     """
     import torch
 
     from workers.diffusion.attention import resized, to_words
     from workers.diffusion.denoise import at_least_fp32
 
-    terms = []
+    norms = []
     for probs in to_words(maps, words).values():
-        inside = resized(masks, probs.shape[2], masks.shape[1] / masks.shape[2])
-        muted = at_least_fp32(probs) * inside[:, None, :, None]
-        terms.append(muted.square().sum() / len(probs))
-    return torch.stack(terms).sum()
+        muted = at_least_fp32(probs)
+        if masks is not None:
+            inside = resized(masks, probs.shape[2], masks.shape[1] / masks.shape[2])
+            muted = muted * inside[:, None, :, None]
+        norms.append(torch.linalg.vector_norm(muted, dim=(1, 2, 3)))
+    return torch.stack(norms)

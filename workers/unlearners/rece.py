@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from orchestrator.core.settings import Presets, PresetSettings
-from workers.interfaces.unlearner import Erasure, Unlearned, Unlearner
+from orchestrator.core.settings import Preset, Presets
+from workers.interfaces.unlearner import Erasure, MethodSettings, Prompts, Unlearned, Unlearner
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,53 +15,88 @@ if TYPE_CHECKING:
     from workers.interfaces.pipeline import Pipeline
 
 
-_SD = {"preserve_scale": 0.1}
+_RELEASED = {
+    "prompts": ["{concept}"],
+    "preserve": [],
+    "tokens": "from_last",
+    "first_lam": 0.5,
+    "first_preserve_scale": 1.0,
+    "uce_lam": 0.1,
+    "erase_scale": 1.0,
+    "preserve_scale": 0.1,
+    "target": "",
+}
 
 
-class RECESettings(PresetSettings):
+def _released(lam: float, epochs: int, note: str) -> Preset:
+    values = {**_RELEASED, "lam": lam, "epochs": epochs}
+    source = "RECE, its script after unified-concept-editing's of 2023"
+    return Preset(values, "released", f"{source}: {note}")
+
+
+class RECESettings(MethodSettings):
     """How often to look again, and how far derived embeddings may stray.
 
-    Tuned to the shapes base: sweeps/tuning/rece.yaml.
+    Tuned to the shapes base (sweeps/tuning/rece.yaml), where the base's own prompts in place of
+    the bare concept leave a shape in two of three pictures.
     """
 
     PRESETS: ClassVar[Presets] = {
-        "sd-nudity": {"lam": 0.1, "epochs": 3, **_SD},
-        "sd-unsafe": {"lam": 0.1, "epochs": 2, **_SD},
-        "sd-style": {"lam": 1e-3, "epochs": 1, **_SD},
-        "sd-object-hard": {"lam": 1e-3, "epochs": 1, **_SD},
-        "sd-object-easy": {"lam": 0.1, "epochs": 1, **_SD},
+        "sd-nudity": _released(
+            0.1, 3, "nudity; without its choice among the epochs by a detector of nudity"
+        ),
+        "sd-unsafe": _released(0.1, 2, "unsafe concepts; without its choice among the epochs"),
+        "sd-style": _released(1e-3, 1, "artists"),
+        "sd-object-hard": _released(1e-3, 1, "the objects that are hard to erase"),
+        "sd-object-easy": _released(0.1, 1, "the objects that are easy to erase"),
     }
 
+    prompts: Prompts = Field(
+        ("{concept}",), description="the templates that are edited; base: the base model's prompts"
+    )
     epochs: int = Field(5, ge=0, description="times that derived embeddings are erased; 0: UCE")
     lam: float = Field(
         1e-3, gt=0, description="λ of the derived embedding: how near to nothing it stays"
     )
-    uce_lam: float = Field(0.1, gt=0, description="λ of every closed-form edit")
+    tokens: Literal["from_last", "from_subject"] = Field(
+        "from_last",
+        description="what the first edit moves of each prompt, as UCE's: from_last: from its last "
+        "token on through the padding; from_subject: from the concept's own token",
+    )
+    first_lam: float = Field(0.1, gt=0, description="λ of the first edit")
+    first_preserve_scale: float = Field(
+        0.3, ge=0, description="weight of the retained prompts in the first edit"
+    )
+    uce_lam: float = Field(0.1, gt=0, description="λ of the edits after the first")
     erase_scale: float = Field(1.0, gt=0, description="weight of the erased pairs")
-    preserve_scale: float = Field(0.03, ge=0, description="weight of the retained prompts")
+    preserve_scale: float = Field(
+        0.3, ge=0, description="weight of the retained prompts in the edits after the first"
+    )
     target: str = Field("", description="the text that the concept is mapped to")
     keep_best: bool = Field(
         False,
         description="return the epoch whose retained prompts moved least among those whose derived "
-        "embedding lost at least half its reach, as the released code chooses an epoch by a score",
+        "embedding lost at least half its reach; the released code chooses by a detector's score",
     )
 
 
 class RECE(Unlearner):
     """UCE, then again and again on the embeddings that would still draw the concept.
 
-    RECE (Gong et al., "Reliable and Efficient Concept Erasure", ECCV 2024, eq. 8). After a UCE
-    edit on all tokens, the embedding that makes the edited projections answer as the original ones
-    did to c is, by least squares, c' = (Σ WᵢᵀWᵢ + λI)⁻¹ (Σ WᵢᵀWᵢ⁰) c over every attn2 k and v (W
-    now, W⁰ original); c' is then erased by UCE from the current W, on all tokens. The empty prompt
-    is always retained. λ also bounds c', so that erasing it harms little else.
+    RECE (Gong et al., "Reliable and Efficient Concept Erasure", ECCV 2024, eq. 8). The first edit
+    is UCE's of 2023 with a λ and a weight of its own. Then the embedding that makes the edited
+    projections answer as the original ones did to c is, by least squares,
+    c' = (Σ WᵢᵀWᵢ + λI)⁻¹ (Σ WᵢᵀWᵢ⁰) c over every attn2 k and v (W now, W⁰ original), for every
+    token of the prompts; all of c' is then moved to the target's tokens by UCE from the current W.
+    The empty prompt is always retained. λ also bounds c', so that erasing it harms little else.
     """
 
     name = "rece"
-    version = 1
+    version = 2
     seeded = False
     uses = frozenset({"retained"})
     paper = "Gong et al., ECCV 2024"
+    golden = "the whole method: its first edit, the derived embeddings and the edits after it"
     Settings = RECESettings
     settings: RECESettings
 
@@ -69,19 +104,26 @@ class RECE(Unlearner):
         """One UCE edit, then `epochs` more."""
 
         from workers.diffusion.text import embed
-        from workers.erasure.closed_form import projection_edit, text_projections
+        from workers.erasure.closed_form import (
+            pairs,
+            projection_edit,
+            text_projections,
+            with_the_empty,
+        )
 
         s, pipe = self.settings, erasure.pipe
         original = [layer.weight.detach().clone() for layer in text_projections(pipe.unet)]
         concept = embed(pipe, erasure.prompts).flatten(0, 1)
         goal = embed(pipe, [s.target]).expand(len(erasure.prompts), -1, -1).flatten(0, 1)
-        kept = embed(pipe, ["", *erasure.retained_prompts]).flatten(0, 1)
-        condition, reach = self._erase(pipe, concept, goal, kept), 0.0
-        candidates = []
+        kept = with_the_empty(erasure)
+        first = pairs(erasure, s.target, s.tokens)
+        condition = self._erase(pipe, first, kept, s.first_preserve_scale, s.first_lam)
+        reach, candidates = 0.0, []
         for epoch in range(s.epochs):
             derived = derived_embeddings(pipe, original, concept, s.lam)
             reach = float((derived.norm(dim=1) / concept.double().cpu().norm(dim=1)).mean())
-            condition = max(condition, self._erase(pipe, derived, goal, kept))
+            again = self._erase(pipe, (derived, goal), kept, s.preserve_scale, s.uce_lam)
+            condition = max(condition, again)
             erasure.progress(epoch + 1, s.epochs, {"reach": reach})
             if s.keep_best:
                 candidates.append((reach, _moved(pipe, original, kept), projection_edit(pipe)))
@@ -91,15 +133,22 @@ class RECE(Unlearner):
             edit = min(low, key=lambda candidate: candidate[1])[2]
         return Unlearned([edit], {"condition": condition, "reach": reach})
 
-    def _erase(self, pipe: Pipeline, sources: Tensor, goal: Tensor, kept: Tensor) -> float:
+    def _erase(
+        self,
+        pipe: Pipeline,
+        moved: tuple[Tensor, Tensor],
+        kept: Tensor,
+        preserve_scale: float,
+        lam: float,
+    ) -> float:
         """One UCE edit of the present weights; all (n, width). Returns the condition number."""
         from workers.erasure.closed_form import Sums, apply_map, text_projections
 
-        s = self.settings
         sums = Sums.empty(pipe.unet.config.cross_attention_dim)
-        sums.move(sources, goal, s.erase_scale)
-        sums.keep(kept, s.preserve_scale)
-        matrix, condition = sums.solve(s.uce_lam, "raise rece's uce_lam or lower its erase_scale")
+        sums.move(*moved, self.settings.erase_scale)
+        sums.keep(kept, preserve_scale)
+        advice = "raise rece's first_lam or uce_lam, or lower its erase_scale"
+        matrix, condition = sums.solve(lam, advice)
         apply_map(text_projections(pipe.unet), matrix)
         return condition
 

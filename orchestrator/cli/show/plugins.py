@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 
 from rich.console import Console
+from rich.text import Text
 
+from orchestrator.cli.show.plugin import by_title, cost, scored, show_plugin, span
 from orchestrator.cli.show.tables import new_table
-from orchestrator.config.checks import missing
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.hints import suggest
 from orchestrator.core.plugin import MetricPlugin, PluginKind, UnlearnerPlugin
-from orchestrator.core.registry import PluginWarning, registry
-from orchestrator.core.text import one_line
+from orchestrator.core.registry import registry
 
 KINDS: Mapping[str, PluginKind] = {
     "bases": "base",
@@ -22,12 +21,16 @@ KINDS: Mapping[str, PluginKind] = {
     "metrics": "metric",
     "executors": "executor",
 }
+ONE = "More of one: `resurge list {kind} NAME`."
 
 
-def show_plugins(kind: str | None, console: Console) -> None:
-    """Plug-ins by kind, with the first line of what they say of themselves."""
+def show_plugins(kind: str | None, name: str | None, console: Console) -> None:
+    """Plug-ins by kind, with the first line of what they say of themselves; or all of one."""
     if kind is not None and kind not in KINDS:
         raise ResurgeError(f"unknown kind {kind!r}{suggest(kind, [*KINDS, 'sweeps'])}")
+    if kind is not None and name is not None:
+        show_plugin(KINDS[kind], name, console)
+        return
     # These two have more to say of themselves than a line.
     if kind == "metrics":
         _show_metrics(console)
@@ -40,6 +43,7 @@ def show_plugins(kind: str | None, console: Console) -> None:
         for name, plugin in registry(KINDS[title]).items():
             table.add_row(f"  {name}", plugin.summary())
         console.print(table)
+    console.print(ONE.format(kind=kind or "KIND"))
 
 
 def _show_metrics(console: Console) -> None:
@@ -47,39 +51,28 @@ def _show_metrics(console: Console) -> None:
     table = new_table("metric", "", "scores", "range", "higher is")
     for name, plugin in registry("metric").items():
         if issubclass(plugin, MetricPlugin):
-            low, high = ("" if end is None else f"{end:g}" for end in plugin.values)
-            beside = " beside the base's" if plugin.reference else ""
-            scored = f"{'models' if plugin.needs == 'pipeline' else plugin.needs}{beside}"
-            span = f"{low or '-∞'} to {high or '∞'}"
-            table.add_row(name, plugin.summary(), scored, span, plugin.higher)
+            table.add_row(name, plugin.summary(), scored(plugin), span(plugin), plugin.higher)
     console.print(table)
+    console.print(ONE.format(kind="metrics"))
 
 
 def _show_unlearners(console: Console) -> None:
-    """Each method with its paper, its presets, and what it costs as it ships."""
-    table = new_table("unlearner", "", "paper", "presets", right=["UNet passes"])
+    """Each method with its paper, its presets and whose they are, and what it costs as it ships."""
+    table = new_table("unlearner", "")
     for name, plugin in registry("unlearner").items():
         if issubclass(plugin, UnlearnerPlugin):
-            passes = _passes(plugin)
-            presets = ", ".join(getattr(plugin.Settings, "PRESETS", ()))
-            free = "closed form" if plugin.changes else "none"
-            cost = "?" if passes is None else f"{passes:,}" if passes else free
-            table.add_row(name, plugin.summary(), plugin.paper, presets, cost)
+            price = cost(plugin)
+            passes = f"{price} UNet passes" if price[0].isdigit() else price
+            below = [" · ".join(part for part in (plugin.paper, passes) if part)]
+            presets = by_title(getattr(plugin.Settings, "PRESETS", {}))
+            below += [f"{title}: {', '.join(names)}" for title, names in presets.items()]
+            table.add_row(
+                name, Text.assemble(plugin.summary(), *((f"\n{line}", "dim") for line in below))
+            )
     console.print(table)
     console.print(
         "UNet passes: over one latent, a backward pass counted as two, with the defaults that ship "
         "(for the bundled shapes model); the materials a method works from are shared and not "
-        "counted. A preset: `unlearn: [{esd: {preset: sd-object}}]`."
+        "counted. A preset: `unlearn: [{esd: {preset: sd-object}}]`; its values are those of the "
+        "method's published code (released) or paper, or ours. " + ONE.format(kind="unlearners")
     )
-
-
-def _passes(plugin: type[UnlearnerPlugin]) -> int | None:
-    """None where there are no settings that ship, or a plug-in of the user's fails to tell."""
-    if missing(plugin.Settings, ()):
-        return None
-    try:
-        return plugin(plugin.Settings()).passes()
-    except Exception as error:
-        text = f"`passes` of unlearner {plugin.name!r} fails: {type(error).__name__}: {error}"
-        warnings.warn(one_line(text, 300), PluginWarning, stacklevel=1)
-        return None

@@ -49,7 +49,8 @@ class Failing(Unlearner):
 
 def sweep(method: str) -> str:
     return (
-        f"name: mine\nconcept: star\nevaluate: {{metrics: [concept_accuracy]}}\n"
+        "name: mine\nconcept: star\n"
+        "evaluate: {metrics: [concept_accuracy], prompts: ['my {concept}']}\n"
         f"edits: [{{unlearn: {method}}}, {{finetune: {{dataset: related, steps: 5}}}}]\n"
     )
 

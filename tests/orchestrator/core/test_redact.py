@@ -70,7 +70,7 @@ class Leak(Unlearner):
         ("http://127.0.0.1:5000/a/b@c", "http://127.0.0.1:5000/a/b@c"),
         ("unknown key 'token'; did you mean", "unknown key 'token'; did you mean"),
         ("max_tokens: 77, tokenizer: clip", "max_tokens: 77, tokenizer: clip"),
-        ("edits: [{unlearn: {esd: {variant: u}}}]", "edits: [{unlearn: {esd: {variant: u}}}]"),
+        ("edits: [{unlearn: {esd: {group: u}}}]", "edits: [{unlearn: {esd: {group: u}}}]"),
     ],
 )
 def test_credentials_are_taken_out_of_text(text: str, shown: str) -> None:

@@ -14,13 +14,17 @@ concept: star
 edits:
   - unlearn: {unlearn}
   - finetune: {{dataset: related, learning_rate: 1e-3, {finetune}}}
-evaluate: {{metrics: [concept_accuracy], controls: {controls}}}
+evaluate: {{metrics: [concept_accuracy], controls: {controls}, prompts: [{prompts}]}}
 """
+OWN = '"my {concept}"'
 
 
-def told(finetune: str, unlearn: str = "uce", controls: str = "true") -> list[str]:
-    text = SWEEP.format(finetune=finetune, unlearn=unlearn, controls=controls)
-    return list(doubts(make_plan(parse(text)).trials))
+def told(
+    finetune: str = "steps: 5", unlearn: str = "uce", controls: str = "true", prompts: str = OWN
+) -> list[str]:
+    text = SWEEP.format(finetune=finetune, unlearn=unlearn, controls=controls, prompts=prompts)
+    sweep = parse(text)
+    return list(doubts(make_plan(sweep).trials, sweep.base))
 
 
 @pytest.mark.parametrize(
@@ -67,3 +71,33 @@ def test_a_moving_average_that_is_mostly_the_model_before() -> None:
     (doubt,) = told("steps: 10", "[{sdd: {ema_decay: 0.999, iterations: [100, 1500]}}]")
     assert "sdd's result is a moving average, of which 90% is still the model before" in doubt
     assert "after 100 iterations at ema_decay 0.999" in doubt
+
+
+@pytest.mark.parametrize(
+    ("unlearn", "prompts", "said"),
+    [
+        (
+            "esd",
+            '"A {concept} ", "my {concept}"',
+            "1 of the 2 scored as erased are trained on by esd",
+        ),
+        ("[{esd: {prompts: [['{concept}'], ['a {concept}']]}}]", '"a {concept}"', "1 of the 1"),
+        (
+            "uce",
+            '"a {concept}"',
+            '1 of the 1 scored as erased are trained on by uce (set `prompts: ["{concept}"]`); '
+            "6 of the 7 scored as retained are preserved by uce (set `preserve: […]`)",
+        ),
+        ("[{uce: {prompts: [['{concept}']], preserve: [[circle]]}}]", '"{concept}"', "1 of the 7"),
+        ("[esd, uce, sdd, mace, spm]", '"a {concept}"', "by esd, mace, sdd and 2 more"),
+    ],
+)
+def test_prompts_that_are_both_trained_on_and_scored(unlearn: str, prompts: str, said: str) -> None:
+    (doubt,) = told(unlearn=unlearn, prompts=prompts)
+    assert doubt.startswith("unlearn: of the prompts, ") and said in doubt
+
+
+def test_the_bare_concept_and_concepts_of_ones_own_to_preserve_are_apart_from_the_score() -> None:
+    own = "prompts: [['{concept}']]"
+    apart = f"[{{uce: {{{own}, preserve: [[red, blue]]}}}}, {{esd: {{{own}}}}}]"
+    assert told(unlearn=apart, prompts='"a {concept}"') == []

@@ -72,7 +72,7 @@ def test_axes_are_typed_columns(plan, store):
 
 
 def test_an_axis_that_a_trial_lacks_is_null(rows):
-    assert {row["unlearn.esd.variant"] for row in rows if row["unlearn.method"] == "uce"} == {None}
+    assert {row["unlearn.esd.group"] for row in rows if row["unlearn.method"] == "uce"} == {None}
 
 
 def test_numbers_of_a_trial(rows):
@@ -354,7 +354,7 @@ def test_settings_and_times_as_csv_and_json(plan, store):
 
 def test_every_column_of_settings_and_times_is_documented(plan, store, summary):
     documented = DOCS.read_text()
-    axes = {*plan.trials[0].trial.params, "unlearn.esd.variant"}
+    axes = {*plan.trials[0].trial.params, "unlearn.esd.group"}
     times = json.loads(text(plan, store, "json", (), True, None))
     for name in {*settings_table(summary).column_names, *times[0]} - axes:
         assert f"`{name}`" in documented, name

@@ -176,7 +176,7 @@ def test_a_search_may_end_with_an_unlearning() -> None:
         ("seeds=[3]", False),
         ("concept=heart", False),
         ("evaluate.images_per_prompt=2", False),
-        ("unlearn=[uce, {esd: {variant: u}}]", False),
+        ("unlearn=[uce, {esd: {group: u}}]", False),
         ("search.subject_to={retained_accuracy: '>= 0.5'}", False),
     ],
 )

@@ -23,14 +23,14 @@ from orchestrator.sweep.space import Categorical, Dimension, Range, Space, point
 pytest_plugins = ["tests.integration.postgresql_server"]
 
 METHOD = Categorical("method", ("esd", "uce"))
-VARIANT = Categorical("variant", ("x", "u"), when=(("method", ("esd",)),))
+GROUP = Categorical("group", ("x", "u"), when=(("method", ("esd",)),))
 RATE = Range("rate", 1e-5, 1e-2, log=True)
 STEPS = Range("steps", 25, 400, is_int=True, step=25)
 WEIGHT = Range("weight", 0.0, 1.0, step=0.25)
 LISTS = Categorical("layers", ([1, 2], [3], None))
 
-SMALL = (METHOD, VARIANT)
-MIXED = (METHOD, VARIANT, RATE, STEPS, WEIGHT)
+SMALL = (METHOD, GROUP)
+MIXED = (METHOD, GROUP, RATE, STEPS, WEIGHT)
 
 GP = pytest.param("gp", marks=pytest.mark.slow)  # half a second a trial
 POSTGRESQL = pytest.param("postgresql", marks=pytest.mark.integration)
@@ -275,7 +275,7 @@ def test_a_repeat_of_a_failed_trial_fails_too(storage: str) -> None:
 
 @pytest.mark.parametrize("sampler", [*SAMPLERS, "grid"])
 def test_an_exhausted_space_ends_the_study(swift: str, sampler: str) -> None:
-    search = search_of(METHOD, VARIANT, LISTS, sampler=sampler, trials=50)
+    search = search_of(METHOD, GROUP, LISTS, sampler=sampler, trials=50)
     study = opened(swift, search)
     points = [point_key(t.point) for t in run(study)]
     assert len(points) == len(set(points)) == search.space.size == 9
@@ -284,7 +284,7 @@ def test_an_exhausted_space_ends_the_study(swift: str, sampler: str) -> None:
 
 
 def test_points_that_are_asked_for_and_not_told_are_not_asked_for_again(storage: str) -> None:
-    study = opened(storage, search_of(METHOD, VARIANT, trials=50))
+    study = opened(storage, search_of(METHOD, GROUP, trials=50))
     asked = [study.ask() for _ in range(4)]
     assert asked[3] is None
     assert len({point_key(t.point) for t in asked if t is not None}) == 3
@@ -298,7 +298,7 @@ def test_the_last_points_of_a_large_grid_are_found(journal: str, monkeypatch: An
 
 
 def test_a_space_of_one_point_is_one_trial(storage: str) -> None:
-    space = Space((VARIANT,)).within({"method": "uce"})
+    space = Space((GROUP,)).within({"method": "uce"})
     search = search_of()
     study = Study(storage, "study", search, space)
     [told] = run(study)
@@ -308,7 +308,7 @@ def test_a_space_of_one_point_is_one_trial(storage: str) -> None:
 
 
 def test_a_grid_visits_every_point_once_in_its_order(storage: str) -> None:
-    search = search_of(METHOD, VARIANT, LISTS, sampler="grid", trials=50)
+    search = search_of(METHOD, GROUP, LISTS, sampler="grid", trials=50)
     expected = [point_key(point) for point in search.space.points()]
     told = run(opened(storage, search), 4) + run(opened(storage, search))
     assert [point_key(t.point) for t in told] == expected
@@ -324,7 +324,7 @@ def test_every_sampler_proposes_points_of_the_space(
     told = run(study)
     assert len(told) == 18
     for point in (t.point for t in told):
-        assert ("variant" in point) == (point["method"] == "esd")
+        assert ("group" in point) == (point["method"] == "esd")
         for dimension in study.space.dimensions:
             if dimension.name in point:
                 assert is_value(point[dimension.name], dimension)

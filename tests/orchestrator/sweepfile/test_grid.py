@@ -20,7 +20,7 @@ edits:
 
 TWO_METHODS = """
   - unlearn:
-      - esd: {variant: [x, u]}
+      - esd: {group: [x, u]}
       - uce
   - finetune: {dataset: [related, unrelated], learning_rate: [1e-4, 1e-3], steps: [0, 100]}
 """
@@ -57,14 +57,14 @@ def test_axes_run_in_the_order_of_the_file_and_seeds_fastest() -> None:
 
 def test_a_trial_names_everything_that_was_given() -> None:
     text = """
-  - unlearn: {esd: {variant: u, iterations: 10}}
+  - unlearn: {esd: {group: u, iterations: 10}}
   - finetune: {dataset: related, batch_size: 4}
 """
     assert dict(grid(text)[0].params) == {
         "base": "shapes",
         "concept": "star",
         "unlearn.method": "esd",
-        "unlearn.esd.variant": "u",
+        "unlearn.esd.group": "u",
         "unlearn.esd.iterations": 10,
         "finetune.dataset": "related",
         "finetune.adapter": "full",
@@ -78,7 +78,7 @@ def test_a_trial_names_everything_that_was_given() -> None:
 def test_edits_carry_validated_plugins() -> None:
     unlearn, finetune = grid(TWO_METHODS)[0].edits
     assert (unlearn.key, unlearn.kind, unlearn.plugin.name) == ("unlearn", "unlearn", "esd")
-    assert unlearn.plugin.settings.variant == "x"
+    assert unlearn.plugin.settings.group == "x"
     assert unlearn.dataset is None
     assert (finetune.key, finetune.plugin.name) == ("finetune", "finetune")
     assert finetune.plugin.settings.learning_rate == 1e-4
@@ -87,17 +87,17 @@ def test_edits_carry_validated_plugins() -> None:
 
 
 def test_a_methods_settings_are_axes_only_where_it_is_chosen() -> None:
-    methods = column(grid(TWO_METHODS), "unlearn.method", "unlearn.esd.variant")
+    methods = column(grid(TWO_METHODS), "unlearn.method", "unlearn.esd.group")
     assert dict.fromkeys(methods) == dict.fromkeys([("esd", "x"), ("esd", "u"), ("uce", None)])
 
 
 def test_one_method_may_stand_twice_with_other_settings() -> None:
     text = """
   - unlearn:
-      - esd: {variant: x, iterations: 100}
-      - esd: {variant: u, iterations: 50}
+      - esd: {group: x, iterations: 100}
+      - esd: {group: u, iterations: 50}
 """
-    found = column(grid(text), "unlearn.esd.variant", "unlearn.esd.iterations")
+    found = column(grid(text), "unlearn.esd.group", "unlearn.esd.iterations")
     assert found == [("x", 100), ("u", 50)]
 
 
@@ -134,8 +134,8 @@ def test_methods_zip_with_data_sets() -> None:
 
 
 def test_a_zipped_setting_of_one_method_leaves_the_others_free() -> None:
-    found = grid(TWO_METHODS + "zip: [[unlearn.esd.variant, finetune.steps]]")
-    pairs = set(column(found, "unlearn.esd.variant", "finetune.steps"))
+    found = grid(TWO_METHODS + "zip: [[unlearn.esd.group, finetune.steps]]")
+    pairs = set(column(found, "unlearn.esd.group", "finetune.steps"))
     assert pairs == {("x", 0), ("u", 100), (None, 0), (None, 100)}
 
 
@@ -175,7 +175,7 @@ def test_excluded_points_need_not_be_valid() -> None:
 
 
 def test_each_exclude_must_match() -> None:
-    rules = "exclude: [{unlearn.method: uce}, {unlearn.method: uce, unlearn.esd.variant: x}]"
+    rules = "exclude: [{unlearn.method: uce}, {unlearn.method: uce, unlearn.esd.group: x}]"
     assert problems(TWO_METHODS + rules) == [
         "f.yaml:12: exclude[1]: matches no trial of the grid; remove it or mend it"
     ]
@@ -187,7 +187,7 @@ def test_include_adds_a_point_with_values_off_the_axes() -> None:
     assert set(column(more, "concept", "unlearn.method", "finetune.steps", "seed")) == {
         ("circle", "esd", 400, 9)
     }
-    assert len(more) == 2 * 2 * 2  # variants, data sets, rates: the grid's
+    assert len(more) == 2 * 2 * 2  # groups, data sets, rates: the grid's
 
 
 def test_include_can_name_plugins_and_settings_that_the_grid_lacks() -> None:
@@ -234,8 +234,8 @@ def test_a_huge_grid_is_refused_without_being_built() -> None:
 def test_the_order_of_settings_makes_no_second_trial() -> None:
     text = """
   - unlearn:
-      - esd: {variant: [x, u], iterations: 50}
-      - esd: {iterations: [50, 60], variant: x}
+      - esd: {group: [x, u], iterations: 50}
+      - esd: {iterations: [50, 60], group: x}
 """
-    found = column(grid(text), "unlearn.esd.variant", "unlearn.esd.iterations")
+    found = column(grid(text), "unlearn.esd.group", "unlearn.esd.iterations")
     assert found == [("x", 50), ("u", 50), ("x", 60)]

@@ -20,7 +20,7 @@ base: shapes
 concept: [star]
 edits:
   - unlearn:
-      - esd: {variant: x}
+      - esd: {group: x}
       - uce
   - finetune:
       dataset: [related, unrelated]
@@ -364,7 +364,7 @@ BAD_PARTS = {
     "base": ("base: shapes", "base: ./no/such/folder", "does not exist here"),
     "base's name": ("base: shapes", "base: shaeps", "unknown base 'shaeps'; did you mean 'shapes'"),
     "concept": ("concept: [star]", "concept: [5]", "must be text but got 5"),
-    "a method": ("esd: {variant: [x, u]}", "esd: {variant: [x, z]}", "must be one of"),
+    "a method": ("esd: {group: [x, u]}", "esd: {group: [x, z]}", "must be one of"),
     "its settings": ("batch_size: 4", "batch_size: x", "batch_size: must be a whole number"),
     "a data set's folder": ("path: here", "path: no/such/folder", "no/such/folder"),
     "zip": ("zip: []", "zip: [[finetune.steps, finetune.learning_rate]]", "equally many"),
@@ -383,7 +383,7 @@ ALL_PARTS = """name: all
 base: shapes
 concept: [star]
 edits:
-  - unlearn: [esd: {variant: [x, u]}, uce]
+  - unlearn: [esd: {group: [x, u]}, uce]
   - finetune:
       dataset: [related, folder: {path: here}]
       learning_rate: [1e-4, 1e-3, 1e-2]
@@ -439,7 +439,7 @@ def test_all_wrong_parts_come_in_one_report(
     ("edit", "said"),
     [
         ("finetune:\n    dataset: related\n    steps: 5", "indent 'dataset', 'steps' to be under"),
-        ("unlearn:\n    esd: {variant: u}", "indent 'esd' to be under 'unlearn'"),
+        ("unlearn:\n    esd: {group: u}", "indent 'esd' to be under 'unlearn'"),
         ("unlearn: uce\n    finetune: {dataset: related}", "begin each with '-'"),
         ("finetune: {dataset: related}\n    steps: 5", "begin each with '-'"),
         ("fintune: {dataset: related}", "unknown edit 'fintune'; did you mean 'finetune'?"),

@@ -14,7 +14,7 @@ base: shapes
 concept: star
 edits:
   - unlearn:
-      - esd: {variant: x}
+      - esd: {group: x}
       - uce
   - finetune: {dataset: [related, folder: {path: .}], steps: [0, 100]}
   - finetune: {dataset: related}
@@ -46,7 +46,7 @@ def values(sweep: Sweep, name: str) -> set[object]:
         ("finetune.dataset=unrelated", "finetune.dataset", {"unrelated"}),
         ("unlearn=[uce]", "unlearn.method", {"uce"}),
         ("unlearn.method=uce", "unlearn.method", {"uce"}),
-        ("unlearn.esd.variant=u", "unlearn.esd.variant", {"u", None}),
+        ("unlearn.esd.group=u", "unlearn.esd.group", {"u", None}),
         ("unlearn.esd.iterations=[5, 6]", "unlearn.esd.iterations", {5, 6, None}),
         ("concept=[star,heart]", "concept", {"star", "heart"}),
         ("seeds=3", "seed", {0, 1, 2}),
@@ -79,9 +79,9 @@ def test_the_last_of_two_wins() -> None:
 
 
 def test_reaches_a_plugin_written_as_its_name_only() -> None:
-    text = PLAIN.replace("esd: {variant: x}", "esd")
-    sweep = parse(text, overrides=["unlearn.esd.variant=u"])
-    assert values(sweep, "unlearn.esd.variant") == {"u", None}
+    text = PLAIN.replace("esd: {group: x}", "esd")
+    sweep = parse(text, overrides=["unlearn.esd.group=u"])
+    assert values(sweep, "unlearn.esd.group") == {"u", None}
 
 
 def test_reaches_a_data_sets_settings() -> None:
@@ -111,10 +111,10 @@ def test_does_not_change_the_source() -> None:
         ("finetune.stpes=3", "finetune.stpes: unknown key; did you mean 'steps'?"),
         ("finetune.steps=[0,-1]", "finetune.steps[1]: must be >= 0 but got -1"),
         (
-            "unlearn.edsd.variant=x",
-            "unlearn.edsd.variant: unknown path: 'edsd' is not in the sweep",
+            "unlearn.edsd.group=x",
+            "unlearn.edsd.group: unknown path: 'edsd' is not in the sweep",
         ),
-        ("unlearn.esd.varian=x", "unlearn.esd.varian: unknown key; did you mean 'variant'?"),
+        ("unlearn.esd.grou=x", "unlearn.esd.grou: unknown key; did you mean 'group'?"),
         ("evaluate.metric=x", "evaluate.metric: unknown key; did you mean 'metrics'?"),
         ("name.x=1", "name.x: 'x' cannot be set inside 'overridden'"),
         ("seeds", "seeds: must look like finetune.steps=[0,100] but got 'seeds'"),
@@ -146,7 +146,7 @@ def test_every_wrong_override_is_reported_beside_the_files_problems() -> None:
         "finetune.steps=0, 100",
         "finetune.adapter=full,lora",
         "unlearn=esd,uce",
-        "unlearn.esd.variant=x,u",
+        "unlearn.esd.group=x,u",
         "finetune.dataset=related,unrelated",
         "concept=star,heart",
         "seeds=1,2",

@@ -20,7 +20,7 @@ SWEEP: dict[str, Any] = {
     "base": "shapes",
     "concept": ["star"],
     "edits": [
-        {"unlearn": [{"esd": {"variant": ["x", "u"]}}, "uce"]},
+        {"unlearn": [{"esd": {"group": ["x", "u"]}}, "uce"]},
         {
             "finetune": {
                 "dataset": ["related", {"folder": {"path": "data"}}],
@@ -88,7 +88,7 @@ def test_accepts_the_sweeps_of_the_project(validator: Any) -> None:
         changed("edits", to=[]),
         changed("edits", 0, "unlearn", to=["ecu"]),
         changed("edits", 0, "unlearn", to={"esd": {}, "uce": {}}),
-        changed("edits", 0, "unlearn", 0, "esd", to={"variant": "y"}),
+        changed("edits", 0, "unlearn", 0, "esd", to={"group": "y"}),
         changed("edits", 1, "finetune", "steps", to=[0, -1]),
         changed("edits", 1, "finetune", "steps", to=[]),
         changed("edits", 1, "finetune", "stpes", to=1),

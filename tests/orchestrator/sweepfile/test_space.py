@@ -10,7 +10,7 @@ import pytest
 from orchestrator.sweep.space import Categorical, Range, Space, point_key
 
 METHOD = Categorical("unlearn.method", ("esd", "uce"))
-VARIANT = Categorical("unlearn.esd.variant", ("x", "u"), when=(("unlearn.method", ("esd",)),))
+GROUP = Categorical("unlearn.esd.group", ("x", "u"), when=(("unlearn.method", ("esd",)),))
 ADAPTER = Categorical("finetune.adapter", ("full", "lora"))
 RANK = Range("finetune.lora_rank", 1, 4, is_int=True, when=(("finetune.adapter", ("lora",)),))
 RATE = Range("finetune.learning_rate", 1e-5, 3e-3, log=True)
@@ -94,8 +94,8 @@ def test_values_by_chance_follow_the_logarithm() -> None:
 @pytest.mark.parametrize(
     ("dimensions", "size"),
     [
-        ((METHOD, VARIANT), 3),
-        ((METHOD, VARIANT, ADAPTER, RANK), 3 * (1 + 4)),
+        ((METHOD, GROUP), 3),
+        ((METHOD, GROUP, ADAPTER, RANK), 3 * (1 + 4)),
         ((ADAPTER, RANK, STEPS), (1 + 4) * 16),
         ((ADAPTER, RATE), None),
         ((), 1),
@@ -103,8 +103,8 @@ def test_values_by_chance_follow_the_logarithm() -> None:
         (
             (
                 METHOD,
-                VARIANT,
-                Categorical("c", (1, 2, 3), when=(("unlearn.esd.variant", ("u",)),)),
+                GROUP,
+                Categorical("c", (1, 2, 3), when=(("unlearn.esd.group", ("u",)),)),
             ),
             1 + 1 + 3,
         ),
@@ -130,7 +130,7 @@ def test_a_large_space_is_counted_without_going_through_it() -> None:
 
 
 def test_points_move_the_last_setting_fastest() -> None:
-    found = [tuple(point.values()) for point in Space((METHOD, VARIANT)).points()]
+    found = [tuple(point.values()) for point in Space((METHOD, GROUP)).points()]
     assert found == [("esd", "x"), ("esd", "u"), ("uce",)]
 
 
@@ -142,11 +142,11 @@ def test_settings_whose_condition_fails_are_not_in_the_point() -> None:
 
 
 def test_within_holds_settings_fixed_and_drops_what_hangs_on_others() -> None:
-    chained = Range("finetune.x", 0.0, 1.0, when=(("unlearn.esd.variant", ("u",)),))
-    space = Space((METHOD, VARIANT, chained, ADAPTER))
+    chained = Range("finetune.x", 0.0, 1.0, when=(("unlearn.esd.group", ("u",)),))
+    space = Space((METHOD, GROUP, chained, ADAPTER))
     esd = space.within({"unlearn.method": "esd"})
     assert [d.name for d in esd.dimensions] == [
-        "unlearn.esd.variant",
+        "unlearn.esd.group",
         "finetune.x",
         "finetune.adapter",
     ]
@@ -159,7 +159,7 @@ def test_within_holds_settings_fixed_and_drops_what_hangs_on_others() -> None:
 
 
 def test_within_may_leave_one_point() -> None:
-    space = Space((VARIANT,)).within({"unlearn.method": "uce"})
+    space = Space((GROUP,)).within({"unlearn.method": "uce"})
     assert space.size == 1
     assert list(space.points()) == list(space.corners()) == [{"unlearn.method": "uce"}]
 
@@ -173,7 +173,7 @@ def test_corners_have_every_listed_value_and_both_ends_of_every_range() -> None:
     third = Categorical("finetune.schedule", ("constant", "linear", "cosine"))
     both = (("finetune.adapter", ("lora",)), ("unlearn.method", ("uce",)))
     deep = Categorical("finetune.lora_targets", ("attention", "cross_attention"), when=both)
-    dimensions = (METHOD, VARIANT, ADAPTER, RANK, deep, RATE, STEPS, third)
+    dimensions = (METHOD, GROUP, ADAPTER, RANK, deep, RATE, STEPS, third)
     corners = list(Space(dimensions).corners())
     for dimension in dimensions:
         values = {point[dimension.name] for point in corners if dimension.name in point}

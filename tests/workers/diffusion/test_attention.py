@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from workers.diffusion.attention import recorded, resized, to_words
+from workers.diffusion.attention import recorded, resized, start_token_blocked, to_words
 from workers.diffusion.rng import normal
 from workers.diffusion.text import embed
 
@@ -53,6 +53,28 @@ def test_the_processors_are_put_back_even_after_a_failure(pipe):
     assert processors(pipe) == before
 
 
+def start_and_rest(pipe):
+    """A number that depends on how much gradient each attn2 passes to the text, token by token."""
+    text = embed(pipe, ["a star", "a red circle"]).requires_grad_(True)
+    latents = normal((2, 4, 8, 8), 0, 0, "x")
+    out = pipe.unet(latents, torch.tensor([10, 700]), encoder_hidden_states=text).sample
+    (gradient,) = torch.autograd.grad(out.square().sum(), text)
+    return out, gradient[:, 0], gradient[:, 1:]
+
+
+def test_a_blocked_start_token_passes_no_gradient_and_computes_the_same(pipe):
+    plain, start, rest = start_and_rest(pipe)
+    assert start.abs().sum() > 0
+    with start_token_blocked(pipe.unet):
+        out, blocked, others = start_and_rest(pipe)
+        with recorded(pipe.unet):
+            _, beside, _ = start_and_rest(pipe)
+    assert torch.equal(out, plain)
+    assert blocked.count_nonzero() == beside.count_nonzero() == 0
+    torch.testing.assert_close(others, rest)
+    assert start_and_rest(pipe)[1].abs().sum() > 0
+
+
 def test_attention_to_other_words_is_left_out():
     probs, words = torch.rand(2, 3, 4, 5), torch.zeros(2, 5, dtype=torch.bool)
     words[0, 1] = words[1, 3] = True
@@ -62,9 +84,9 @@ def test_attention_to_other_words_is_left_out():
     assert kept.count_nonzero() == 2 * 3 * 4
 
 
-def test_a_cell_belongs_to_the_object_if_any_pixel_in_it_does():
+def test_a_cell_is_what_its_upper_left_pixel_is():
     mask = torch.zeros(1, 8, 8, dtype=torch.bool)
-    mask[0, 3, 4] = True
+    mask[0, 0, 4] = mask[0, 3, 4] = mask[0, 7, 7] = True
     assert resized(mask, 4).tolist() == [[0.0, 1.0, 0.0, 0.0]]
     assert resized(mask, 64).view(8, 8)[3, 4] == 1
 

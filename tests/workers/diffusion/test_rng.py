@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from workers.diffusion.rng import generator, integers, normal
+from workers.diffusion.rng import generator, integers, normal, shuffled
 
 
 def test_same_place_gives_same_numbers_whatever_was_drawn_before():
@@ -24,3 +24,13 @@ def test_integers_stay_below_their_bound():
     drawn = integers(7, 1000, 0, 0, "t")
     assert drawn.dtype == torch.int64
     assert (drawn.min().item(), drawn.max().item()) == (0, 6)
+
+
+@pytest.mark.parametrize(("high", "count"), [(3, 1), (3, 2), (2, 5)])
+def test_shuffled_numbers_are_all_drawn_equally_often_in_random_order(high, count):
+    steps = 30 * high
+    drawn = torch.cat([shuffled(high, count, 0, step, "texts") for step in range(steps)])
+    assert torch.equal(drawn.bincount(), torch.full((high,), steps * count // high))
+    passes = drawn.view(-1, high)
+    assert all(one.sort().values.tolist() == list(range(high)) for one in passes)
+    assert len({tuple(one.tolist()) for one in passes}) > 1

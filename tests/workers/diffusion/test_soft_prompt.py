@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from orchestrator.core.errors import ResurgeError
-from workers.diffusion.soft_prompt import attack, encode, new_soft, token_ids
+from workers.diffusion.soft_prompt import attack, encode, new_soft, new_word, token_ids
 from workers.diffusion.text import embed
 
 PROMPTS = ["a star", "a red circle", ""]
@@ -55,7 +55,16 @@ def test_new_soft_tokens_have_the_vocabularys_spread(pipe):
     assert soft.std().item() == pytest.approx(table.std().item(), rel=0.05)
 
 
-@pytest.mark.parametrize(("kind", "rate"), [("adam", 0.05), ("sign", 0.02), ("fast", 0.02)])
+@pytest.mark.parametrize(
+    ("kind", "rate"),
+    [
+        ("adam", 0.05),
+        ("sign", 0.02),
+        ("fast", 0.02),
+        ("accumulated", 0.02),
+        ("accumulated_sign", 0.02),
+    ],
+)
 def test_an_attack_lowers_its_loss(pipe, kind, rate):
     ids, goal = token_ids(pipe, ["star"], 1), embed(pipe, ["red star"])
     start = new_soft(pipe, 1, 1, 0, 0, "soft")
@@ -87,6 +96,26 @@ def test_the_signed_attack_takes_every_step():
     torch.testing.assert_close(found, torch.full((1, 1, 2), -0.3))
 
 
-def test_an_attack_of_no_steps_returns_its_start():
+@pytest.mark.parametrize("kind", ["adam", "accumulated"])
+def test_an_attack_of_no_steps_returns_its_start(kind):
     start = torch.randn(1, 1, 2)
-    assert torch.equal(attack(lambda soft, step: soft.sum(), start, 0, 0.1, "adam"), start)
+    assert torch.equal(attack(lambda soft, step: soft.sum(), start, 0, 0.1, kind), start)
+
+
+def test_an_accumulated_attack_returns_what_stood_before_its_last_update():
+    """Its gradients add up, so that the second step still goes down where the slope has turned."""
+
+    def loss(soft, step):
+        return (soft * (1.0, -0.5, 0.0)[step]).sum()
+
+    ends = [attack(loss, torch.zeros(1, 1, 2), steps, 0.1, "accumulated") for steps in (1, 2, 3)]
+    assert ends[0].count_nonzero() == 0
+    assert (ends[1] < 0).all()
+    assert (ends[2] < ends[1]).all()
+
+
+def test_new_words_are_rows_of_the_vocabulary(pipe):
+    table = pipe.text_encoder.get_input_embeddings().weight
+    words = new_word(pipe, 3, 2, 0, 0, "word")
+    assert words.shape == (3, 2, 64)
+    assert all((table == word).all(1).any() for word in words.view(6, 64))

@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from workers.diffusion.denoise import noise_predictor
 from workers.diffusion.rng import normal
@@ -45,6 +48,24 @@ def test_the_ordinary_loss_by_hand(pipe, stars):
     ).sample
     loss = denoising_loss(noise_predictor(pipe), batch, stars.text)
     torch.testing.assert_close(loss, (found - batch.noise).square().mean())
+
+
+def test_an_ordinary_loss_compares_with_v_where_that_is_the_output(pipe, stars):
+    batch = stars.batch(4, 0, 0, "forget")
+    assert torch.equal(stars.target(batch, "output"), batch.noise)
+    schedule = DDPMScheduler.from_config(stars.scheduler.config, prediction_type="v_prediction")
+    in_v = replace(stars, scheduler=schedule)
+    assert torch.equal(in_v.target(batch, "noise"), batch.noise)
+    kept = schedule.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
+    v = kept.sqrt() * batch.noise - (1 - kept).sqrt() * stars.latents[batch.rows]
+    torch.testing.assert_close(in_v.target(batch, "output"), v)
+
+
+def test_a_pass_sees_every_picture_once_and_is_a_function_of_the_seed(stars):
+    passes = [[batch.rows.tolist() for batch in stars.once(2, 4, "forget")] for _ in range(2)]
+    assert passes[0] == passes[1]
+    assert [len(rows) for rows in passes[0]] == [2, 1]
+    assert sorted(row for rows in passes[0] for row in rows) == [0, 1, 2]
 
 
 def test_the_relabelling_loss_by_hand_and_its_target_has_no_gradient(pipe, stars):

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -5,7 +7,7 @@ from workers.diffusion.rng import integers, normal
 from workers.diffusion.text import embed
 from workers.erasure.materials import Pictures, pack, unpack
 from workers.interfaces.material import Work
-from workers.materials.saliency import Saliency
+from workers.materials.saliency import Saliency, above, largest
 
 PROMPTS = ["a star", "a red star", "a blue star"]
 
@@ -25,36 +27,68 @@ def make(pipe, pictures, **settings):
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 1.0])
-@pytest.mark.parametrize("score", ["gradient", "snip"])
+@pytest.mark.parametrize("score", ["gradient", "snip", "snip_by_batch"])
 def test_the_share_of_weights_is_exact(pipe, pictures, score, share):
     masks, numbers = make(pipe, pictures, score=score, share=share)
     total = sum(mask.numel() for mask in masks.values())
-    assert sum(int(mask.sum()) for mask in masks.values()) == round(share * total)
-    assert numbers["weights"] == round(share * total)
+    chosen = sum(int(mask.sum()) for mask in masks.values())
+    # SNIP's are those above the ⌊(1 - share) n⌋-th smallest score.
+    wanted = math.floor(share * total) if score == "gradient" else math.ceil(share * total)
+    assert chosen == numbers["weights"]
+    assert chosen == wanted
 
 
-@pytest.mark.parametrize("score", ["gradient", "snip"])
-def test_the_chosen_weights_have_the_largest_summed_gradients(pipe, pictures, score):
-    masks, numbers = make(pipe, pictures, score=score, share=0.2)
-    text = embed(pipe, PROMPTS)
+@pytest.mark.parametrize("guidance", [0.0, 7.5])
+@pytest.mark.parametrize("score", ["gradient", "snip", "snip_by_batch"])
+def test_the_chosen_weights_have_the_largest_scores(pipe, pictures, score, guidance):
+    masks, numbers = make(pipe, pictures, score=score, share=0.2, guidance=guidance)
+    text, (empty,) = embed(pipe, PROMPTS), embed(pipe, [""])
     weights = dict(pipe.unet.named_parameters())
     pipe.unet.requires_grad_(True)
-    total = 0
+    batches = []
     for step in range(2):
-        rows = integers(3, 2, 0, step, "saliency rows")
+        rows = integers(3, 2, 0, step, "rows saliency")
         noise = normal((2, 4, 8, 8), 0, step, "noise saliency")
         t = integers(1000, 2, 0, step, "timesteps saliency")
         kept = pipe.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
         x = kept.sqrt() * pictures.latents[rows] + (1 - kept).sqrt() * noise
-        found = pipe.unet(x, t, encoder_hidden_states=text[rows]).sample
-        total = total + (found - noise).square().mean()
-    gradients = dict(zip(weights, torch.autograd.grad(total, weights.values()), strict=True))
-    for name, gradient in gradients.items():
-        expected = gradient.abs() * (weights[name].abs() if score == "snip" else 1)
+        c = pipe.unet(x, t, encoder_hidden_states=text[rows]).sample
+        u = pipe.unet(x, t, encoder_hidden_states=empty.expand_as(text[rows])).sample
+        found = (1 + guidance) * c - guidance * u
+        batches.append(torch.autograd.grad((found - noise).square().mean(), weights.values()))
+    if score == "snip_by_batch":
+        batches = [[g.abs() for g in batch] for batch in batches]
+    for name, *each in zip(weights, *batches, strict=True):
+        expected = sum(each).abs() * (1 if score == "gradient" else weights[name].abs())
         chosen, rest = expected[masks[name]], expected[~masks[name]]
         near = 1e-3 * numbers["threshold"]
         assert chosen.numel() == 0 or chosen.min() >= numbers["threshold"] - near
         assert rest.numel() == 0 or rest.max() <= numbers["threshold"] + near
+
+
+def test_without_a_number_of_batches_every_picture_is_seen_once(pipe, pictures):
+    seen, told = [], []
+    handle = pipe.unet.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.extend(kwargs["encoder_hidden_states"]), with_kwargs=True
+    )
+    saliency = Saliency(Saliency.Settings(batches=None, batch_size=2))
+    saliency.make(Work(pipe, {}, pictures, lambda done, of, _: told.append((done, of))))
+    handle.remove()
+    text = embed(pipe, PROMPTS)
+    assert sorted(int((text == one).all((1, 2)).nonzero()) for one in seen) == [0, 1, 2]
+    assert told == [(1, 2), (2, 2)]
+
+
+def test_of_equal_scores_as_many_are_chosen_as_asked_for():
+    chosen, threshold = largest(torch.tensor([1.0, 2.0, 1.0, 3.0, 1.0]), 3)
+    assert chosen.tolist() == [True, True, False, True, False]
+    assert threshold == 1.0
+
+
+def test_what_equals_the_threshold_is_not_above_it():
+    chosen, threshold = above(torch.tensor([1.0, 2.0, 1.0, 3.0]), 2)
+    assert chosen.tolist() == [False, True, False, True]
+    assert threshold == 1.0
 
 
 def test_no_weight_moves_and_no_gradient_stays(warm, pictures):

@@ -19,9 +19,9 @@ def unlearn(warm, method, materials=None):
         Erasure(
             pipe=warm.pipe,
             concept=CONCEPT,
-            prompts=BASE.prompts(CONCEPT),
-            retained_prompts=BASE.retained_prompts(CONCEPT),
-            anchor_prompts=BASE.prompts(BASE.anchor(CONCEPT)),
+            prompts=method.prompts(BASE, CONCEPT),
+            retained_prompts=method.preserved_prompts(BASE, CONCEPT),
+            anchor_prompts=method.prompts(BASE, method.anchor(BASE, CONCEPT)),
             seed=0,
             progress=lambda *_: None,
             checkpoints=NoCheckpoints(),

@@ -29,22 +29,24 @@ def unlearn(erasure, **settings):
 
 @pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize("x_from", ["student", "frozen"])
-def test_two_iterations_are_the_published_equation(pipe, brief, x_from):
-    """MSE(ε_θ(x_t, c), ε*(a) - η (ε*(c) - ε*(a)))."""
+@pytest.mark.parametrize("erase_from", [None, "a shape"])
+def test_two_iterations_are_the_published_equation(pipe, brief, x_from, erase_from):
+    """MSE(ε_θ(x_t, f), ε*(f) - (η + 1) (ε*(c) - ε*(∅))), f the concept unless it is given."""
     twin = copy.deepcopy(pipe)
     eta = 1.5
-    unlearned = unlearn(brief(), negative_guidance=eta, erase_from="a shape", x_from=x_from)
+    unlearned = unlearn(brief(), negative_guidance=eta, erase_from=erase_from, x_from=x_from)
 
     original, student = copy.deepcopy(twin.unet), twin.unet
     drawer = student if x_from == "student" else original
-    prompts, (empty, a) = embed(twin, FORGET), embed(twin, ["", "a shape"])
+    prompts, (empty,) = embed(twin, FORGET), embed(twin, [""])
     trained = trainable(student, lambda name: "attn2." in name)
 
     def loss(step):
         c = pick(prompts, 2, step)
-        x, t = partly_denoised(twin, drawer, c, empty, 3.0, step)
-        away = fixed(original, x, t, a.expand_as(c))
-        return mse(eps(student, x, t, c), away - eta * (fixed(original, x, t, c) - away))
+        f = c if erase_from is None else embed(twin, [erase_from] * 2)
+        x, t = partly_denoised(twin, drawer, f, empty, 3.0, step)
+        away = fixed(original, x, t, c) - fixed(original, x, t, empty.expand_as(c))
+        return mse(eps(student, x, t, f), fixed(original, x, t, f) - (eta + 1) * away)
 
     mean = minimise(torch.optim.Adam(trained.values(), lr=1e-3), loss)
     assert_same(unlearned, twin, [f"unet.{name}" for name in trained], mean)
@@ -65,13 +67,13 @@ BELONGS = {
 }
 
 
-@pytest.mark.parametrize("variant", BELONGS)
-def test_only_the_variants_group_moves_and_all_of_it_does(warm, erasure, variant):
-    (edit,) = unlearn(erasure(), variant=variant).edits
+@pytest.mark.parametrize("group", BELONGS)
+def test_only_the_group_moves_and_all_of_it_does(warm, erasure, group):
+    (edit,) = unlearn(erasure(), group=group).edits
     warm.put([edit])
     names = {name for name in warm.base_state() if name.startswith("unet.")}
     assert edit.values.keys() == warm.changed().keys()
-    assert set(warm.changed()) == {name for name in names if BELONGS[variant](name)}
+    assert set(warm.changed()) == {name for name in names if BELONGS[group](name)}
 
 
 def test_only_the_group_has_gradients_while_it_trains(pipe, brief):
@@ -80,7 +82,7 @@ def test_only_the_group_has_gradients_while_it_trains(pipe, brief):
     def look(*_):
         seen.update(name for name, p in pipe.unet.named_parameters() if p.requires_grad)
 
-    unlearn(brief(progress=look), variant="x-strict")
+    unlearn(brief(progress=look), group="x-strict")
     assert seen == {name for name, _ in pipe.unet.named_parameters() if BELONGS["x-strict"](name)}
 
 
@@ -113,9 +115,26 @@ def test_the_same_seed_gives_the_same_weights(warm, erasure):
     assert not any(torch.equal(first[name], third[name]) for name in first)
 
 
-def test_an_anchor_identical_to_the_concept_leaves_nothing_to_learn(erasure):
-    unlearned = unlearn(erasure(prompts=("a star",)), erase_from="a star", iterations=1)
+def test_erasing_from_nothing_with_no_concept_in_it_leaves_nothing_to_learn(erasure):
+    unlearned = unlearn(erasure(prompts=("",)), erase_from="a star", iterations=1)
     assert unlearned.numbers["loss"] == pytest.approx(0, abs=1e-10)
+
+
+def test_a_drawing_of_2023_is_another_result(warm, erasure):
+    results = []
+    for drawing in ("newer", "2023"):
+        warm.reset()
+        results.append(unlearn(erasure(), drawing=drawing).numbers["loss"])
+    assert results[0] != pytest.approx(results[1], rel=1e-3)
+
+
+def test_what_it_costs_counts_what_is_drawn_and_the_third_pass_of_erase_from():
+    shape = {"iterations": 10, "batch_size": 2, "sampler_steps": 50}
+    costs = [
+        small(ESD, **(shape | more)).passes()
+        for more in ({}, {"erase_from": "a shape"}, {"drawing": "2023"})
+    ]
+    assert costs == [10 * (98 + 10), 10 * (98 + 12), 10 * (102 + 10)]
 
 
 def test_progress_ends_at_the_last_iteration(erasure):
@@ -137,17 +156,17 @@ def test_a_loss_that_is_not_finite_is_an_error_and_leaves_no_gradients(pipe, era
     ("given", "rate"),
     [
         ({}, 3e-4),
-        ({"variant": "u"}, 1e-4),
-        ({"variant": "u", "learning_rate": None}, 1e-4),
-        ({"variant": "u", "learning_rate": 0.5}, 0.5),
+        ({"group": "u"}, 1e-4),
+        ({"group": "u", "learning_rate": None}, 1e-4),
+        ({"group": "u", "learning_rate": 0.5}, 0.5),
     ],
 )
-def test_a_variant_has_its_own_rate_and_the_number_is_stored(given, rate):
+def test_a_group_has_its_own_rate_and_the_number_is_stored(given, rate):
     settings = ESD.Settings(**given)
     assert settings.learning_rate == rate
     assert settings.full()["learning_rate"] == settings.identity()["learning_rate"] == rate
 
 
-def test_an_unknown_variant_is_the_only_error():
+def test_an_unknown_group_is_the_only_error():
     with pytest.raises(ValueError, match="1 validation error"):
-        ESD.Settings(variant="y")
+        ESD.Settings(group="y")

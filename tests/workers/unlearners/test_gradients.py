@@ -24,12 +24,13 @@ METHODS = [
     if cls.changes and issubclass(cls.Settings, TrainSettings)
 ]
 ONE_LOSS = {
-    "erasediff": {"variant": "released", "weight": 1.0},
+    "concept_ablation": {"variant": "paper"},
+    "erasediff": {"variant": "released", "weight": 1.0, "inner_passes": 0},
     "resalign": {"resilience_weight": 0.0},
     "scissorhands": {"variant": "released"},
 }
 """Settings under which what a method descends is the gradient of one loss: without gradients at
-other weights and without projections, which have tests of their own."""
+other weights, without projections and with none blocked, which have tests of their own."""
 
 STEP = 1e-5
 """Of the central differences: rounding is near 1e-11 and truncation near 1e-10 of the loss."""

@@ -13,7 +13,7 @@ from workers.unlearners.esd import ESD
 @pytest.mark.slow
 def test_ordinary_fine_tuning_brings_an_erased_star_back():
     warm = WarmPipeline(BASE, "cpu")
-    unlearn(warm, ESD(ESD.Settings(variant="u")))
+    unlearn(warm, ESD(ESD.Settings(group="u")))
     before, _ = accuracy(warm.pipe)
     data = Related(Related.Settings()).examples(CONCEPT, 32)
     trainer = Trainer(warm.pipe, FinetuneSettings(learning_rate=3e-4), data, seed=0)

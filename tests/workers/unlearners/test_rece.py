@@ -23,32 +23,36 @@ def assert_all_close(pipe, expected, **tolerances):
 @pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize("epochs", [0, 1, 2])
 def test_the_published_formulas(pipe, brief, epochs):
-    """UCE; then c' = (Σ WᵀW + λI)⁻¹ (Σ WᵀW⁰) c is erased from the current W, again and again."""
-    lam, uce_lam, erase, keep = 0.2, 0.3, 0.8, 0.4
+    """UCE from each prompt's last token on; then all of c' = (Σ WᵀW + λI)⁻¹ (Σ WᵀW⁰) c is erased
+    from the current W, again and again.
+    """
+    lam, first_lam, uce_lam, erase, first_keep, keep = 0.2, 0.5, 0.3, 0.8, 1.2, 0.4
     original, eye = projections(pipe), torch.eye(64)
-    c = embed(pipe, FORGET).flatten(0, 1)
-    goal = embed(pipe, [""] * len(FORGET)).flatten(0, 1)
+    star, red_star = embed(pipe, FORGET)
+    empty = embed(pipe, [""])[0]
     kept = embed(pipe, ["", *RETAIN]).flatten(0, 1)
     unlearn(
         brief(),
-        epochs=epochs, lam=lam, uce_lam=uce_lam, erase_scale=erase, preserve_scale=keep,
+        epochs=epochs, lam=lam, first_lam=first_lam, uce_lam=uce_lam, erase_scale=erase,
+        first_preserve_scale=first_keep, preserve_scale=keep,
     )  # fmt: skip
 
-    def uce(weights, sources):
-        inverse = torch.linalg.inv(
-            uce_lam * eye + erase * sources.T @ sources + keep * kept.T @ kept
-        )
+    def uce(weights, sources, goal, lam, keep):
+        inverse = torch.linalg.inv(lam * eye + erase * sources.T @ sources + keep * kept.T @ kept)
         return [
-            (uce_lam * w + erase * w @ goal.T @ sources + keep * w @ kept.T @ kept) @ inverse
+            (lam * w + erase * w @ goal.T @ sources + keep * w @ kept.T @ kept) @ inverse
             for w in weights
         ]
 
-    weights = uce(original, c)
+    first = torch.cat([star[2:], red_star[3:]])
+    weights = uce(original, first, torch.cat([empty[:14], empty[:13]]), first_lam, first_keep)
+    c = torch.cat([star, red_star])
     for _ in range(epochs):
         gram, cross = lam * eye, torch.zeros(64, 64)
         for now, before in zip(weights, original, strict=True):
             gram, cross = gram + now.T @ now, cross + now.T @ before
-        weights = uce(weights, (torch.linalg.inv(gram) @ cross @ c.T).T)
+        derived = (torch.linalg.inv(gram) @ cross @ c.T).T
+        weights = uce(weights, derived, torch.cat([empty, empty]), uce_lam, keep)
     assert_all_close(pipe, weights, atol=1e-8, rtol=1e-6)
 
 

@@ -6,7 +6,7 @@ from workers.diffusion.text import embed
 from workers.erasure.closed_form import text_projections
 from workers.unlearners.uce import UCE
 
-TOKENS = ("last_subject", "from_subject")
+TOKENS = ("last", "from_last", "from_subject")
 
 
 def unlearn(erasure, **settings):
@@ -63,7 +63,7 @@ def test_the_published_formula(pipe, erasure):
     c, goal, kept = token(pipe, "a star", 2), token(pipe, "", 0), token(pipe, "a circle", 2)
     unlearn(
         erasure(prompts=("a star",), retained_prompts=("a circle",)),
-        lam=lam, erase_scale=erase, preserve_scale=keep, tokens="last_subject",
+        lam=lam, erase_scale=erase, preserve_scale=keep, tokens="last",
     )  # fmt: skip
     system = lam * torch.eye(64).double()
     system += erase * torch.outer(c, c) + keep * torch.outer(kept, kept)

@@ -1,4 +1,9 @@
-"""A model that predicts v is the same model: nothing that is unlearned may depend on it."""
+"""A model that predicts v: what a loss is in its outputs, as released, and in the noise they mean.
+
+In noise, nothing that is unlearned depends on what the model predicts.
+"""
+
+import copy
 
 import pytest
 import torch
@@ -8,13 +13,15 @@ from tests.workers.unlearners.small import small
 from workers.diffusion.denoise import ddim, denoise, guided, noise_predictor
 from workers.diffusion.rng import normal
 from workers.diffusion.text import embed
+from workers.erasure import negative_guidance
 from workers.unlearners.advunlearn import AdvUnlearn
 from workers.unlearners.concept_ablation import ConceptAblation
+from workers.unlearners.erasediff import EraseDiff
 from workers.unlearners.esd import ESD
 from workers.unlearners.sdd import SDD
 from workers.unlearners.spm import SPM
 
-METHODS = [ESD, ConceptAblation, SDD, SPM, AdvUnlearn]
+METHODS = [ESD, ConceptAblation, EraseDiff, SDD, SPM, AdvUnlearn]
 
 
 def answer_in_v(pipe):
@@ -65,10 +72,42 @@ def test_the_sampler_draws_the_same(pipe, guidance):
     torch.testing.assert_close(drawn(), plain, atol=1e-4, rtol=1e-4)
 
 
+def first_loss(method, brief, loss_in, **parts):
+    chosen = {"loss_in": loss_in} if "loss_in" in method.Settings.model_fields else {}
+    return small(method, iterations=1, **chosen).unlearn(brief(**parts)).numbers["loss"]
+
+
+def watch_time_steps(monkeypatch):
+    """The t of everything that is drawn."""
+    seen, draw = [], negative_guidance.draw
+
+    def watched(*args, **kwargs):
+        latents, t = draw(*args, **kwargs)
+        seen.append(t)
+        return latents, t
+
+    monkeypatch.setattr(negative_guidance, "draw", watched)
+    return seen
+
+
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_the_first_loss_is_the_same(warm, brief, method):
-    plain = small(method, iterations=1).unlearn(brief()).numbers["loss"]
+def test_the_first_loss_in_noise_is_the_same(warm, brief, method):
+    """That of the outputs has another weight at each time step, and is the published one."""
+    plain = first_loss(method, brief, "noise")
     warm.reset()
     answer_in_v(warm.pipe)
-    loss = small(method, iterations=1).unlearn(brief()).numbers["loss"]
-    assert loss == pytest.approx(plain, rel=1e-4)
+    assert first_loss(method, brief, "noise") == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", [ESD, SDD], ids=lambda method: method.name)
+def test_in_outputs_it_is_that_in_noise_by_the_kept_share(pipe, brief, method, monkeypatch):
+    """ε = √ᾱ v + √(1-ᾱ) x_t, and the target is linear: a mean square in ε is ᾱ_t of one in v."""
+    answer_in_v(pipe)
+    seen = watch_time_steps(monkeypatch)
+    in_noise, in_outputs = (
+        first_loss(method, brief, loss_in, pipe=copy.deepcopy(pipe))
+        for loss_in in ("noise", "output")
+    )
+    assert seen[0] == seen[1]
+    kept = float(pipe.scheduler.alphas_cumprod[seen[0]])
+    assert in_noise == pytest.approx(kept * in_outputs, rel=1e-4)

@@ -44,12 +44,12 @@ def pick(rows, count, step, stream="prompts"):
 
 
 @torch.no_grad()
-def partly_denoised(pipe, unet, c, empty, guidance, step):
+def partly_denoised(pipe, unet, c, empty, guidance, step, noise="", stream=""):
     """x_t after k of N guided DDIM steps from noise, and the time step at which step k starts."""
     sampler = DDIMScheduler.from_config(pipe.scheduler.config)
     sampler.set_timesteps(SAMPLER_STEPS)
-    k = integers(SAMPLER_STEPS, 1, 0, step, "denoised steps").item()
-    x = normal((len(c), 4, 8, 8), 0, step, "initial noise")
+    k = integers(SAMPLER_STEPS, 1, 0, step, f"denoised steps{stream}").item()
+    x = normal((len(c), 4, 8, 8), 0, step, f"initial noise{stream}{noise}")
     for t in sampler.timesteps[:k]:
         towards, away = eps(unet, x, t, c), eps(unet, x, t, empty.expand_as(c))
         x = sampler.step(away + guidance * (towards - away), t, x).prev_sample
