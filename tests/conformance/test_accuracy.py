@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow]
 METHODS = [name for name, cls in registry("unlearner").items() if cls.changes]
 PASSES = 8_000
 """What a method may cost; more, and its iterations are cut in proportion."""
-LONGER = {"sdd": 20_000, "stereo": 20_000}
+LONGER = {"receler": 14_000, "sdd": 20_000, "stereo": 20_000}
 """The methods that show nothing clear after so few."""
 
 

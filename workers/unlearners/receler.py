@@ -43,7 +43,7 @@ class RecelerSettings(OutputSettings):
     variant: Literal["paper", "released"] = Field(
         "released", description="as the paper says, or as the released code computes"
     )
-    iterations: int = Field(50, ge=1, description="optimiser steps")
+    iterations: int = Field(100, ge=1, description="optimiser steps")
     learning_rate: float = Field(3e-3, gt=0, description="Adam's learning rate")
     batch_size: int = Field(8, ge=1, description="latents per step")
     rank: int = Field(32, ge=1, description="width of each eraser; 128 in the paper")
