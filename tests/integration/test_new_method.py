@@ -86,13 +86,10 @@ def test_from_list_to_results(tmp_path: Path) -> None:
     (tmp_path / "methods" / "dim.py").write_text(METHOD)
     (tmp_path / "outside.yaml").write_text(SWEEP)
 
-    [line] = [
-        text
-        for text in resurge(tmp_path, "list", "unlearners").stdout.splitlines()
-        if text.startswith("dim ")
-    ]
-    for part in ("Multiply every cross-attention's values.", "Nobody, unpublished", "dark"):
-        assert part in line
+    for page in (("list", "unlearners"), ("list", "unlearners", "dim")):
+        printed = resurge(tmp_path, *page).stdout
+        for part in ("Multiply every cross-attention's values.", "Nobody, unpublished", "dark"):
+            assert part in printed
 
     refused = resurge(tmp_path, "plan", "outside.yaml", "unlearn=[{dim: {factor: 2}}]")
     assert refused.returncode == 2
