@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from orchestrator.cli.common import out
 from orchestrator.cli.main import main
 from workers.bases.diffusers import Diffusers
 from workers.doctor.checks import examine, training_step
@@ -92,7 +93,7 @@ def test_numbers_that_are_not_finite_are_seen(pipe, folder):
     ],
 )
 def test_a_model_that_does_not_fit_is_one_sentence(folder, monkeypatch, capsys, file, values, said):
-    monkeypatch.setenv("COLUMNS", "500")  # a narrower table breaks the sentence where it likes
+    monkeypatch.setattr(out, "width", 500)  # a narrower table breaks the sentence where it likes
     change(folder / file, **values)
     assert run(monkeypatch, folder) == 1
     printed = " ".join(capsys.readouterr().out.split())
