@@ -160,7 +160,9 @@ class UnlearnerPlugin(Plugin):
         if "retained" not in self.uses and getattr(self.settings, "preserve", "base") != "base":
             found.append(f"unlearner {self.name!r} preserves nothing by name; leave out `preserve`")
         with suppress(ResurgeError):  # a concept that the base does not know is told elsewhere
-            read = (*self.prompts(base, concept), *self.preserved_prompts(base, concept))
+            read = self.prompts(base, concept)
+            if "retained" in self.uses:
+                read += self.preserved_prompts(base, concept)
             found += [why for why in map(base.unread, read) if why][:1]
         if "anchors" not in self.uses:
             return found

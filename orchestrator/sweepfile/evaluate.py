@@ -66,12 +66,11 @@ def _refuse_erased(at: At, grid: Grid) -> None:
 
 
 def _refuse_unread(at: At, asked: Evaluate, grid: Grid) -> None:
-    """What is drawn, and what methods train on, must be read to its end; the first that is not."""
+    """What is drawn must be read to its end; the first prompt that is not."""
     base, known = grid.base, grid.base.concepts()
     for concept in grid.all_concepts():
         if known is None or concept in known:
             prompts = [probe["prompt"] for probe in asked.probes(base, concept)]
-            prompts += [*base.prompts(concept), *base.retained_prompts(concept)]
             if why := next(filter(None, map(base.unread, prompts)), ""):
                 at.say(why)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from workers.runtime.parts import by_parts
 
 if TYPE_CHECKING:
     from workers.interfaces.pipeline import Pipeline, SchedulerConfig, UNet
+    from workers.interfaces.unlearner import LossIn
 
 
 class NoiseSchedule(Protocol):
@@ -61,10 +62,6 @@ Predict = Callable[[Tensor, int], Tensor]
 
 NoisePredictor = Callable[[Tensor, "Tensor | int", Tensor], Tensor]
 """(latents (n, c, h, w), time steps (n,) or one, text (n, tokens, width)) -> noise, fp32."""
-
-
-LossIn = Literal["output", "noise"]
-"""What an unlearning's loss compares: the model's own outputs, or noise."""
 
 
 def ddim(pipe: Pipeline, steps: int) -> Sampler:

@@ -104,6 +104,15 @@ def with_the_empty(erasure: Erasure) -> Tensor:
     return embed(erasure.pipe, ["", *erasure.retained_prompts]).flatten(0, 1)
 
 
+def last_tokens(erasure: Erasure) -> Tensor:
+    """The last token (n, width) of each of the n retained prompts."""
+    prompts = erasure.retained_prompts
+    # The empty prompt beside them: there may be none.
+    text = embed(erasure.pipe, ["", *prompts])[1:]
+    rows = [last_subject_index(erasure.pipe.tokenizer, prompt) for prompt in prompts]
+    return text[torch.arange(len(rows)), torch.tensor(rows, dtype=torch.long)]
+
+
 def solve_right(values: Tensor, system: Tensor) -> Tensor:
     """values · system⁻¹ for a symmetric system, by a solve: X · S = V is S · Xᵀ = Vᵀ.
 

@@ -21,10 +21,10 @@ from workers.diffusion.rng import generator, integers, normal
 from workers.diffusion.text import embed
 
 if TYPE_CHECKING:
-    from workers.diffusion.denoise import LossIn, NoiseSchedule
+    from workers.diffusion.denoise import NoiseSchedule
     from workers.erasure.materials import Pictures
     from workers.interfaces.pipeline import Pipeline
-    from workers.interfaces.unlearner import Erasure
+    from workers.interfaces.unlearner import Erasure, LossIn
 
 
 @dataclass(frozen=True)

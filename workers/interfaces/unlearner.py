@@ -87,10 +87,14 @@ class TrainSettings(MethodSettings):
     gradient_checkpointing: bool = Field(False, description="trade time for memory")
 
 
+LossIn = Literal["output", "noise"]
+"""What an unlearning's loss compares: the model's own outputs, or noise."""
+
+
 class OutputSettings(TrainSettings):
     """For methods whose loss compares predictions of one model with another's."""
 
-    loss_in: Literal["output", "noise"] = Field(
+    loss_in: LossIn = Field(
         "output",
         description="what predictions are compared in: the model's own output, as released, or "
         "the noise that it means; they differ for models that predict v",

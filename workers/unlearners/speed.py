@@ -99,15 +99,14 @@ class SPEED(Unlearner):
         """What may not change (n, width), fp64 on the CPU: last tokens, or all with the padding."""
         import torch
 
-        from workers.diffusion.text import embed, last_subject_index
+        from workers.diffusion.text import embed
+        from workers.erasure.closed_form import last_tokens
 
-        tokenizer, prompts = erasure.pipe.tokenizer, erasure.retained_prompts
+        if self.settings.tokens != "from_subject":
+            return last_tokens(erasure).to("cpu", torch.float64)
         # The empty prompt beside them: there may be none.
-        text = embed(erasure.pipe, ["", *prompts])[1:].to("cpu", torch.float64)
-        if self.settings.tokens == "from_subject":
-            return text[:, 1:].flatten(0, 1)
-        rows = [last_subject_index(tokenizer, prompt) for prompt in prompts]
-        return text[torch.arange(len(rows)), torch.tensor(rows, dtype=torch.long)]
+        text = embed(erasure.pipe, ["", *erasure.retained_prompts])[1:]
+        return text[:, 1:].flatten(0, 1).to("cpu", torch.float64)
 
     def _refined(
         self, weight: Tensor, unbounded: Tensor, retained: Tensor, seed: int, number: int

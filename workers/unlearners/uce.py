@@ -104,14 +104,6 @@ class UCE(Unlearner):
 
     def _kept(self, erasure: Erasure) -> Tensor:
         """Preserved embeddings (n, width)."""
-        import torch
+        from workers.erasure.closed_form import last_tokens, with_the_empty
 
-        from workers.diffusion.text import embed, last_subject_index
-        from workers.erasure.closed_form import with_the_empty
-
-        pipe, prompts = erasure.pipe, erasure.retained_prompts
-        if self.settings.tokens != "last":
-            return with_the_empty(erasure)
-        text = embed(pipe, ["", *prompts])[1:]
-        rows = [last_subject_index(pipe.tokenizer, prompt) for prompt in prompts]
-        return text[torch.arange(len(rows)), torch.tensor(rows, dtype=torch.long)]
+        return (last_tokens if self.settings.tokens == "last" else with_the_empty)(erasure)
