@@ -64,6 +64,8 @@ def open_image(source: bytes | Path | None) -> Image.Image:
         with _quiet():
             file = io.BytesIO(source) if isinstance(source, bytes) else source
             image = Image.open(file, formats=FORMATS)
+        # By its name Pillow maps an uncompressed file, and does not look whether the rows fit.
+        image.filename = ""
     except UnidentifiedImageError:
         raise DataError(f"cannot identify image file; {', '.join(FORMATS)} are read") from None
     except Image.DecompressionBombError as error:

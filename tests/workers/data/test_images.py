@@ -314,3 +314,18 @@ def test_a_tiff_without_all_of_its_rows_is_refused() -> None:
     content[at + 8] = 1  # the rows of a strip, of which there is one
     with pytest.raises(DataError, match="where a part of the picture is, and nothing of the rest"):
         read_square(bytes(content), 16, "white")
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_an_uncompressed_picture_whose_rows_do_not_fit_is_refused(
+    tmp_path: Path, as_file: bool
+) -> None:
+    """A bitmap of 256 greys that calls itself one of 1 bit: read by name too."""
+    file = io.BytesIO()
+    Image.new("L", (16, 16), 90).save(file, "BMP")
+    content = bytearray(file.getvalue())
+    content[28:30] = struct.pack("<H", 1)
+    path = tmp_path / "a.bmp"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="codec configuration error"):
+        read_square(path if as_file else bytes(content), 16, "white")
