@@ -6,26 +6,15 @@ models go through every kind of stage, how much memory and time that takes, and 
 
 from __future__ import annotations
 
-import datetime
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from PIL import Image
 from safetensors import safe_open
 
-from tests.full_size.memory_watch import MemoryWatch, descendants, kill
+from tests.full_size.full_run import LIMIT_BYTES, Run, build_model, make_pictures, run_sweep
 from tests.full_size.random_pipeline import PARAMETERS
 
-ROOT = Path(__file__).parents[2]
-LIMIT_BYTES = 20 << 30
-TIMEOUT_S = 45 * 60
 EDIT_LIMIT_BYTES = 120_000_000
 ADAPTERS = {"sd14": "full", "sd21": "lora"}
 """Full fine-tuning of SD 2.1 is 16 bytes a parameter beside the pristine copy: beyond the limit."""
@@ -58,41 +47,6 @@ resources: {{executor: ray, workers: 1}}
 pytestmark = [pytest.mark.slow, pytest.mark.full_size, pytest.mark.integration]
 
 
-@dataclass(frozen=True)
-class Run:
-    """A sweep that has ended; `code` is None if it took too long."""
-
-    name: str
-    home: Path
-    code: int | None
-    output: str
-    watch: MemoryWatch
-
-    def records(self) -> list[dict[str, Any]]:
-        """In the order in which they began."""
-        files = (self.home / "store" / "records").glob("*.json")
-        return sorted((json.loads(f.read_text()) for f in files), key=lambda r: str(r["started"]))
-
-    def edit(self, method: str) -> Path:
-        """The stored weights of an unlearning."""
-        [record] = [r for r in self.records() if r["plugin"] == method]
-        folders = (self.home / "store" / "objects").glob(f"{record['digest'][:16]}*")
-        [path] = [file for folder in folders for file in folder.glob("*.safetensors")]
-        return path
-
-    def report(self) -> str:
-        """Peak memory, and each stage's time, memory and files."""
-        lines = [f"{self.name}: peak {self.watch.peak_bytes() / 2**30:.2f} GiB"]
-        for record in self.records():
-            start = datetime.datetime.fromisoformat(record["started"]).timestamp()
-            peak = self.watch.peak_bytes(start, start + record["seconds"] + 1) / 2**30
-            what = f"{record['kind']} {record['plugin']}"
-            lines.append(f"  {what:20} {record['seconds']:6.1f} s  {peak:6.2f} GiB")
-        for file in sorted((self.home / "store" / "objects").rglob("*.safetensors")):
-            lines.append(f"  {file.parent.name}/{file.name}: {file.stat().st_size / 1e6:.1f} MB")
-        return "\n".join(lines)
-
-
 @pytest.fixture(scope="module", params=["sd14", "sd21"])
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -102,9 +56,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def model(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The pipeline's folder; removed at the end, because it is gigabytes."""
     folder = tmp_path_factory.mktemp(name) / "model"
-    # In a process of its own, so that this one stays small.
-    script = Path(__file__).with_name("random_pipeline.py")
-    subprocess.run([sys.executable, str(script), name, str(folder)], check=True)
+    build_model(name, folder)
     yield folder
     for file in folder.rglob("*.safetensors"):
         file.unlink()
@@ -121,42 +73,6 @@ def done(name: str, model: Path) -> Iterator[Run]:
     yield run
     for file in run.home.rglob("*.safetensors"):
         file.unlink()
-
-
-def make_pictures(folder: Path) -> None:
-    """Two plain squares with captions."""
-    folder.mkdir()
-    rows = []
-    for color in ("red", "blue"):
-        Image.new("RGB", (64, 64), color).save(folder / f"{color}.png")
-        rows.append(json.dumps({"file_name": f"{color}.png", "text": f"a {color} square"}))
-    (folder / "metadata.jsonl").write_text("\n".join(rows))
-
-
-def run_sweep(name: str, root: Path) -> Run:
-    resurge = Path(sys.executable).parent / "resurge"
-    home = root / "home"
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
-    environment["RESURGE_PLUGINS"] = str(ROOT / "tests" / "recording")
-    log = root / "log.txt"
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            [str(resurge), "run", str(root / "sweep.yaml"), "--home", str(home)],
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        )
-        watch = MemoryWatch(process.pid, LIMIT_BYTES)
-        watch.start()
-        try:
-            code = process.wait(TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            code = None  # the report says how far it came
-        finally:
-            kill(descendants(process.pid))  # of a finished run, nothing is left
-            process.wait()
-            watch.stop()
-    return Run(name, home, code, log.read_text(), watch)
 
 
 def test_the_pipeline_has_the_released_models_size(name: str, model: Path) -> None:
