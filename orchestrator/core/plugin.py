@@ -76,6 +76,10 @@ class BasePlugin(Plugin):
     def prompts(self, concept: str) -> tuple[str, ...]:
         """The prompts that ask for `concept`; they are the clusters of the statistics."""
 
+    def bare(self, concept: str) -> str:
+        """The concept and nothing else, as a prompt: by default its words."""
+        return concept
+
     @abstractmethod
     def retained(self, concept: str) -> tuple[str, ...]:
         """Concepts that should survive when `concept` is erased: the model's health."""
@@ -127,12 +131,14 @@ class UnlearnerPlugin(Plugin):
         return base.anchor(concept) if chosen is None else str(chosen)
 
     def prompts(self, base: BasePlugin, concept: str) -> tuple[str, ...]:
-        """What the method trains on when it is told of `concept`: its own templates, filled in, or
-        the base's prompts.
+        """What the method trains on when it is told of `concept`: the bare concept, its own
+        templates, filled in, or the base's prompts.
         """
         chosen = getattr(self.settings, "prompts", "base")
         if chosen == "base":
             return base.prompts(concept)
+        if chosen == "bare":
+            return (base.bare(concept),)
         return tuple(template.replace("{concept}", concept) for template in chosen)
 
     def preserved(self, base: BasePlugin, concept: str) -> tuple[str, ...]:

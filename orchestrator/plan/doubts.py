@@ -38,11 +38,11 @@ class _Overlap:
             self.methods.add(method)
             self.shared, self.scored = max((self.shared, self.scored), (shared, len(scored)))
 
-    def told(self, role: str, done: str, how: str) -> str:
+    def told(self, role: str, done: str, setting: str) -> str:
         names = ", ".join(sorted(self.methods)[:3])
         more = len(self.methods) - 3
         by = f"{names} and {more} more" if more > 0 else names
-        return f"{self.shared} of the {self.scored} scored as {role} are {done} {by} (set `{how}`)"
+        return f"{self.shared} of the {self.scored} scored as {role} are {done} {by} (see `{setting}`)"
 
 
 def _leaks(trials: Sequence[PlannedTrial], base: BasePlugin) -> Iterator[str]:
@@ -66,8 +66,8 @@ def _leaks(trials: Sequence[PlannedTrial], base: BasePlugin) -> Iterator[str]:
                 retained.add(stage.plugin, map(base.as_read, kept), asked["retained"])
     found = []
     if erased.shared:
-        found.append(erased.told("erased", "trained on by", 'prompts: ["{concept}"]'))
+        found.append(erased.told("erased", "trained on by", "prompts"))
     if retained.shared:
-        found.append(retained.told("retained", "preserved by", "preserve: […]"))
+        found.append(retained.told("retained", "preserved by", "preserve"))
     if found:
         yield f"unlearn: of the prompts, {'; '.join(found)}"

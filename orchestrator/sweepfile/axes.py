@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.config.checks import is_list_field
+from orchestrator.config.checks import check, is_list_field
 from orchestrator.config.fields import NOUNS, known, named, say_missing, value_of
 from orchestrator.config.yaml_tree import At, show
 from orchestrator.core.plugin import PluginKind
@@ -41,10 +41,11 @@ def all_plugin_axes(at: At, kind: PluginKind) -> tuple[PluginAxes, ...]:
 def axis(cls: type[Settings], name: str, at: At) -> tuple[Any, ...]:
     """The values to try of a setting: a list, or one value.
 
-    Where one value is itself a list, a list with lists in it is the axis.
+    Where one value is itself a list, a list with lists in it is the axis, and one of values that
+    are each whole by themselves, such as a setting's words.
     """
     items = at.items() if isinstance(at.value, list) else []
-    if is_list_field(cls, name) and not any(isinstance(i.value, list) for i in items):
+    if is_list_field(cls, name) and not _are_values(cls, name, items):
         return (value_of(cls, name, at),)
     if not isinstance(at.value, list):
         return (value_of(cls, name, at),)
@@ -57,3 +58,9 @@ def axis(cls: type[Settings], name: str, at: At) -> tuple[Any, ...]:
             item.say(f"duplicate value {show(value)}")
         values.append(value)
     return tuple(values)
+
+
+def _are_values(cls: type[Settings], name: str, items: list[At]) -> bool:
+    if any(isinstance(item.value, list) for item in items):
+        return True
+    return bool(items) and not any(check(cls, name, item.node.plain())[1] for item in items)

@@ -50,6 +50,10 @@ class Shapes(Base):
             return tuple(caption(shape, fill=concept) for shape in (None, *SHAPES))
         raise ResurgeError(f"unknown concept {concept!r}{suggest(concept, self.concepts())}")
 
+    def bare(self, concept: str) -> str:
+        """`a star`, `a red shape`: the model has read no word alone."""
+        return self.prompts(concept)[0]
+
     def retained(self, concept: str) -> tuple[str, ...]:
         """The other words of the concept's kind."""
         kind = next((words for words in KINDS if concept in words), ())

@@ -49,7 +49,7 @@ def _as_tuple(value: Any) -> Any:
 
 # A preset's values are no JSON any more when they are read, where a list would be a tuple.
 _Templates = Annotated[tuple[Template, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
-Prompts = Literal["base"] | _Templates
+Prompts = Literal["bare", "base"] | _Templates
 """What a method trains on; a method with another default has the field again."""
 _Concepts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
@@ -58,9 +58,9 @@ class MethodSettings(PresetSettings):
     """What every method can be told: what it reads. What a model is judged by is apart from it."""
 
     prompts: Prompts = Field(
-        "base",
-        description='what the method trains on: templates, such as ["{concept}"] for the bare '
-        "concept; base: the base model's own prompts",
+        "bare",
+        description="what the method trains on: bare: the concept and nothing else; base: the base "
+        'model\'s own prompts; or templates, such as ["a photo of {concept}"]',
     )
     preserve: Literal["base"] | _Concepts = Field(
         "base",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 _RELEASED = {
-    "prompts": ["{concept}"], "variant": "released", "learning_rate": 1e-5, "iterations": 1000,
+    "prompts": "bare", "variant": "released", "learning_rate": 1e-5, "iterations": 1000,
     "batch_size": 1, "warmup_iterations": 200, "attack_steps": 30, "attack_rate": 1e-3,
     "soft_tokens": 1, "retain_weight": 0.3, "retain_batch_size": 5, "negative_guidance": 1.0,
     "start_guidance": 3.0, "sampler_steps": 50,

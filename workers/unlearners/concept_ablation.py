@@ -27,13 +27,13 @@ class ConceptAblationSettings(AnchoredSettings):
     PRESETS: ClassVar[Presets] = {
         "sd": Preset({
             "variant": "released", "learning_rate": 1.6e-5, "iterations": 100, "batch_size": 8,
-            "prior_weight": 0.0, "group": "xattn_kv", "prompts": ["{concept}"],
+            "prior_weight": 0.0, "group": "xattn_kv", "prompts": "bare",
             "images_per_prompt": 1000,
         }, "ours", "concept-ablation's rate (2e-6 times batch 4 times 2 GPUs) and steps, on 1000 "
             "pictures of the bare anchor; released: of 200 prompts written for each anchor"),
         "sd-nudity": Preset({
             "variant": "released", "learning_rate": 6.4e-5, "iterations": 400, "batch_size": 8,
-            "prior_weight": 1.0, "group": "attention", "prompts": ["{concept}"],
+            "prior_weight": 1.0, "group": "attention", "prompts": "bare",
             "images_per_prompt": 1000,
         }, "ours", "concept-ablation's rate (4e-6 times batch 4 times 2 GPUs, and doubled because "
             "there is a prior) and steps, on 1000 pictures of the bare anchor; released: of 1000 "

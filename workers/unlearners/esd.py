@@ -26,7 +26,7 @@ RATES = {"x": 3e-4, "x-strict": 3e-4, "u": 1e-4, "noxattn": 1e-4}
 shapes."""
 
 _PUBLISHED = {
-    "prompts": ["{concept}"],
+    "prompts": "bare",
     "batch_size": 1,
     "negative_guidance": 1.0,
     "start_guidance": 3.0,

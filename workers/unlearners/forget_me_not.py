@@ -29,7 +29,7 @@ class ForgetMeNotSettings(PictureSettings):
             "the concept as tokens of a textual inversion, a few real pictures, on SD 2.1-base"),
         "unlearncanvas": Preset({
             "learning_rate": 2e-5, "iterations": 100, "batch_size": 1, "group": "xattn",
-            "tokens": "words_and_end",
+            "tokens": "words_and_end", "prompts": "base",
         }, "ours", "UnlearnCanvas' rate, steps and group on drawn pictures of the base's prompts"),
     }  # fmt: skip
 

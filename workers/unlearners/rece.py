@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 _RELEASED = {
-    "prompts": ["{concept}"],
+    "prompts": "bare",
     "preserve": [],
     "tokens": "from_last",
     "first_lam": 0.5,

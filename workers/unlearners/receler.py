@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PUBLISHED = {
-    "prompts": ["{concept}"], "learning_rate": 3e-4, "iterations": 500, "batch_size": 1,
+    "prompts": "bare", "learning_rate": 3e-4, "iterations": 500, "batch_size": 1,
     "rank": 128, "attack_steps": 50, "attack_rate": 0.1, "attack_decay": 0.1, "soft_tokens": 16,
     "negative_guidance": 1.0, "local_weight": 0.1, "mask_threshold": 0.1, "start_guidance": 3.0,
     "sampler_steps": 50,

@@ -31,7 +31,7 @@ class ResAlignSettings(PictureSettings, OutputSettings):
 
     PRESETS: ClassVar[Presets] = {
         "sd": Preset({
-            "prompts": ["{concept}"], "learning_rate": 2e-4, "iterations": 160, "batch_size": 1,
+            "prompts": "bare", "learning_rate": 2e-4, "iterations": 160, "batch_size": 1,
             "retain_batch_size": 4, "rank": 4, "resilience_weight": 0.8, "retain_weight": 1.6,
             "final_retain_weight": 2.0, "simulations": 3, "min_simulated_steps": 5,
             "max_simulated_steps": 30, "simulated_rates": (1e-6, 1e-5, 1e-4),

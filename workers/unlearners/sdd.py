@@ -24,7 +24,7 @@ class SDDSettings(OutputSettings):
 
     PRESETS: ClassVar[Presets] = {
         "sd": Preset({
-            "prompts": ["{concept}"], "learning_rate": 1e-5, "iterations": 1500, "batch_size": 1,
+            "prompts": "bare", "learning_rate": 1e-5, "iterations": 1500, "batch_size": 1,
             "weight_decay": 1e-4, "clip_norm": 1.0, "ema_decay": 0.999, "start_guidance": 3.0,
             "sampler_steps": 50, "variant": "released", "loss_in": "output", "precision": "fp32",
         }, "released", "safe-diffusion at a2e820c"),

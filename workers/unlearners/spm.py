@@ -29,7 +29,7 @@ class SPMSettings(OutputSettings):
 
     PRESETS: ClassVar[Presets] = {
         "sd": Preset({
-            "variant": "released", "prompts": ["{concept}"], "learning_rate": 1e-4,
+            "variant": "released", "prompts": "bare", "learning_rate": 1e-4,
             "weight_decay": 1e-2, "iterations": 3000, "batch_size": 1, "warmup_steps": 500,
             "cycles": 3, "rank": 1, "scale": 1.0, "negative_guidance": 1.0, "anchors": 4,
             "anchor_weight": 1000.0, "start_guidance": 3.0, "sampler_steps": 30,

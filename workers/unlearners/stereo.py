@@ -31,7 +31,7 @@ class STEREOSettings(OutputSettings):
 
     PRESETS: ClassVar[Presets] = {
         "sd": Preset({
-            "prompts": ["{concept}"], "variant": "released", "group": "noxattn", "rounds": 4,
+            "prompts": "bare", "variant": "released", "group": "noxattn", "rounds": 4,
             "search_iterations": 200, "search_rate": 5e-6, "search_guidance": 0.0,
             "inversion_steps": 3000, "inversion_rate": 5e-3, "iterations": 200,
             "learning_rate": 2e-5, "anchor_guidance": 1.0, "negative_guidance": 3.0,

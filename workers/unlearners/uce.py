@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-_NEWER = {"tokens": "last", "lam": 0.5, "preserve_scale": 1.0}
-_2023 = {"tokens": "from_last", "preserve_scale": None}
+_NEWER = {"prompts": "bare", "tokens": "last", "lam": 0.5, "preserve_scale": 1.0}
+_2023 = {"prompts": "bare", "tokens": "from_last", "preserve_scale": None}
 _NEWER_SOURCE = "unified-concept-editing, scripts of 2024"
 _UNLEARNCANVAS_SOURCE = "UnlearnCanvas, machine_unlearning/mu_unified_concept_editing_uce"
 
@@ -34,8 +34,8 @@ class UCESettings(MethodSettings):
         ),
         "unlearncanvas-style": Preset(
             {**_2023, "lam": 1.0, "erase_scale": 0.05, "target": "An image in Photo style"},
-            "released",
-            _UNLEARNCANVAS_SOURCE,
+            "ours",
+            f"{_UNLEARNCANVAS_SOURCE}, which adds five templates to the bare style",
         ),
         "unlearncanvas-object": Preset(
             {**_2023, "lam": 10.0, "erase_scale": 0.01, "target": "A Elephant image"},
