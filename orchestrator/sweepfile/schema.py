@@ -56,7 +56,11 @@ def _top(definitions: Schema) -> Schema:
             "a plug-in, or a diffusers folder or repository id",
             {"anyOf": [*base["anyOf"], _TEXT]},
         ),
-        "concept": ("the concepts to erase, each on its own", _one_or_more(_TEXT)),
+        "concept": (
+            "what to erase, each value on its own: a concept, a list of concepts that are erased "
+            "jointly, or a set with a name",
+            _one_or_more({"anyOf": [_TEXT, _list_of(_TEXT, unique=True), _set()]}),
+        ),
         "edits": ("what is done to the model, in order", _edits(definitions)),
         "evaluate": ("how a model is judged", _evaluate(definitions)),
         "seeds": ("how many seeds, or which", seeds),
@@ -70,6 +74,13 @@ def _top(definitions: Schema) -> Schema:
         "mlflow": ("the MLflow tracking URI", _or_null(_TEXT)),
     }
     return {name: {"description": about, **schema} for name, (about, schema) in described.items()}
+
+
+def _set() -> Schema:
+    own = {"concepts": _list_of(_TEXT, unique=True), "file": _TEXT}
+    anchors = {"type": "object", "additionalProperties": _TEXT, "minProperties": 1}
+    made = _mapping({"name": _TEXT, **own, "anchors": anchors}, ["name"])
+    return {**made, "oneOf": [{"required": [name]} for name in own]}
 
 
 def _edits(definitions: Schema) -> Schema:
