@@ -14,7 +14,7 @@ from orchestrator.core.plugin import PluginKind
 from orchestrator.core.registry import find, registry
 from orchestrator.core.settings import Settings
 from orchestrator.sweep.resources import Resources
-from orchestrator.sweep.search import Confirm, SearchSettings
+from orchestrator.sweep.search import AggregateHow, Confirm, SearchSettings
 from orchestrator.sweep.sweep import Keep
 from orchestrator.sweepfile.load import KEYS, REQUIRED
 
@@ -128,11 +128,19 @@ def _search() -> Schema:
         "maximize": {"description": "numbers of which more is sought", **names},
         "minimize": {"description": "numbers of which less is sought", **names},
         "subject_to": {
-            "description": "bounds that the worst case keeps: '>= 0.8'",
+            "description": "bounds that the worst case keeps: '>= 0.8', '>= 90% of base'; of a "
+            "list each has a worst case",
             "type": "object",
-            "additionalProperties": {"type": "string", "pattern": r"^\s*(>=|<=)"},
+            "additionalProperties": _one_or_more({"type": "string", "pattern": r"^\s*(>=|<=)"}),
         },
         "for_each": {"description": "axes with a worst case a value", **names},
+        "aggregate": {
+            "description": "one worst case over all values of axes: those of for_each, or its own",
+            "anyOf": [
+                {"enum": [*get_args(AggregateHow)]},
+                {**_mapping({how: names for how in get_args(AggregateHow)}), "minProperties": 1},
+            ],
+        },
         "space": {
             "description": "flat names of settings; lists, or {log|int|float: [low, high]}",
             "type": "object",
