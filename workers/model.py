@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 
 from orchestrator.core.artifacts import DATASET, MATERIAL, WEIGHTS
+from orchestrator.core.concepts import targets_of
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.plugin import Plugin
 from orchestrator.core.registry import find
@@ -146,7 +147,9 @@ class Model:
         size_px = latent_width * self.warm.pipe.vae_scale_factor
         choice = target.settings["dataset"]
         dataset = planned_plugin(Dataset, choice["name"], choice)
-        examples = dataset.examples(target.settings.get("concept", ""), size_px)
+        asked = target.settings
+        concepts = tuple(asked["concepts"]) if "concepts" in asked else (asked.get("concept", ""),)
+        examples = dataset.examples_of(concepts, size_px)
         return examples.named(dataset.name)
 
     def compare(self, target: Stage, metric: Metric) -> Score:
@@ -168,7 +171,8 @@ class Model:
             "final": target,
         }
 
-        refuse_cut(self.warm.pipe.tokenizer, asked["prompts"])
+        targets = targets_of(asked)
+        refuse_cut(self.warm.pipe.tokenizer, [p for one in targets for p in one.prompts])
 
         @contextmanager
         def at(which: Which) -> Iterator[Pipeline]:
@@ -177,8 +181,7 @@ class Model:
                 yield pipe
 
         return Subject(
-            concept=asked["concept"],
-            prompts=tuple(asked["prompts"]),
+            targets=targets,
             sampling=SampleSettings.model_validate(asked.get("sampling", {})),
             reference=reference,
             at=at,
@@ -205,15 +208,14 @@ class Model:
         unlearner = plugin_of(Unlearner, target.plugin, target.settings)
         checkpoints = StoreCheckpoints(self.store, target, self.pace)
         asked = target.settings
-        given = ("prompts", "retained_prompts", "anchor_prompts")
-        refuse_cut(self.warm.pipe.tokenizer, [p for name in given for p in asked.get(name, ())])
+        targets, kept = targets_of(asked), tuple(asked.get("retained_prompts", ()))
+        told = [p for one in targets for p in (*one.prompts, *one.anchor_prompts)]
+        refuse_cut(self.warm.pipe.tokenizer, [*told, *kept])
         made = unlearner.unlearn(
             Erasure(
                 pipe=self.warm.pipe,
-                concept=asked["concept"],
-                prompts=tuple(asked["prompts"]),
-                retained_prompts=tuple(asked.get("retained_prompts", ())),
-                anchor_prompts=tuple(asked.get("anchor_prompts", ())),
+                targets=targets,
+                retained_prompts=kept,
                 materials={name: self._material(stage) for name, stage in target.inputs.items()},
                 seed=target.seed or 0,
                 progress=self.tell,
@@ -293,7 +295,7 @@ class Model:
             check_tensors({**live_parameters(pipe), **made}, where, advice)
             noise = normal((1, *latent_shape(pipe)), 0, 0, "last look", pipe.device)
             last = pipe.scheduler.config.num_train_timesteps - 1
-            text = embed(pipe, [target.settings.get("concept", "")])
+            text = embed(pipe, [_erased(target)])
             found = pipe.unet(noise.to(pipe.unet.dtype), last, encoder_hidden_states=text).sample
             check_tensors({"the text's embedding": text, "the prediction": found}, where, advice)
 
@@ -318,6 +320,12 @@ def _unlearned(stage: Stage) -> Stage:
     """The model after the last unlearning on the way to `stage`, or the base."""
     *after, root = stage.ancestry()
     return next((s for s in after if s.kind == "unlearn"), root)
+
+
+def _erased(stage: Stage) -> str:
+    """A concept that an unlearning, or data that depend on one, are of."""
+    first: dict[str, Any] = next(iter(stage.settings.get("targets", ())), {})
+    return str((first or stage.settings).get("concept", ""))
 
 
 def _parent(stage: Stage) -> Stage:

@@ -33,6 +33,7 @@ from orchestrator.cli.common import (
     write,
     write_anything,
 )
+from orchestrator.cli.saving import refuse_others_file, save_worst
 from orchestrator.cli.store import store_app
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.places import user_path
@@ -120,7 +121,15 @@ def run(sweep: SweepFile, overrides: Overrides = None, home: HomeOption = None) 
 
 @app.command()
 @stoppable()
-def search(sweep: SweepFile, overrides: Overrides = None, home: HomeOption = None) -> None:
+def search(
+    sweep: SweepFile,
+    overrides: Overrides = None,
+    home: HomeOption = None,
+    save: Annotated[
+        Path | None,
+        typer.Option("--save", metavar="FILE", help="Write the worst settings as a sweep file."),
+    ] = None,
+) -> None:
     """Search a sweep's space for the worst case, and confirm it on fresh seeds.
 
     The file's `search` block says what is sought and where. What is measured is never measured
@@ -133,10 +142,14 @@ def search(sweep: SweepFile, overrides: Overrides = None, home: HomeOption = Non
     from orchestrator.search.search import search_job
 
     job = open_job(sweep, overrides or (), Home.find(home))
+    if save is not None:
+        refuse_others_file(save)
     if job.sweep.search is not None:
         show_space(job.sweep, job.sweep.search, out)
     cases = search_job(job, out)
     show_worst_cases(cases, out)
+    if save is not None:
+        save_worst(job.sweep, cases, save)
     _show_next(job)
     answered = all(case.is_answered for case in cases)
     raise typer.Exit(EXIT_DONE if answered else EXIT_FAILED)

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel
 
+from orchestrator.core.concepts import ConceptSet, Target
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.settings import Settings
 
@@ -51,6 +52,11 @@ class Plugin(ABC):
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
         """Why this plug-in cannot be used with that base and concept; empty if it can."""
         return []
+
+    def problems_of(self, base: BasePlugin, erased: ConceptSet) -> list[str]:
+        """The same of what is erased: a concept, or several jointly."""
+        found = (what for concept in erased.concepts for what in self.problems(base, concept))
+        return list(dict.fromkeys(found))
 
     @classmethod
     def doubts(cls, used: Sequence[Any]) -> list[str]:
@@ -108,19 +114,87 @@ class BasePlugin(Plugin):
         return ""
 
 
+class _BaseOfSet(BasePlugin):
+    """A base as plug-ins see it that erase a set: what is erased beside a concept is neither
+    retained nor its anchor, and the set's own anchors come first.
+    """
+
+    def __init__(self, base: BasePlugin, erased: ConceptSet) -> None:
+        super().__init__(base.settings)
+        self.base, self.erased = base, erased
+        self._read = {base.as_read(concept) for concept in erased.concepts}
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.base.name
+
+    @property
+    def guidance(self) -> float:  # type: ignore[override]
+        return self.base.guidance
+
+    @property
+    def sampler_steps(self) -> int:  # type: ignore[override]
+        return self.base.sampler_steps
+
+    def concepts(self) -> tuple[str, ...] | None:
+        return self.base.concepts()
+
+    def prompts(self, concept: str) -> tuple[str, ...]:
+        return self.base.prompts(concept)
+
+    def retained(self, concept: str) -> tuple[str, ...]:
+        return retained_of(self.base, self.erased)
+
+    def anchor(self, concept: str) -> str:
+        found = self.erased.anchors.get(concept) or self.base.anchor(concept)
+        if self.base.as_read(found) not in self._read:
+            return found
+        return next((o for o in self.base.retained(concept) if not self.is_erased(o)), "")
+
+    def never_known(self) -> str | None:
+        return self.base.never_known()
+
+    def as_read(self, text: str) -> str:
+        return self.base.as_read(text)
+
+    def unread(self, prompt: str) -> str:
+        return self.base.unread(prompt)
+
+    def is_erased(self, concept: str) -> bool:
+        return self.base.as_read(concept) in self._read
+
+
+def base_of(base: BasePlugin, erased: ConceptSet) -> BasePlugin:
+    """The base as a method sees it that erases this."""
+    return base if erased.is_plain else _BaseOfSet(base, erased)
+
+
+def retained_of(base: BasePlugin, erased: ConceptSet) -> tuple[str, ...]:
+    """What should survive of all that the base retains beside the erased concepts."""
+    gone = {base.as_read(concept) for concept in erased.concepts}
+    every = (other for concept in erased.concepts for other in base.retained(concept))
+    if len(erased.concepts) == 1:
+        return tuple(every)
+    return tuple(dict.fromkeys(other for other in every if base.as_read(other) not in gone))
+
+
 class UnlearnerPlugin(Plugin):
     """What planning needs to know of an unlearning method.
 
     `seeded` is False for a method without randomness: its result is then shared by all seeds.
     `changes` is False for the baseline that leaves the model alone. `uses` says which of
     "retained" (prompts of what should survive) and "anchors" (the erased prompts with another
-    concept in its place) the method reads: the others are no part of its identity. `golden` says
+    concept in its place) the method reads: the others are no part of its identity. `joint`
+    is True for a method that can erase several concepts at once; `jointly` says how, and what was
+    published of it. `golden` says
     what of it is compared with numbers of its released code; "" if nothing is.
     """
 
     kind = "unlearner"
     seeded: ClassVar[bool] = True
     changes: ClassVar[bool] = True
+    joint: ClassVar[bool] = False
+    jointly: ClassVar[str] = ""
     uses: ClassVar[frozenset[str]] = frozenset()
     paper: ClassVar[str] = ""
     golden: ClassVar[str] = ""
@@ -150,13 +224,71 @@ class UnlearnerPlugin(Plugin):
         """Every prompt for every concept that it is told to preserve."""
         return tuple(p for o in self.preserved(base, concept) for p in self.prompts(base, o))
 
-    def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
+    def targets(self, base: BasePlugin, erased: ConceptSet) -> tuple[Target, ...]:
+        """What the method is told of each concept that it erases."""
+        seen, is_mapped = base_of(base, erased), "anchors" in self.uses
+
+        def target(concept: str) -> Target:
+            anchor = self.prompts(seen, self.anchor(seen, concept)) if is_mapped else ()
+            return Target(concept, self.prompts(seen, concept), anchor)
+
+        return tuple(map(target, erased.concepts))
+
+    def kept_prompts(self, base: BasePlugin, erased: ConceptSet) -> tuple[str, ...]:
+        """What the method is told to preserve beside all that it erases."""
+        return self.preserved_prompts(base_of(base, erased), erased.concepts[0])
+
+    def all_prompts(self, base: BasePlugin, erased: ConceptSet) -> tuple[str, ...]:
+        """What it trains on when it is told of every concept, one after another."""
+        return tuple(p for target in self.targets(base, erased) for p in target.prompts)
+
+    def all_anchor_prompts(self, base: BasePlugin, erased: ConceptSet) -> tuple[str, ...]:
+        """The same with each concept's anchor in its place."""
+        return tuple(p for target in self.targets(base, erased) for p in target.anchor_prompts)
+
+    def needs(self, base: BasePlugin, erased: ConceptSet) -> Mapping[str, Need]:
         """Materials to work from, by the name under which the method finds them."""
         return {}
 
     def passes(self) -> int:
         """UNet passes over one latent, a backward pass counted as two; 0 in closed form."""
         return 0
+
+    def problems_of(self, base: BasePlugin, erased: ConceptSet) -> list[str]:
+        """Of several concepts also what their being erased jointly forbids."""
+        if len(erased.concepts) > 1 and not self.joint:
+            return [
+                f"unlearner {self.name!r} erases one concept at a time and cannot erase "
+                f"{len(erased.concepts)} jointly ({erased.name!r}); leave it out, or name them "
+                "one by one"
+            ]
+        found = super().problems_of(base_of(base, erased), erased)
+        return found if found or erased.is_plain else self._problems_of_set(base, erased)
+
+    def _problems_of_set(self, base: BasePlugin, erased: ConceptSet) -> list[str]:
+        seen, found = base_of(base, erased), []
+        gone = {base.as_read(concept): concept for concept in erased.concepts}
+        if "anchors" in self.uses:
+            for concept in erased.concepts:
+                anchor = self.anchor(seen, concept)
+                said = erased.anchors.get(concept, anchor)
+                if said != anchor:
+                    found.append(
+                        f"unlearner {self.name!r} maps {concept!r} to {anchor!r} by its settings "
+                        f"but {erased.name!r} maps it to {said!r}; leave one of them out"
+                    )
+                elif base.as_read(anchor) in gone:
+                    found.append(
+                        f"unlearner {self.name!r}: the anchor of {concept!r}, {anchor!r}, is "
+                        f"erased too; set `anchors` of {erased.name!r}"
+                    )
+        for other in self.preserved(seen, erased.concepts[0]) if "retained" in self.uses else ():
+            if base.as_read(other) in gone:
+                found.append(
+                    f"unlearner {self.name!r} is told to preserve {other!r}, which "
+                    f"{erased.name!r} erases"
+                )
+        return found
 
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
         """A method that needs an anchor needs one other than the concept, asked for in as many
@@ -213,11 +345,22 @@ class DatasetPlugin(Plugin):
     """What planning needs to know of a fine-tuning data set.
 
     `uses_concept` is False for a set that is the same whatever was erased: its fine-tunes of the
-    base are then shared by all concepts.
+    base are then shared by all concepts. `joint` is True for a set that can be made for several
+    erased concepts.
     """
 
     kind = "dataset"
     uses_concept: bool = True
+    joint: bool = False
+
+    def problems_of(self, base: BasePlugin, erased: ConceptSet) -> list[str]:
+        """Of several concepts also whether the set knows more than one."""
+        if len(erased.concepts) > 1 and self.uses_concept and not self.joint:
+            return [
+                f"dataset {self.name!r} is made for one erased concept and {erased.name!r} has "
+                f"{len(erased.concepts)}; use one that does not depend on what was erased"
+            ]
+        return super().problems_of(base, erased)
 
 
 @dataclass(frozen=True)
@@ -241,7 +384,8 @@ class MetricPlugin(Plugin):
     the same prompts too. `per_picture` is False where single pictures have no value (FID): such a
     metric cannot be the one that resurgence is defined on. `values` are the bounds of its values,
     None where there is no bound; `higher` says what more of it means. `samples` is for a metric of
-    the model at work that draws pictures: it is told how the sweep's are drawn.
+    the model at work that draws pictures: it is told how the sweep's are drawn. `joint` is True for
+    one that can be about several erased concepts; pictures and weights always can.
     """
 
     kind = "metric"
@@ -252,6 +396,16 @@ class MetricPlugin(Plugin):
     values: ClassVar[tuple[float | None, float | None]] = (0.0, 1.0)
     higher: ClassVar[str] = "more of the concept"
     samples: ClassVar[bool] = False
+    joint: ClassVar[bool] = False
+
+    def problems_of(self, base: BasePlugin, erased: ConceptSet) -> list[str]:
+        """Of several concepts also whether the metric can be about more than one."""
+        if self.needs == "pipeline" and len(erased.concepts) > 1 and not self.joint:
+            return [
+                f"metric {self.name!r} is about one concept and {erased.name!r} has "
+                f"{len(erased.concepts)}; leave it out, or erase them one by one"
+            ]
+        return super().problems_of(base, erased)
 
     def problems_with(self, asked: Asked) -> list[str]:
         """Why this metric cannot score what the models are asked to draw; empty if it can.

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.core.concepts import targets_of
 from orchestrator.core.digest import canonical_json
 from orchestrator.core.plugin import BasePlugin, Plugin
 from orchestrator.plan.plan import PlannedTrial
@@ -61,7 +62,8 @@ def _leaks(trials: Sequence[PlannedTrial], base: BasePlugin) -> Iterator[str]:
             # A method that cannot be told its prompts has no way out.
             if stage.kind == "unlearn" and "prompts" in stage.settings["settings"]:
                 given = stage.settings
-                erased.add(stage.plugin, map(base.as_read, given["prompts"]), asked["erased"])
+                read = (p for target in targets_of(given) for p in target.prompts)
+                erased.add(stage.plugin, map(base.as_read, read), asked["erased"])
                 kept = given.get("retained_prompts", ())
                 retained.add(stage.plugin, map(base.as_read, kept), asked["retained"])
     found = []

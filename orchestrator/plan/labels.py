@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from orchestrator.core.concepts import joined, targets_of
 from orchestrator.core.stage import Stage
 from orchestrator.core.text import axis_value, number, one_line, shortened
 from orchestrator.plan.plan import Plan, PlannedTrial
@@ -17,7 +18,7 @@ def stage_label(stage: Stage, with_steps: bool = True) -> str:
         words += [*_dataset(stage), *_settings(stage, {"steps"})]
         words += [f"{stage.steps} steps"] if with_steps else []
     elif stage.kind == "unlearn":
-        words += [stage.plugin, one_line(stage.settings["concept"]), *_settings(stage, set())]
+        words += [stage.plugin, one_line(_erased(stage)), *_settings(stage, set())]
     elif stage.kind == "merge":
         words += [stage_label(stage.inputs["donor"], with_steps)]
     elif stage.kind == "sample":
@@ -44,6 +45,10 @@ def trial_label(plan: Plan, planned: PlannedTrial, with_steps: bool = True) -> s
     words = [*(["control"] if planned.is_control else []), *words]
     words += [f"seed {seed}"] if seed is not None else []
     return " ".join(words) + (f" · {steps} steps" if with_steps and steps is not None else "")
+
+
+def _erased(stage: Stage) -> str:
+    return joined(target.concept for target in targets_of(stage.settings))
 
 
 def _dataset(stage: Stage) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from orchestrator.core.concepts import ConceptSet, Target, as_settings
 from orchestrator.core.digest import canonical_json, sha256
 from orchestrator.core.plugin import (
     BasePlugin,
@@ -210,9 +211,9 @@ class Planner:
         return PlannedTrial(
             trial=trial,
             is_control=is_control,
-            base=self.point(self.root, trial.concept),
-            unlearned=self.point(unlearned, trial.concept),
-            final=self.point(final, trial.concept),
+            base=self.point(self.root, trial.erased),
+            unlearned=self.point(unlearned, trial.erased),
+            final=self.point(final, trial.erased),
             control=clean.digest if has_control else None,
             steps_param=f"{tuned[-1]}.steps" if tuned else None,
             starts_unlearned=len(tuned) == 1 and trial.edits[-1].kind == "finetune",
@@ -233,17 +234,11 @@ class Planner:
         return self.unique(_stage("merge", self.merge, {}, {}, None, parent, {"donor": donor}))
 
     def unlearn_stage(self, parent: Stage, plugin: UnlearnerPlugin, trial: Trial) -> Stage:
-        concept = trial.concept
-        extra: dict[str, Any] = {
-            "concept": concept,
-            "prompts": list(plugin.prompts(self.base, concept)),
-        }
+        erased = trial.erased
+        extra = as_settings(plugin.targets(self.base, erased))
         if "retained" in plugin.uses:
-            extra["retained_prompts"] = list(plugin.preserved_prompts(self.base, concept))
-        if "anchors" in plugin.uses:
-            anchor = plugin.anchor(self.base, concept)
-            extra["anchor_prompts"] = list(plugin.prompts(self.base, anchor))
-        needs = plugin.needs(self.base, concept)
+            extra["retained_prompts"] = list(plugin.kept_prompts(self.base, erased))
+        needs = plugin.needs(self.base, erased)
         inputs = {name: self.material_stage(parent, need) for name, need in needs.items()}
         seed = trial.seed if plugin.seeded else None
         return _stage("unlearn", plugin, extra, extra, seed, parent, inputs)
@@ -258,7 +253,7 @@ class Planner:
     def finetune_stage(self, parent: Stage, edit: Edit, trial: Trial) -> Stage:
         dataset = edit.dataset
         assert isinstance(dataset, DatasetPlugin)  # the sweep refuses a fine-tune without one
-        extra = {"concept": trial.concept} if dataset.uses_concept else {}
+        extra = _named(trial.erased) if dataset.uses_concept else {}
         identity, full = ({**extra, "dataset": chosen} for chosen in self.choice(dataset))
         # Made once at the base's size, whatever was done to the model before: all share it.
         data = self.unique(_stage("prepare", self.prepare, identity, full, None, self.root))
@@ -268,13 +263,13 @@ class Planner:
         recipe = type(edit.plugin)(settings)
         return _stage("finetune", recipe, identity, full, trial.seed, parent, inputs)
 
-    def point(self, model: Stage, concept: str) -> Waypoint:
-        """Made once a model and concept: many trials share the base and the unlearned model."""
-        key = (model.digest, concept)
+    def point(self, model: Stage, erased: ConceptSet) -> Waypoint:
+        """Made once a model and what is erased: many trials share the base and the unlearned."""
+        key = (model.digest, erased.name)
         if key not in self.points:
-            sample = self.unique(self.sample_stage(model, concept))
+            sample = self.unique(self.sample_stage(model, erased))
             metrics = [m for m in self.sweep.evaluate.metrics if model.kind in m.of]
-            scores = [self.unique(self.score_stage(m, model, sample, concept)) for m in metrics]
+            scores = [self.unique(self.score_stage(m, model, sample, erased)) for m in metrics]
             of_pictures = (
                 score
                 for metric, score in zip(metrics, scores, strict=True)
@@ -283,22 +278,24 @@ class Planner:
             self.points[key] = Waypoint(model, sample, tuple(scores), next(of_pictures, None))
         return self.points[key]
 
-    def sample_stage(self, model: Stage, concept: str) -> Stage:
-        asked = {"probes": self.sweep.evaluate.probes(self.base, concept)}
+    def sample_stage(self, model: Stage, erased: ConceptSet) -> Stage:
+        asked = {"probes": self.sweep.evaluate.probes(self.base, erased)}
         return _stage("sample", self.sample, asked, asked, None, model)
 
-    def score_stage(self, metric: MetricPlugin, model: Stage, sample: Stage, concept: str) -> Stage:
+    def score_stage(
+        self, metric: MetricPlugin, model: Stage, sample: Stage, erased: ConceptSet
+    ) -> Stage:
         mark: dict[str, Any] = {"fingerprint": self.fingerprint(metric)}
         if metric.needs == "pipeline":
-            prompts = self.sweep.evaluate.prompts_for(self.base, concept)
-            mark |= {"concept": concept, "prompts": list(prompts)}
+            ask = self.sweep.evaluate.prompts_for
+            mark |= as_settings([Target(c, ask(self.base, c)) for c in erased.concepts])
         full = dict(mark)
         if metric.samples:
             mark["sampling"] = self.sample.settings.identity()
             full["sampling"] = self.sample.settings.full()
         inputs = {}
         if metric.reference:
-            inputs["reference"] = self.unique(self.sample_stage(self.root, concept))
+            inputs["reference"] = self.unique(self.sample_stage(self.root, erased))
         parent = sample if metric.needs == "images" else model
         uncounted = _paths("sampling", self.sample)
         return _stage("score", metric, mark, full, None, parent, inputs, uncounted)
@@ -351,6 +348,13 @@ def _stage(
     )
 
 
+def _named(erased: ConceptSet) -> dict[str, Any]:
+    """What a data set that depends on what was erased is told."""
+    if len(erased.concepts) == 1:
+        return {"concept": erased.concepts[0]}
+    return {"concepts": list(erased.concepts)}
+
+
 def _paths(of: str, plugin: Plugin) -> frozenset[str]:
     return frozenset(f"{of}.{name}" for name in plugin.settings.uncounted())
 
@@ -361,4 +365,4 @@ def _without_unlearning(trial: Trial) -> Trial:
     params = {k: v for k, v in trial.params.items() if not k.startswith(gone)}
     params |= {f"{prefix}method": "none" for prefix in gone}
     edits = tuple(edit for edit in trial.edits if edit.kind != "unlearn")
-    return Trial(trial.concept, edits, trial.seed, params)
+    return Trial(trial.erased, edits, trial.seed, params)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from orchestrator.core.concepts import ConceptSet
 from orchestrator.core.digest import canonical_json
 from orchestrator.core.errors import StoreError
 from orchestrator.core.registry import find
@@ -201,7 +202,7 @@ def _packed(plan: Plan) -> dict[str, Any]:
         [
             names.number(list(one.trial.params)),
             list(one.trial.params.values()),
-            one.trial.concept,
+            one.trial.erased.canonical(),
             one.trial.seed,
             one.is_control,
             [point(at) for at in (one.base, one.unlearned, one.final)],
@@ -275,12 +276,12 @@ def _unpacked(packed: Mapping[str, Any]) -> Plan:
         points.append(Waypoint(stages[model], stages[sample], scored, primary))
     trials = []
     for row in packed["trials"]:
-        names, given, concept, seed, is_control, way, control, steps_param, starts_unlearned = row
+        names, given, erased, seed, is_control, way, control, steps_param, starts_unlearned = row
         base, unlearned, final = (points[at] for at in way)
         params = dict(zip(packed["names"][names], given, strict=True))
         trials.append(
             PlannedTrial(
-                trial=Trial(concept, (), seed, params),
+                trial=Trial(ConceptSet.read(erased), (), seed, params),
                 is_control=is_control,
                 base=base,
                 unlearned=unlearned,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -73,7 +73,8 @@ class Measured:
     """A trial's numbers, as far as the store has them.
 
     `control` is the score after the same fine-tuning of the base without unlearning; None for a
-    control itself. `metrics` holds the final model's other numbers as "<metric>.<name>".
+    control itself. `metrics` holds the final model's other numbers as "<metric>.<name>",
+    `base_metrics` and `unlearned_metrics` those of the other two.
     `seconds` is the work that the numbers rest on; what trials share counts in each.
     """
 
@@ -89,6 +90,8 @@ class Measured:
     pictures: Pictures
     metrics: Mapping[str, float]
     seconds: float
+    base_metrics: Mapping[str, float] = field(default_factory=dict)
+    unlearned_metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_final(self) -> bool:
@@ -166,13 +169,6 @@ class TrialReader:
         keys = {stage.key for stage in planned.stages()}
         is_failed = not keys.isdisjoint(self._failed)
         status: Status = "done" if keys <= self._keys else "failed" if is_failed else "incomplete"
-        metrics: dict[str, float] = {}
-        for label, stage in labelled_scores(planned.final):
-            record = self.record(stage)
-            shown = get_args(Role) if stage is planned.final.primary else ()
-            for name, value in (record.metrics if record else {}).items():
-                if name not in shown:
-                    metrics[f"{label}.{name}"] = value
         measured = Measured(
             planned=planned,
             status=status,
@@ -184,8 +180,10 @@ class TrialReader:
             unlearning_failed=failed,
             model_ruined=ruined,
             pictures=self.pictures([planned]),
-            metrics=metrics,
+            metrics=self._metrics(planned.final),
             seconds=seconds,
+            base_metrics=self._metrics(planned.base),
+            unlearned_metrics=self._metrics(planned.unlearned),
         )
         if measured.is_final:
             self._measured[planned.key] = measured
@@ -201,6 +199,17 @@ class TrialReader:
         record = self.record(stage) if stage else None
         found = record.metrics if record else {}
         return Scores(found.get("erased"), found.get("retained"), found.get("never_known"))
+
+    def _metrics(self, point: Waypoint) -> dict[str, float]:
+        """The model's other numbers as "<metric>.<name>"."""
+        metrics: dict[str, float] = {}
+        for label, stage in labelled_scores(point):
+            record = self.record(stage)
+            shown = get_args(Role) if stage is point.primary else ()
+            for name, value in (record.metrics if record else {}).items():
+                if name not in shown:
+                    metrics[f"{label}.{name}"] = value
+        return metrics
 
     def values(self, point: Waypoint) -> Array | None:
         """The primary metric of the erased concept's images: shape (prompts, images)."""

@@ -19,6 +19,7 @@ from orchestrator.plan.plan import Plan
 from orchestrator.plan.tasks import make_tasks
 from orchestrator.schedule.scheduler import Scheduler
 from orchestrator.store.store import Store
+from orchestrator.study.budget import Spending, spending
 from orchestrator.study.points import PointPlanner
 from orchestrator.study.studies import open_studies
 from orchestrator.study.study import Study
@@ -50,6 +51,7 @@ class Lane:
     is_over: bool = False
     started: int = 0
     running: list[_SearchRun] = field(default_factory=list)
+    spent: Spending | None = None
 
 
 @dataclass
@@ -105,7 +107,9 @@ class Searcher:
         try:
             for lane in self.lanes:
                 adopted = self._owner.submit(lane.study.adopt).result()
-                self.watcher.begin(lane.study.name, self._owner.submit(lane.study.tried).result())
+                tried_before = self._owner.submit(lane.study.tried).result()
+                self.watcher.begin(lane.study.name, tried_before)
+                lane.spent = spending(self.points, tried_before, self.store)
                 for tried in adopted:
                     self._start(lane, tried)
             while any(lane.running or not lane.is_over for lane in self.lanes):
@@ -140,7 +144,11 @@ class Searcher:
     def _fill(self) -> bool:
         """Start a trial that was asked for ahead; whether there was one."""
         for lane in self.lanes:
-            if lane.asked is None and not lane.is_over:
+            if lane.asked is not None or lane.is_over:
+                continue
+            if lane.spent is not None and lane.spent.is_over:
+                lane.is_over = not lane.running
+            else:
                 lane.asked = self._owner.submit(lane.study.ask)
         if len(self._under_way) >= self.parallel:
             return False
@@ -173,6 +181,8 @@ class Searcher:
         """Have the trial's next step count measured."""
         trials = self.points.trials(run.tried.point, run.rungs[0])
         run.plan = self.points.plan(trials)
+        if run.lane.spent is not None:
+            run.lane.spent.add(run.plan)
         self._schedule(run.plan)
 
     def _schedule(self, plan: Plan) -> None:

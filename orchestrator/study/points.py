@@ -11,11 +11,11 @@ from typing import Any
 
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.hints import suggest
-from orchestrator.plan.plan import Plan, Planner
-from orchestrator.results.measure import Measured, TrialReader
+from orchestrator.plan.plan import Plan, PlannedTrial, Planner
+from orchestrator.results.measure import Measured, Scores, TrialReader
 from orchestrator.store.store import Store
 from orchestrator.sweep.grid import point_grid
-from orchestrator.sweep.search import REDUCTION, Search
+from orchestrator.sweep.search import REDUCTION, Bound, Goal, Search
 from orchestrator.sweep.space import Point, Range
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.trial import Trial
@@ -162,7 +162,10 @@ class PointPlanner(Points):
         whole = replace(self.sweep, grid=point_grid(self.sweep.grid, fixed)).canonical()
         kept = {name: value for name, value in whole.items() if name not in NOT_IDENTITY}
         bounds = {bound.name: str(bound) for bound in self.search.subject_to}
-        return {"sweep": kept, "subject_to": bounds, "fixed": dict(fixed)}
+        found: dict[str, Any] = {"sweep": kept, "subject_to": bounds, "fixed": dict(fixed)}
+        if (aggregate := self.search.aggregate) is not None:
+            found["aggregate"] = [aggregate.how, *aggregate.axes]
+        return found
 
     def confirming(self, point: Point) -> Plan:
         trials = self.trials(point, seeds=self.fresh_seeds)
@@ -184,9 +187,70 @@ def numbers_of(trials: Sequence[Measured], point: Point, search: Search) -> Numb
     Raises:
         ResurgeError: a goal or a bound names what no metric gives.
     """
+    if search.aggregate is None:
+        return _numbers(trials, point, search)
+    groups = members(trials, search.aggregate.axes)
+    each = {name: _numbers(group, point, search) for name, group in groups.items()}
+    if search.aggregate.how == "mean":
+        return _mean_of(each, search.goals[0])
+    return _largest_of(each, search.goals[0])
+
+
+def members(trials: Iterable[Measured], axes: Sequence[str]) -> dict[str, list[Measured]]:
+    """The trials by their values of the aggregated axes: 'star', or 'esd/star'."""
+    found: dict[str, list[Measured]] = {}
+    for measured in trials:
+        found.setdefault(member_of(measured.planned, axes), []).append(measured)
+    return found
+
+
+def member_of(planned: PlannedTrial, axes: Sequence[str]) -> str:
+    """What a trial is called among those that are aggregated."""
+    return "/".join(str(planned.trial.params[axis]) for axis in axes)
+
+
+def member_number(goal: Goal, member: str) -> str:
+    """What the goal of one of the aggregated values is called: "resurgence of star"."""
+    return f"{goal.name} of {member}"
+
+
+def _largest_of(each: Mapping[str, Numbers], goal: Goal) -> Numbers:
+    """The numbers of the worst among those that keep every bound; if none does, of the one that is
+    nearest to it.
+    """
+    told = {name: numbers for name, numbers in each.items() if numbers.missing is None}
+    if not told:
+        return next(iter(each.values()))
+    kept = {name: n for name, n in told.items() if all(v <= 0 for v in n.violations.values())}
+    sign = 1 if goal.maximize else -1
+    if kept:
+        worst = max(kept.values(), key=lambda numbers: sign * numbers.found[goal.name])
+    else:
+        worst = min(told.values(), key=lambda n: sum(max(0.0, v) for v in n.violations.values()))
+    by_name = {member_number(goal, name): n.found[goal.name] for name, n in kept.items()}
+    return replace(worst, found={**worst.found, **by_name})
+
+
+def _mean_of(each: Mapping[str, Numbers], goal: Goal) -> Numbers:
+    """The means over all; a bound that one of them breaks is broken."""
+    if lacking := next((n for n in each.values() if n.missing is not None), None):
+        return lacking
+    founds = [numbers.found for numbers in each.values()]
+    shared = [name for name in founds[0] if all(name in found for found in founds)]
+    means = {name: sum(found[name] for found in founds) / len(founds) for name in shared}
+    first, *others = (numbers.violations for numbers in each.values())
+    violations = {name: max(v, *(o[name] for o in others)) if others else v
+                  for name, v in first.items()}  # fmt: skip
+    by_name = {member_number(goal, name): n.found[goal.name] for name, n in each.items()}
+    return Numbers({**means, **by_name}, violations)
+
+
+def _numbers(trials: Sequence[Measured], point: Point, search: Search) -> Numbers:
     ranges = {d.name for d in search.space.dimensions if isinstance(d, Range)}
     settings = {name: float(value) for name, value in point.items() if name in ranges}
-    every = {**settings, **_means(trials)}  # "finetune.steps" can be a goal, say
+    earlier = _earlier(trials)
+    wanted = {name: earlier[name] for name in search.wanted if name in earlier}
+    every = {**settings, **_means(trials), **wanted}  # "finetune.steps" can be a goal, say
     found = {name: value for name, value in every.items() if math.isfinite(value)}
     violations = {
         "unlearning_failed": sum(bool(m.unlearning_failed) for m in trials) / len(trials),
@@ -195,37 +259,73 @@ def numbers_of(trials: Sequence[Measured], point: Point, search: Search) -> Numb
     if violations[RUINED]:
         found[RUINED] = violations[RUINED]
     for bound in search.subject_to:
-        if bound.name in found:
-            violations[f"{bound.name} {bound}"] = bound.violation(found[bound.name])
-    wanted = [*(bound.name for bound in search.subject_to), *(goal.name for goal in search.goals)]
-    lacking = next((name for name in wanted if name not in found), None)
+        if bound.name in found and bound.reference in (None, *found):
+            violations[f"{bound.name} {bound}"] = bound.violation(found)
+    lacking = next((name for name in search.wanted if name not in found), None)
     if lacking is None:
-        return Numbers(found, violations)
+        return Numbers(found, violations, _no_share(search.subject_to, found))
     if lacking in every:
         return Numbers(found, violations, f"{lacking} is {every[lacking]}")
     if lacking == "recovery":
         missing = "recovery is undefined: unlearning took next to nothing away"
         return Numbers(found, violations, missing)
-    raise ResurgeError(f"no number of a trial is called {lacking!r}{suggest(lacking, list(every))}")
+    known = list({**every, **earlier})
+    raise ResurgeError(f"no number of a trial is called {lacking!r}{suggest(lacking, known)}")
+
+
+def _no_share(bounds: Iterable[Bound], found: Mapping[str, float]) -> str | None:
+    """Why a bound says nothing: of what is not above 0 there is no share to keep."""
+    for bound in bounds:
+        if bound.reference is not None and found[bound.reference] <= 0:
+            value = found[bound.reference]
+            return f"{bound.name} {bound}: {bound.reference} is {value:g}, and has no share"
+    return None
 
 
 def _means(trials: Sequence[Measured]) -> dict[str, float]:
-    """Means over the trials of every number that each of them has."""
-    rows: list[dict[str, float | None]] = []
+    """Means over the trials of every number of the final model that each of them has."""
+    rows = []
     for measured in trials:
-        paired, score = measured.paired, measured.planned.final.primary
-        roles = asdict(measured.final).items() if score else ()
-        rows.append(
-            {
-                "resurgence": paired.resurgence.value if paired else None,
-                "recovery": paired.recovery.value if paired and paired.recovery else None,
-                "erased_accuracy": measured.final.erased,
-                "retained_accuracy": measured.final.retained,
-                "unlearned_accuracy": measured.unlearned.erased,
-                **{f"{score.plugin}.{role}": value for role, value in roles if score},
-                **measured.metrics,
-            }
-        )
+        paired, base, last = measured.paired, measured.base.retained, measured.final.retained
+        own = {
+            "resurgence": paired.resurgence.value if paired else None,
+            "recovery": paired.recovery.value if paired and paired.recovery else None,
+            "unlearned_accuracy": measured.unlearned.erased,
+            "retained_drop": None if base is None or last is None else base - last,
+        }
+        rows.append({**own, **_of_model(measured, measured.final, measured.metrics)})
+    return _averaged(rows)
+
+
+def _earlier(trials: Sequence[Measured]) -> dict[str, float]:
+    """The same of the base and of the unlearned model: "base.retained", "unlearned.fid"."""
+    base = _averaged([_of_model(m, m.base, m.base_metrics) for m in trials])
+    unlearned = _averaged([_of_model(m, m.unlearned, m.unlearned_metrics) for m in trials])
+    return {
+        **{f"base.{name}": value for name, value in base.items()},
+        **{f"unlearned.{name}": value for name, value in unlearned.items()},
+    }
+
+
+def _of_model(
+    measured: Measured, scores: Scores, metrics: Mapping[str, float]
+) -> dict[str, float | None]:
+    """What one model of a trial has: the primary metric's means by role, and its other numbers."""
+    roles = asdict(scores)
+    primary = measured.planned.final.primary
+    return {
+        **roles,
+        "erased_accuracy": scores.erased,
+        "retained_accuracy": scores.retained,
+        **({f"{primary.plugin}.{role}": value for role, value in roles.items()} if primary else {}),
+        **metrics,
+    }
+
+
+def _averaged(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
+    """Means of every number that each row has; a metric's own name is its mean over the erased
+    concept, or its first number.
+    """
     names = [name for name in rows[0] if all(row.get(name) is not None for row in rows)]
     means = {name: sum(row[name] or 0.0 for row in rows) / len(rows) for name in names}
     short = {}

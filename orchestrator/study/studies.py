@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.store.store import Store
+from orchestrator.study.budget import spending
 from orchestrator.study.points import PointPlanner, Points
 from orchestrator.study.study import Study, read_tried
 from orchestrator.study.tried import Tried, counted
@@ -34,7 +35,8 @@ def is_complete(
         asked = counted(trials)
         if any(tried.state == "running" for tried in asked):
             return False
-        if len(asked) < (budget if size is None else min(budget, size)):
+        is_spent = spending(points, trials, store).is_over
+        if len(asked) < (budget if size is None else min(budget, size)) and not is_spent:
             return False
         plans = (points.confirming(tried.point) for tried in confirmed(trials, points))
         if any(stage.key not in keys for plan in plans for stage in plan.stages):

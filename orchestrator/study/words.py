@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from orchestrator.core.text import axis_value, number
 from orchestrator.study.points import Points
 from orchestrator.study.tried import TriedState, in_order
-from orchestrator.study.worst_case import WorstCase
-from orchestrator.sweep.search import Goal, Search
+from orchestrator.study.worst_case import Confirmed, WorstCase
+from orchestrator.sweep.search import Aggregate, Bound, Goal, Search
 from orchestrator.sweep.space import Categorical, Dimension, Point, Space
 
 
@@ -44,6 +44,23 @@ def point_text(point: Point, space: Space) -> str:
     return " ".join(axis_value(name, point[name], "=") for name in names)
 
 
+def setting_text(one: Confirmed, space: Space) -> str:
+    """The same of a confirmed setting, with the aggregated value that it is the worst of."""
+    where = point_text(one.tried.point, space)
+    return f"{where} ({one.member})" if one.member else where
+
+
+def budget_text(search: Search) -> str:
+    """'40 trials, at most 20,000 steps, at most 2 GPU hours'."""
+    settings = search.settings
+    parts = [f"{settings.trials} trials"]
+    if settings.steps is not None:
+        parts.append(f"at most {settings.steps:,} steps")
+    if settings.gpu_hours is not None:
+        parts.append(f"at most {settings.gpu_hours:g} GPU hours")
+    return ", ".join(parts)
+
+
 _STATE_WORDS: Mapping[TriedState, str] = {
     "done": "run to the end",
     "pruned": "pruned",
@@ -60,13 +77,19 @@ def asked(points: Points) -> dict[str, str]:
     }
     return {
         **{word: names for word, names in goals.items() if names},
-        "subject_to": _bounds_text(search) or "nothing",
+        "subject_to": "; or ".join(map(_bounds_text, search.bounds)) or "nothing",
         "sampler": settings.sampler,
         "pruner": settings.pruner,
+        **({"aggregate": aggregate_text(search.aggregate)} if search.aggregate else {}),
         "trials": str(settings.trials),
         "seeds": ", ".join(str(seed) for seed in points.seeds),
         "confirm": confirm_text(search),
     }
+
+
+def aggregate_text(aggregate: Aggregate) -> str:
+    """'max over concept, unlearn.method'."""
+    return f"{aggregate.how} over {', '.join(aggregate.axes)}"
 
 
 def confirm_text(search: Search) -> str:
@@ -84,7 +107,7 @@ def sentences(case: WorstCase, search: Search) -> Iterator[str]:
         mean = worst.goal
         sure = f", 95% interval {mean.low:.2f} to {mean.high:.2f}"
         yield (
-            f"Worst case: {point_text(worst.tried.point, case.space)}. On "
+            f"Worst case: {setting_text(worst, case.space)}. On "
             f"{worst.setting.planned} fresh seed{'' if worst.setting.planned == 1 else 's'} "
             f"{case.goals[0].name} is {mean.value:.2f}"
             f"{sure if math.isfinite(mean.high - mean.low) else ''}; the search's own figure, "
@@ -93,8 +116,9 @@ def sentences(case: WorstCase, search: Search) -> Iterator[str]:
         if flags := ", ".join(worst.setting.flags()):
             yield f"Of it: {flags}."
     counts = [f"{case.count(state)} {word}" for state, word in _STATE_WORDS.items()]
-    yield f"{len(in_order(case.trials))} of {case.budget} trials: {', '.join(counts)}."
-    bounds = f", subject to {_bounds_text(search)}" if search.subject_to else ""
+    spent = "; the budget in steps or hours is spent" if case.is_spent else ""
+    yield f"{len(in_order(case.trials))} of {case.budget} trials: {', '.join(counts)}{spent}."
+    bounds = f", subject to {_bounds_text(case.bounds)}" if case.bounds else ""
     goals = goals_text(case.goals)
     yield (
         f"{goals[0].upper()}{goals[1:]}{bounds}. Sampler {search.settings.sampler}, pruner "
@@ -102,5 +126,5 @@ def sentences(case: WorstCase, search: Search) -> Iterator[str]:
     )
 
 
-def _bounds_text(search: Search) -> str:
-    return ", ".join(f"{bound.name} {bound}" for bound in search.subject_to)
+def _bounds_text(bounds: Iterable[Bound]) -> str:
+    return ", ".join(f"{bound.name} {bound}" for bound in bounds)

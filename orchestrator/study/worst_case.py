@@ -15,12 +15,13 @@ from scipy import stats
 
 from orchestrator.plan.plan import Plan
 from orchestrator.results.measure import Measured, TrialReader
-from orchestrator.results.settings import Aggregate, aggregate
+from orchestrator.results.settings import Aggregate, aggregate, aggregate_by
 from orchestrator.stats.paired import Estimate
 from orchestrator.store.store import Store
-from orchestrator.study.points import RUINED, Points, numbers_of
+from orchestrator.study.budget import spending
+from orchestrator.study.points import RUINED, Points, member_number, member_of, numbers_of
 from orchestrator.study.tried import Tried, best, candidates, counted
-from orchestrator.sweep.search import Bound, Goal
+from orchestrator.sweep.search import Bound, Goal, Search
 from orchestrator.sweep.space import Point, Space
 
 COVERAGE_RADIUS = 0.1
@@ -33,7 +34,8 @@ class Confirmed:
 
     `goal` is the first goal's mean with its 95% interval over seeds (and prompts, for resurgence
     and recovery); None until every fresh seed is there. `searched` is the search's own figure: the
-    largest of many noisy ones, and so too large on average (the winner's curse).
+    largest of many noisy ones, and so too large on average (the winner's curse). `member` is the
+    value of the aggregated axes that the search found to be the worst, if it took the largest.
     """
 
     tried: Tried
@@ -42,24 +44,29 @@ class Confirmed:
     setting: Aggregate
     numbers: Mapping[str, float]
     is_feasible: bool
+    member: str = ""
 
 
 @dataclass(frozen=True)
 class Missed:
     """Why settings may not be the worst case: a bound that some of them broke; None stands for
     unlearning that never worked, or that ruined the model. `nearest` is the broken bound's number
-    that came nearest to it.
+    that came nearest to it, `gap` how far from it that was.
     """
 
     bound: Bound | None
     count: int
     nearest: float | None = None
+    gap: float = 0.0
     is_ruined: bool = False
 
 
 @dataclass(frozen=True)
 class WorstCase:
-    """What one study found."""
+    """What one study found under one set of bounds; `level` says which, if there are several.
+
+    `is_spent` says that a budget in steps or hours is spent, whatever number of trials is left.
+    """
 
     name: str
     fixed: Point
@@ -69,6 +76,21 @@ class WorstCase:
     trials: tuple[Tried, ...]
     confirmed: tuple[Confirmed, ...]
     bounds: tuple[Bound, ...] = ()
+    level: str = ""
+    is_spent: bool = False
+
+    @property
+    def title(self) -> str:
+        """The study, and the bounds if there are several sets of them."""
+        return f"{self.name} · {self.level}" if self.level else self.name
+
+    @property
+    def to_come(self) -> int:
+        """How many trials are left of the budget."""
+        size = self.space.size
+        budget = self.budget if size is None else min(self.budget, size)
+        over = sum(trial.state != "running" for trial in counted(self.trials))
+        return 0 if self.is_spent else max(0, budget - over)
 
     @property
     def measured(self) -> list[Tried]:
@@ -78,7 +100,7 @@ class WorstCase:
     @property
     def has_candidates(self) -> bool:
         """Whether any setting kept every bound in the search."""
-        return bool(candidates(self.trials))
+        return bool(candidates(keeping(self.trials, self.bounds)))
 
     @property
     def worst(self) -> Confirmed | None:
@@ -108,13 +130,15 @@ def missed(bounds: Iterable[Bound], settings: Sequence[Tried | Confirmed]) -> It
     explained: set[int] = set()
     for bound in bounds:
         broken = {
-            index: one.numbers[bound.name]
+            index: one.numbers
             for index, one in enumerate(settings)
-            if bound.name in one.numbers and bound.violation(one.numbers[bound.name]) > 0
+            if _has(bound, one.numbers) and bound.violation(one.numbers) > 0
         }
         explained |= broken.keys()
         if broken:
-            yield Missed(bound, len(broken), min(broken.values(), key=bound.violation))
+            nearest = min(broken.values(), key=bound.violation)
+            gap = bound.violation(nearest)
+            yield Missed(bound, len(broken), nearest[bound.name], gap)
     ruined = {index for index, one in enumerate(settings) if one.numbers.get(RUINED)}
     if ruined:
         yield Missed(None, len(ruined), is_ruined=True)
@@ -124,46 +148,119 @@ def missed(bounds: Iterable[Bound], settings: Sequence[Tried | Confirmed]) -> It
         yield Missed(None, unlearned)
 
 
+def _has(bound: Bound, numbers: Mapping[str, float]) -> bool:
+    return bound.name in numbers and (bound.reference is None or bound.reference in numbers)
+
+
+def keeps(bounds: Iterable[Bound], numbers: Mapping[str, float]) -> bool:
+    """Whether every bound is known to hold."""
+    return all(_has(bound, numbers) and bound.violation(numbers) <= 0 for bound in bounds)
+
+
+def keeping(trials: Iterable[Tried], bounds: Sequence[Bound]) -> list[Tried]:
+    """The trials that keep these bounds."""
+    return [trial for trial in trials if keeps(bounds, trial.numbers)]
+
+
 def worst_cases(
     points: Points, found: Iterable[tuple[str, Point, Sequence[Tried]]], store: Store
 ) -> list[WorstCase]:
-    """What every study found, as far as the store has it."""
+    """What every study found under each set of bounds, as far as the store has it."""
+    search = points.search
     return [
         WorstCase(
             name=name,
             fixed=fixed,
-            space=points.search.space.within(fixed),
-            goals=points.search.goals,
-            budget=points.search.settings.trials,
+            space=search.space.within(fixed),
+            goals=search.goals,
+            budget=search.settings.trials,
             trials=tuple(trials),
-            confirmed=tuple(_confirmed(points, one, store) for one in confirmed(trials, points)),
-            bounds=points.search.subject_to,
+            confirmed=tuple(
+                _confirmed(points, one, store, bounds) for one in _best(trials, points, bounds)
+            ),
+            bounds=bounds,
+            level=_level(search, bounds),
+            is_spent=spending(points, trials, store).is_over,
         )
         for name, fixed, trials in found
+        for bounds in search.bounds
     ]
 
 
+def _level(search: Search, bounds: Sequence[Bound]) -> str:
+    """'retained >= 90% of base': in what these bounds differ from the other sets."""
+    differing = (b for b in bounds if any(b not in other for other in search.bounds))
+    return ", ".join(f"{bound.name} {bound}" for bound in differing)
+
+
+def _best(trials: Sequence[Tried], points: Points, bounds: Sequence[Bound]) -> list[Tried]:
+    return best(keeping(trials, bounds), points.search.goals, points.search.confirm.top)
+
+
 def confirmed(trials: Sequence[Tried], points: Points) -> list[Tried]:
-    """The trials whose settings are run again on fresh seeds."""
-    return best(trials, points.search.goals, points.search.confirm.top)
+    """The trials whose settings are run again on fresh seeds: the best under each set of bounds."""
+    found = {t.number: t for bounds in points.search.bounds for t in _best(trials, points, bounds)}
+    return list(found.values())
 
 
-def _confirmed(points: Points, tried: Tried, store: Store) -> Confirmed:
-    plan = points.confirming(tried.point)
+def _confirmed(points: Points, tried: Tried, store: Store, bounds: Sequence[Bound]) -> Confirmed:
+    plan, search = points.confirming(tried.point), points.search
+    member = worst_member(tried, search)
+    if member and search.aggregate:
+        plan = _of_member(plan, search.aggregate.axes, member)
     reader = TrialReader(plan, store)
     trials = [m for m in reader.all() if not m.planned.is_control]
-    setting = next(s for s in aggregate(plan, store, reader).settings if not s.is_control)
+    setting = _setting(plan, store, reader, search)
     is_measured = all(m.status == "done" for m in trials)
-    numbers = numbers_of(trials, tried.point, points.search) if is_measured else None
-    goal = points.search.goals[0]
+    numbers = numbers_of(trials, tried.point, search) if is_measured else None
+    goal = search.goals[0]
     return Confirmed(
         tried=tried,
         searched=tried.values[0],
         goal=_estimate(goal.name, setting, trials, tried.point, points) if is_measured else None,
         setting=setting,
         numbers=numbers.found if numbers else {},
-        is_feasible=numbers is not None and all(v <= 0 for v in numbers.violations.values()),
+        is_feasible=numbers is not None
+        and all(v <= 0 for v in numbers.violations.values())
+        and keeps(bounds, numbers.found),
+        member=member,
     )
+
+
+def worst_member(tried: Tried, search: Search) -> str:
+    """The value of the aggregated axes that a trial's largest value is of; else ''.
+
+    Known from the search's own seeds: on the fresh ones nothing is chosen.
+    """
+    goal = search.goals[0]
+    if search.aggregate is None or search.aggregate.how != "max":
+        return ""
+    prefix, sign = member_number(goal, ""), 1 if goal.maximize else -1
+    values = {n.removeprefix(prefix): v for n, v in tried.numbers.items() if n.startswith(prefix)}
+    return max(values, key=lambda name: sign * values[name], default="")
+
+
+def _of_member(plan: Plan, axes: Sequence[str], member: str) -> Plan:
+    """The part of a plan that measures one value of the aggregated axes, with its controls."""
+    own = [t for t in plan.trials if not t.is_control and member_of(t, axes) == member]
+    controls = {t.control for t in own}
+    concepts = {t.trial.concept for t in own}
+    own += [
+        t
+        for t in plan.trials
+        if t.is_control and t.final.model.digest in controls and t.trial.concept in concepts
+    ]
+    stages = dict.fromkeys(stage for trial in own for stage in trial.stages())
+    return Plan(plan.name, plan.root, tuple(own), tuple(stages), plan.inputs)
+
+
+def _setting(plan: Plan, store: Store, reader: TrialReader, search: Search) -> Aggregate:
+    """The point's numbers over its seeds; with a mean, over the aggregated values too."""
+    if search.aggregate is not None and search.aggregate.how == "mean":
+        pooled = aggregate_by(plan, store, ()).settings
+        if pooled:
+            return pooled[0]
+    return next(s for s in aggregate(plan, store, reader).settings if not s.is_control)
 
 
 def _estimate(
@@ -173,7 +270,10 @@ def _estimate(
     if name in ("resurgence", "recovery"):
         paired = setting.paired
         return (getattr(paired, name) if paired else None) or None
-    found = [numbers_of([m], point, points.search).found.get(name) for m in trials]
+    by_seed: dict[int, list[Measured]] = {}
+    for measured in trials:
+        by_seed.setdefault(measured.planned.trial.seed, []).append(measured)
+    found = [numbers_of(one, point, points.search).found.get(name) for one in by_seed.values()]
     values = np.array([value for value in found if value is not None])
     if not len(values):
         return None

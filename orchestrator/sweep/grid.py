@@ -20,6 +20,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from orchestrator.config.checks import build
+from orchestrator.core.concepts import ConceptSet
 from orchestrator.core.digest import canonical_json
 from orchestrator.core.errors import Place, Problem
 from orchestrator.core.plugin import BasePlugin, Plugin
@@ -91,7 +92,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Grid:
-    """The part of a sweep that spans its trials."""
+    """The part of a sweep that spans its trials.
+
+    `concepts` are names; what a name means that is no concept's own stands in `sets`.
+    """
 
     base: BasePlugin
     concepts: tuple[str, ...]
@@ -101,6 +105,7 @@ class Grid:
     exclude: tuple[Selection, ...] = ()
     include: tuple[Selection, ...] = ()
     place: Place = field(default=_NOWHERE, compare=False)
+    sets: Mapping[str, ConceptSet] = field(default_factory=dict)
     made: dict[Any, Plugin] = field(default_factory=dict, compare=False, repr=False)
     """Plug-ins made so far, by class and settings: the grids that come of this one share them."""
 
@@ -131,10 +136,24 @@ class Grid:
         """The trials, or why they cannot be had."""
         return expand(self)
 
-    def all_concepts(self) -> tuple[str, ...]:
-        """The concepts that some trial erases."""
+    def erased(self, name: str) -> ConceptSet:
+        """What a name of the concept axis means."""
+        return self.sets.get(name) or ConceptSet.of(name)
+
+    def all_sets(self) -> tuple[ConceptSet, ...]:
+        """What some trial erases."""
         more = [point.values.get("concept", ()) for point in self.include]
-        return tuple(dict.fromkeys(c for some in (self.concepts, *more) for c in some))
+        names = dict.fromkeys(name for some in (self.concepts, *more) for name in some)
+        return tuple(map(self.erased, names))
+
+    def all_concepts(self) -> tuple[str, ...]:
+        """The concepts that some trial erases, each once."""
+        return tuple(dict.fromkeys(c for erased in self.all_sets() for c in erased.concepts))
+
+    def known_sets(self) -> tuple[ConceptSet, ...]:
+        """Of `all_sets` those whose every concept the base knows."""
+        known = self.base.concepts()
+        return tuple(s for s in self.all_sets() if known is None or set(s.concepts) <= set(known))
 
     def size(self) -> int:
         """How many points the axes span before `zip`, `exclude` and `include`."""
@@ -271,8 +290,8 @@ class _TrialBuilder:
         return matched
 
     def _trial(self, point: Mapping[str, int]) -> Trial | None:
-        concept = self.grid.concepts[point["concept"]]
-        params: dict[str, Scalar] = {**self.of_base, "concept": concept}
+        erased = self.grid.erased(self.grid.concepts[point["concept"]])
+        params: dict[str, Scalar] = {**self.of_base, "concept": erased.name}
         edits: list[Edit] = []
         for axes in self.grid.edits:
             names = self.deciding[axes.key][point[axes.head]]
@@ -282,11 +301,11 @@ class _TrialBuilder:
             made = self.edits[key]
             if made is None:
                 return None
-            self._ask(axes, made[0], point, concept)
+            self._ask(axes, made[0], point, erased)
             edits.append(made[0])
             params |= made[1]
         params["seed"] = seed = self.grid.seeds[point["seed"]]
-        return Trial(concept, tuple(edits), seed, params)
+        return Trial(erased, tuple(edits), seed, params)
 
     def _edit(
         self, axes: EditAxes, point: Mapping[str, int]
@@ -324,17 +343,19 @@ class _TrialBuilder:
             self.plugins[key] = cls(made)
         return self.plugins[key]
 
-    def _ask(self, axes: EditAxes, edit: Edit, point: Mapping[str, int], concept: str) -> None:
-        """Let the plug-ins say whether they fit the base and the concept, once each."""
-        if (id(edit), concept) in self.checked:
+    def _ask(
+        self, axes: EditAxes, edit: Edit, point: Mapping[str, int], erased: ConceptSet
+    ) -> None:
+        """Let the plug-ins say whether they fit the base and what is erased, once each."""
+        if (id(edit), erased.name) in self.checked:
             return
-        self.checked.add((id(edit), concept))
+        self.checked.add((id(edit), erased.name))
         choice = axes.choices[point[axes.head]]
         for plugin in (edit.plugin, edit.dataset):
             if plugin is not None:
                 place = choice.place if plugin.kind != "recipe" else axes.place
                 with suppress(BaseUnknownError):
-                    found = plugin.problems(self.grid.base, concept)
+                    found = plugin.problems_of(self.grid.base, erased)
                     self.problems += [place.problem(what) for what in found]
 
 

@@ -5,29 +5,39 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
+from orchestrator.core.artifacts import Role
 from orchestrator.core.settings import Settings
 from orchestrator.sweep.grid import Grid
 from orchestrator.sweep.space import Space
 
 Sampler = Literal["tpe", "gp", "cmaes", "random", "grid", "nsga2"]
 Pruner = Literal["none", "median", "hyperband"]
+AggregateHow = Literal["max", "mean"]
 FOR_SEVERAL_GOALS: tuple[Sampler, ...] = ("tpe", "gp", "random", "grid", "nsga2")
+Model = Literal["base", "unlearned"]
+EARLIER: tuple[Model, ...] = get_args(Model)
+"""Models that a trial's final one is compared with: "base.retained" is a number of the base's."""
 NUMBERS = (
     "resurgence",
     "recovery",
     "erased_accuracy",
     "retained_accuracy",
     "unlearned_accuracy",
+    "retained_drop",
 )
-"""What a trial has whatever metrics the sweep names: the primary metric's means."""
+"""What a trial has whatever metrics the sweep names: of the primary metric's means."""
+MEANS = (*get_args(Role), "erased_accuracy", "retained_accuracy")
+"""The primary metric's means over a role's pictures, which each model of a trial has."""
 
 REDUCTION = 3
 """From rung to rung the step count grows by this, and of so many trials one goes on."""
-_BOUND = re.compile(r"\s*(>=|<=)\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*")
+_BOUND = re.compile(
+    r"\s*(>=|<=)\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*(?:%\s*of\s+(base|unlearned)\s*)?"
+)
 
 
 @dataclass(frozen=True)
@@ -40,27 +50,61 @@ class Goal:
 
 @dataclass(frozen=True)
 class Bound:
-    """A number that must be at least, or at most, some value."""
+    """A number that must be at least, or at most, some value; or, with `of`, some share of what it
+    is on that model.
+    """
 
     name: str
     at_least: bool
     value: float
+    of: Model | None = None
 
     @classmethod
     def parse(cls, name: str, text: str) -> Bound | None:
-        """The bound that '>= 0.8' spells; None if it spells none."""
+        """The bound that '>= 0.8' or '>= 90% of base' spells; None if it spells none."""
         match = _BOUND.fullmatch(text)
+        if match is None:
+            return None
+        sign, value, of = match.groups()
         try:
-            return cls(name, match[1] == ">=", float(match[2])) if match else None
+            share = float(value) / (100 if of else 1)
         except ValueError:
             return None
+        model = next((model for model in EARLIER if model == of), None)
+        return None if of and share <= 0 else cls(name, sign == ">=", share, model)
 
-    def violation(self, value: float) -> float:
-        """How far a value is on the wrong side: 0 or less where the bound holds."""
-        return self.value - value if self.at_least else value - self.value
+    @property
+    def reference(self) -> str | None:
+        """The number that it is a share of: "base.retained"."""
+        plain = self.name.removeprefix("unlearned.")
+        return f"{self.of}.{plain}" if self.of else None
+
+    def limit(self, numbers: Mapping[str, float]) -> float:
+        """What the number must reach, or stay below."""
+        return self.value * (numbers[self.reference] if self.reference else 1.0)
+
+    def violation(self, numbers: Mapping[str, float]) -> float:
+        """How far its number is on the wrong side: 0 or less where the bound holds."""
+        gap = self.limit(numbers) - numbers[self.name]
+        return gap if self.at_least else -gap
+
+    def is_tighter(self, other: Bound) -> bool:
+        """Whether it asks for more than another bound of the same kind."""
+        return self.value > other.value if self.at_least else self.value < other.value
 
     def __str__(self) -> str:
-        return f"{'>=' if self.at_least else '<='} {self.value:g}"
+        share = f"{self.value * 100:g}% of {self.of}" if self.of else f"{self.value:g}"
+        return f"{'>=' if self.at_least else '<='} {share}"
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """Several values of an axis in one study: every setting is measured on each of them, and what
+    it comes to is the largest among those that keep the bounds, or the mean of all.
+    """
+
+    how: AggregateHow
+    axes: tuple[str, ...]
 
 
 class Confirm(Settings):
@@ -76,6 +120,12 @@ class SearchSettings(Settings):
     sampler: Sampler = Field("tpe", description="who proposes settings")
     pruner: Pruner = Field("none", description="who stops hopeless settings at fewer steps")
     trials: int = Field(40, ge=1, description="different settings tried, in all attempts together")
+    steps: int | None = Field(
+        None, ge=1, description="optimiser steps of fine-tuning after which no new trial begins"
+    )
+    gpu_hours: float | None = Field(
+        None, gt=0, description="hours of a worker after which no new trial begins"
+    )
     parallel: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="settings tried at a time; auto: as many as there are workers"
     )
@@ -90,7 +140,11 @@ class SearchSettings(Settings):
 
 @dataclass(frozen=True)
 class Search:
-    """A validated `search` block. Each value of the `for_each` axes has a worst case."""
+    """A validated `search` block. Each value of the `for_each` axes has a worst case.
+
+    `subject_to` are the bounds that the search keeps; with `levels`, several sets of bounds that
+    each have a worst case among the same trials, they are the loosest.
+    """
 
     goals: tuple[Goal, ...]
     subject_to: tuple[Bound, ...]
@@ -99,6 +153,20 @@ class Search:
     settings: SearchSettings
     confirm: Confirm
     written: Mapping[str, Any]
+    levels: tuple[tuple[Bound, ...], ...] = ()
+    aggregate: Aggregate | None = None
+
+    @property
+    def bounds(self) -> tuple[tuple[Bound, ...], ...]:
+        """The sets of bounds that have a worst case each, the loosest first."""
+        return self.levels or (self.subject_to,)
+
+    @property
+    def wanted(self) -> dict[str, None]:
+        """The numbers that every point must have, in the order in which they are missed."""
+        names = [bound.name for bound in self.subject_to]
+        names += [bound.reference for bound in self.subject_to if bound.reference]
+        return dict.fromkeys([*names, *(goal.name for goal in self.goals)])
 
     def studies(self, grid: Grid) -> list[dict[str, Any]]:
         """What each study holds fixed: a value of every axis in `for_each`."""

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from orchestrator.core.plugin import Asked, BasePlugin, MetricPlugin, Plugin
+from orchestrator.core.concepts import ConceptSet
+from orchestrator.core.plugin import Asked, BasePlugin, MetricPlugin, Plugin, retained_of
 from orchestrator.core.settings import Settings
 from orchestrator.sweep.grid import EditAxes, Grid
 from orchestrator.sweep.resources import Resources
@@ -27,9 +28,9 @@ class Evaluate:
     prompts: tuple[str, ...] | None = None
     controls: bool = True
 
-    def retained(self, base: BasePlugin, concept: str) -> tuple[str, ...]:
+    def retained(self, base: BasePlugin, erased: ConceptSet) -> tuple[str, ...]:
         """The concepts whose health is watched: the file's, or the base's own."""
-        return base.retained(concept) if self.retain is None else self.retain
+        return retained_of(base, erased) if self.retain is None else self.retain
 
     def prompts_for(self, base: BasePlugin, concept: str) -> tuple[str, ...]:
         """The prompts that ask for a concept: the file's templates, or the base's own."""
@@ -37,14 +38,18 @@ class Evaluate:
             return base.prompts(concept)
         return tuple(template.replace("{concept}", concept) for template in self.prompts)
 
-    def probes(self, base: BasePlugin, concept: str) -> list[dict[str, str]]:
-        """What every model is asked: the erased concept, the retained ones, a never-known one.
+    def probes(self, base: BasePlugin, erased: ConceptSet) -> list[dict[str, str]]:
+        """What every model is asked: the erased concepts, the retained ones, a never-known one.
 
-        The erased concept gets all its prompts (they are the clusters of the statistics), a
+        An erased concept gets all its prompts (they are the clusters of the statistics), a
         retained concept its first, the never-known one its first two.
         """
-        asked = [("erased", concept, prompt) for prompt in self.prompts_for(base, concept)]
-        for other in self.retained(base, concept):
+        asked = [
+            ("erased", concept, prompt)
+            for concept in erased.concepts
+            for prompt in self.prompts_for(base, concept)
+        ]
+        for other in self.retained(base, erased):
             asked.append(("retained", other, self.prompts_for(base, other)[0]))
         if (stranger := base.never_known()) is not None:
             strange = self.prompts_for(base, stranger)[:2]
@@ -52,14 +57,12 @@ class Evaluate:
         return [{"role": role, "concept": of, "prompt": prompt} for role, of, prompt in asked]
 
     def asked(self, grid: Grid) -> Iterator[Asked]:
-        """The same in numbers, for each concept of the grid that its base knows."""
-        known = grid.base.concepts()
-        for concept in grid.all_concepts():
-            if known is None or concept in known:
-                prompts = Counter(probe["role"] for probe in self.probes(grid.base, concept))
-                each = self.sample.settings.images_per_prompt
-                pictures = {role: each * count for role, count in prompts.items()}
-                yield Asked(self.retained(grid.base, concept), pictures)
+        """The same in numbers, for each set of the grid whose concepts its base knows."""
+        for erased in grid.known_sets():
+            prompts = Counter(probe["role"] for probe in self.probes(grid.base, erased))
+            each = self.sample.settings.images_per_prompt
+            pictures = {role: each * count for role, count in prompts.items()}
+            yield Asked(self.retained(grid.base, erased), pictures)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +104,7 @@ class Sweep:
 
     @property
     def concepts(self) -> tuple[str, ...]:
-        """The concepts to erase, each on its own."""
+        """What is to be erased, each on its own: names of concepts and of sets of them."""
         return self.grid.concepts
 
     @property
@@ -128,14 +131,14 @@ class Sweep:
         found = {
             "name": self.name,
             "base": _named(grid.base),
-            "concept": list(grid.concepts),
+            "concept": [grid.erased(name).canonical() for name in grid.concepts],
             "edits": [_canonical_edit(edit) for edit in grid.edits],
             "evaluate": _canonical_evaluate(self.evaluate),
             "seeds": list(grid.seeds),
             "keep": list(self.keep),
             "zip": [list(names) for names in grid.zips] or None,
             "exclude": [_lists(point.values) for point in grid.exclude] or None,
-            "include": [_lists(point.values) for point in grid.include] or None,
+            "include": [_included(grid, point.values) for point in grid.include] or None,
             "search": self.search.canonical() if self.search else None,
             "resources": resources,
             "store": self.store,
@@ -161,6 +164,13 @@ def _named(plugin: Plugin) -> dict[str, Any]:
 
 def _lists(values: Mapping[str, tuple[Any, ...]]) -> dict[str, list[Any]]:
     return {name: list(some) for name, some in values.items()}
+
+
+def _included(grid: Grid, values: Mapping[str, tuple[Any, ...]]) -> dict[str, list[Any]]:
+    found = _lists(values)
+    if "concept" in found:
+        found["concept"] = [grid.erased(name).canonical() for name in found["concept"]]
+    return found
 
 
 def _canonical_edit(edit: EditAxes) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from orchestrator.core.concepts import ConceptSet
 from orchestrator.core.digest import canonical_json
 from orchestrator.core.plugin import Plugin
 
@@ -38,10 +39,16 @@ class Trial:
 
     `params` holds the flat values that name the point: "concept", "seed", "unlearn.method",
     "finetune.dataset", "finetune.steps", "unlearn.esd.group", … Edits of 0 fine-tuning steps
-    stay in `edits`; the plan leaves them out.
+    stay in `edits`; the plan leaves them out. `erased` is what the unlearning erases and what is
+    scored.
     """
 
-    concept: str
+    erased: ConceptSet
     edits: tuple[Edit, ...]
     seed: int
     params: Mapping[str, Scalar]
+
+    @property
+    def concept(self) -> str:
+        """The name of what is erased: of a concept, or of a set of them."""
+        return self.erased.name

@@ -15,7 +15,7 @@ from orchestrator.core.plugin import Asked, MetricPlugin
 from orchestrator.core.registry import find, registry
 from orchestrator.sweep.grid import BaseUnknownError, Grid
 from orchestrator.sweep.sweep import Evaluate
-from orchestrator.sweepfile.grid import concepts
+from orchestrator.sweepfile.concepts import concepts
 
 
 def is_given(entries: Mapping[str, At], key: str) -> bool:
@@ -67,12 +67,10 @@ def _refuse_erased(at: At, grid: Grid) -> None:
 
 def _refuse_unread(at: At, asked: Evaluate, grid: Grid) -> None:
     """What is drawn must be read to its end; the first prompt that is not."""
-    base, known = grid.base, grid.base.concepts()
-    for concept in grid.all_concepts():
-        if known is None or concept in known:
-            prompts = [probe["prompt"] for probe in asked.probes(base, concept)]
-            if why := next(filter(None, map(base.unread, prompts)), ""):
-                at.say(why)
+    for erased in grid.known_sets():
+        prompts = [probe["prompt"] for probe in asked.probes(grid.base, erased)]
+        if why := next(filter(None, map(grid.base.unread, prompts)), ""):
+            at.say(why)
 
 
 def _metrics(at: At, grid: Grid | None, asked: Sequence[Asked]) -> tuple[MetricPlugin, ...]:
@@ -88,7 +86,7 @@ def _metrics(at: At, grid: Grid | None, asked: Sequence[Asked]) -> tuple[MetricP
             item.say(f"duplicate value: the metric {metric.name!r} stands before")
         if grid is not None:
             with suppress(BaseUnknownError):
-                misfits = [metric.problems(grid.base, concept) for concept in grid.all_concepts()]
+                misfits = [metric.problems_of(grid.base, erased) for erased in grid.all_sets()]
                 misfits += [metric.problems_with(one) for one in asked]
                 for what in chain.from_iterable(misfits):
                     item.say(what)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from orchestrator.config.fields import single, texts
+from orchestrator.config.fields import single
 from orchestrator.config.yaml_tree import At, Node, show
+from orchestrator.core.concepts import ConceptSet
 from orchestrator.core.errors import Problem
-from orchestrator.core.hints import as_list, suggest
+from orchestrator.core.hints import as_list
 from orchestrator.core.plugin import BasePlugin
 from orchestrator.core.registry import registry
 from orchestrator.sweep.grid import MAX_TRIALS, BaseUnknownError, EditAxes, Grid
 from orchestrator.sweepfile import overrides as command_line
+from orchestrator.sweepfile.concepts import concept_sets
 from orchestrator.sweepfile.edits import edits as read_edits
 from orchestrator.sweepfile.selections import exclude, include, zips
 
@@ -29,12 +30,14 @@ def read_grid(root: At, top: dict[str, At]) -> Grid | None:
     edits = read_edits(top["edits"], _searched(top)) if "edits" in top else ()
     are_axes_known = _are_axes_known(edits, root.problems[start:])
     base = _base(top.get("base") or replace(root, node=Node(DEFAULT_BASE), where="base"))
-    erased = concepts(top["concept"], base) if "concept" in top else ()
+    erased = concept_sets(top["concept"], base, {}) if "concept" in top else ()
     seeds = _seeds(top["seeds"]) if "seeds" in top else (0,)
     if not edits:
         return None
     base = base or _UnknownBase(_UnknownBase.Settings())
-    grid = Grid(base, erased or ("",), edits, seeds or (0,), place=top["edits"].place)
+    names, sets = tuple(one.name for one in erased), {one.name: one for one in erased}
+    place = top["edits"].place
+    grid = Grid(base, names or ("",), edits, seeds or (0,), place=place, sets=sets)
     grid = _selected(grid, top, are_axes_known)
     if len(root.problems) > start:
         root.problems.extend(_of_sound_parts(grid, root.problems))
@@ -67,7 +70,8 @@ def _of_sound_parts(grid: Grid, problems: Sequence[Problem]) -> list[Problem]:
     )
     edits = tuple(edit for edit in edits if edit.choices)
     allowed = grid.base.concepts()
-    right = tuple(c for c in grid.concepts if c and (allowed is None or c in allowed))
+    known_sets = {one.name for one in grid.known_sets()}
+    right = tuple(name for name in grid.concepts if name and name in known_sets)
     rest = replace(grid, edits=edits, zips=(), exclude=(), include=(), seeds=(0,))
     rounds = [right] if right else [(c,) for c in (allowed or ("one", "another"))[:2]]
     said = []
@@ -90,7 +94,13 @@ def _is_below(where: str, place: str) -> bool:
 
 def _selected(grid: Grid, top: dict[str, At], are_axes_known: bool) -> Grid:
     """With what `zip`, `exclude` and `include` say; what is wrong with one leaves it out."""
-    read_concepts = partial(concepts, base=grid.base, others=grid.concepts)
+    more: dict[str, ConceptSet] = {}
+
+    def read_concepts(at: At) -> tuple[str, ...]:
+        read = concept_sets(at, grid.base, {**grid.sets, **more})
+        more.update({one.name: one for one in read})
+        return tuple(one.name for one in read)
+
     read: dict[str, Callable[[At], Any]] = {
         "zip": lambda at: zips(at, grid),
         "exclude": lambda at: exclude(at, grid),
@@ -107,6 +117,7 @@ def _selected(grid: Grid, top: dict[str, At], are_axes_known: bool) -> Grid:
         # Where an edit could not be read, its axes are missed; that is no fault of these.
         hidden = () if are_axes_known else _OF_EDITS
         top[key].problems.extend(p for p in problems if not p.what.startswith(hidden))
+    found["sets"] = {**grid.sets, **more}
     return replace(grid, **found) if are_axes_known else grid
 
 
@@ -148,27 +159,6 @@ def _base(at: At) -> BasePlugin | None:
         at = replace(at, node=Node({"diffusers": settings}, at.node.line))
     found = single(at, "base")
     return cast("BasePlugin", found[0](found[1])) if found else None
-
-
-def concepts(at: At, base: BasePlugin | None, others: Iterable[str] = ()) -> tuple[str, ...]:
-    """One concept or a list of them, which the base knows and can tell from each other.
-
-    `others` stand elsewhere in the file: they may be named again, but not in other letters.
-    """
-    found = texts(at)
-    if base is None:
-        return found
-    allowed, before = base.concepts(), {base.as_read(other): other for other in others}
-    for item in at.items():
-        concept = item.value
-        if not isinstance(concept, str):
-            continue
-        if allowed is not None and concept not in allowed:
-            hint = as_list(concept) or suggest(concept, list(allowed))
-            item.say(f"unknown concept {concept!r}{hint}")
-        elif (other := before.setdefault(base.as_read(concept), concept)) != concept:
-            item.say(f"{concept!r} is the same to the model as {other!r}, which stands before")
-    return found
 
 
 def _seeds(at: At) -> tuple[int, ...]:

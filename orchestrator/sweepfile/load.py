@@ -113,6 +113,11 @@ def parse(text: str, file: str | None = None, overrides: Sequence[str] = ()) -> 
 def _overridden(overrides: Sequence[str], values: Any) -> str:
     """A sweep file that says what overrides make of another one."""
     changes = "".join(f"#   {' '.join(one.split())}\n" for one in overrides)
+    return f"# As it was run, changed on the command line by\n{changes}{as_text(values)}"
+
+
+def as_text(values: Any) -> str:
+    """A sweep file that says these values."""
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = None
     writer.sort_base_mapping_type_on_output = False
@@ -121,8 +126,7 @@ def _overridden(overrides: Sequence[str], values: Any) -> str:
     again = read_yaml(written.getvalue(), None, [])
     # What YAML would read as something else, JSON says as it is.
     is_same = again is not None and canonical_json(again.plain()) == canonical_json(values)
-    body = written.getvalue() if is_same else json.dumps(values, indent=1, ensure_ascii=False)
-    return f"# As it was run, changed on the command line by\n{changes}{body}"
+    return written.getvalue() if is_same else json.dumps(values, indent=1, ensure_ascii=False)
 
 
 def _sweep(root: At, source: str) -> Sweep | None:

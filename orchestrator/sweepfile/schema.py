@@ -14,7 +14,7 @@ from orchestrator.core.plugin import PluginKind
 from orchestrator.core.registry import find, registry
 from orchestrator.core.settings import Settings
 from orchestrator.sweep.resources import Resources
-from orchestrator.sweep.search import Confirm, SearchSettings
+from orchestrator.sweep.search import AggregateHow, Confirm, SearchSettings
 from orchestrator.sweep.sweep import Keep
 from orchestrator.sweepfile.load import KEYS, REQUIRED
 
@@ -56,7 +56,11 @@ def _top(definitions: Schema) -> Schema:
             "a plug-in, or a diffusers folder or repository id",
             {"anyOf": [*base["anyOf"], _TEXT]},
         ),
-        "concept": ("the concepts to erase, each on its own", _one_or_more(_TEXT)),
+        "concept": (
+            "what to erase, each value on its own: a concept, a list of concepts that are erased "
+            "jointly, or a set with a name",
+            _one_or_more({"anyOf": [_TEXT, _list_of(_TEXT, unique=True), _set()]}),
+        ),
         "edits": ("what is done to the model, in order", _edits(definitions)),
         "evaluate": ("how a model is judged", _evaluate(definitions)),
         "seeds": ("how many seeds, or which", seeds),
@@ -70,6 +74,13 @@ def _top(definitions: Schema) -> Schema:
         "mlflow": ("the MLflow tracking URI", _or_null(_TEXT)),
     }
     return {name: {"description": about, **schema} for name, (about, schema) in described.items()}
+
+
+def _set() -> Schema:
+    own = {"concepts": _list_of(_TEXT, unique=True), "file": _TEXT}
+    anchors = {"type": "object", "additionalProperties": _TEXT, "minProperties": 1}
+    made = _mapping({"name": _TEXT, **own, "anchors": anchors}, ["name"])
+    return {**made, "oneOf": [{"required": [name]} for name in own]}
 
 
 def _edits(definitions: Schema) -> Schema:
@@ -117,11 +128,19 @@ def _search() -> Schema:
         "maximize": {"description": "numbers of which more is sought", **names},
         "minimize": {"description": "numbers of which less is sought", **names},
         "subject_to": {
-            "description": "bounds that the worst case keeps: '>= 0.8'",
+            "description": "bounds that the worst case keeps: '>= 0.8', '>= 90% of base'; of a "
+            "list each has a worst case",
             "type": "object",
-            "additionalProperties": {"type": "string", "pattern": r"^\s*(>=|<=)"},
+            "additionalProperties": _one_or_more({"type": "string", "pattern": r"^\s*(>=|<=)"}),
         },
         "for_each": {"description": "axes with a worst case a value", **names},
+        "aggregate": {
+            "description": "one worst case over all values of axes: those of for_each, or its own",
+            "anyOf": [
+                {"enum": [*get_args(AggregateHow)]},
+                {**_mapping({how: names for how in get_args(AggregateHow)}), "minProperties": 1},
+            ],
+        },
         "space": {
             "description": "flat names of settings; lists, or {log|int|float: [low, high]}",
             "type": "object",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import get_args
 
 from orchestrator.config.fields import fill, known, texts
 from orchestrator.config.yaml_tree import At, show
@@ -11,17 +12,23 @@ from orchestrator.core.plugin import MetricPlugin
 from orchestrator.sweep.grid import Grid, point_grid
 from orchestrator.sweep.search import (
     FOR_SEVERAL_GOALS,
+    MEANS,
     NUMBERS,
+    Aggregate,
+    AggregateHow,
     Bound,
     Confirm,
     Goal,
+    Model,
     Search,
     SearchSettings,
 )
 from orchestrator.sweep.space import Range, Space
 from orchestrator.sweepfile.space import read_space, say_same_name
 
-OWN = ("maximize", "minimize", "subject_to", "space", "for_each", "confirm")
+OWN = ("maximize", "minimize", "subject_to", "space", "for_each", "aggregate", "confirm")
+KIND_OF: Mapping[Model, str] = {"base": "base", "unlearned": "unlearn"}
+"""What metrics call the models that bounds are relative to."""
 
 
 def read_search(at: At, grid: Grid, metrics: tuple[MetricPlugin, ...]) -> Search | None:
@@ -31,7 +38,11 @@ def read_search(at: At, grid: Grid, metrics: tuple[MetricPlugin, ...]) -> Search
     if not isinstance(at.value, dict):
         return None
     for_each = _for_each(given["for_each"], grid) if "for_each" in given else ()
-    space = read_space(given["space"], grid, for_each) if "space" in given else Space(())
+    aggregate = None
+    if "aggregate" in given:
+        aggregate, for_each = _aggregate(given["aggregate"], for_each, grid)
+    held = (*for_each, *(aggregate.axes if aggregate else ()))
+    space = read_space(given["space"], grid, for_each, held) if "space" in given else Space(())
     plain = {name: value for name, value in given.items() if name not in OWN}
     settings = fill(SearchSettings, plain, at)
     confirm = Confirm()
@@ -39,10 +50,22 @@ def read_search(at: At, grid: Grid, metrics: tuple[MetricPlugin, ...]) -> Search
         inner = known(given["confirm"], tuple(Confirm.model_fields))
         confirm = fill(Confirm, inner, given["confirm"]) or confirm
     goals = _goals(given, at, metrics, space)
-    bounds = _bounds(given["subject_to"], metrics, space) if "subject_to" in given else ()
+    levels: tuple[tuple[Bound, ...], ...] = ((),)
+    if "subject_to" in given:
+        levels = _levels(given["subject_to"], metrics, space)
     if len(at.problems) > before or settings is None:
         return None
-    found = Search(goals, bounds, space, for_each, settings, confirm, at.node.plain())
+    found = Search(
+        goals,
+        levels[0],
+        space,
+        for_each,
+        settings,
+        confirm,
+        at.node.plain(),
+        levels if len(levels) > 1 else (),
+        aggregate,
+    )
     _say_unfit(found, grid, given, at)
     _say_left_over(found, grid, at)
     _say_impossible(found, grid, given["space"])
@@ -62,18 +85,63 @@ def _for_each(at: At, grid: Grid) -> tuple[str, ...]:
     return names
 
 
+def _aggregate(
+    at: At, for_each: tuple[str, ...], grid: Grid
+) -> tuple[Aggregate | None, tuple[str, ...]]:
+    """`max`, which takes the axes of `for_each`, or `{max: concept}`; and what is left of those."""
+    ways: tuple[AggregateHow, ...] = get_args(AggregateHow)
+    by_name: dict[str, AggregateHow] = {way: way for way in ways}
+    if isinstance(at.value, dict):
+        given = known(at, ways)
+        if len(given) != 1:
+            at.say(f"must name one of {', '.join(ways)} but got {show(at.node.plain())}")
+            return None, for_each
+        [(how, inner)] = given.items()
+        axes = _for_each(inner, grid)
+        for axis in axes:
+            if axis in for_each:
+                inner.say(f"{axis} is named by `for_each`, which gives each value its own study")
+        return Aggregate(by_name[how], axes), for_each
+    if at.value not in by_name:
+        at.say(
+            f"must be one of {', '.join(ways)}, or {{max: [axes]}}, but got "
+            f"{show(at.node.plain())}{suggest(str(at.value), ways)}"
+        )
+        return None, for_each
+    if not for_each:
+        at.say("has nothing to aggregate: name the axes in `for_each`, or write {max: [axes]}")
+    return Aggregate(by_name[at.value], for_each), ()
+
+
 def _names(metrics: tuple[MetricPlugin, ...], space: Space) -> dict[str, None]:
     """Numbers that every trial has."""
-    has_primary = any(metric.needs == "images" and metric.per_picture for metric in metrics)
     ranges = [d.name for d in space.dimensions if isinstance(d, Range) and not d.when]
-    own = NUMBERS if has_primary else ()
+    own = NUMBERS if _has_primary(metrics) else ()
     return dict.fromkeys([*own, *(metric.name for metric in metrics), *ranges])
 
 
+def _has_primary(metrics: tuple[MetricPlugin, ...]) -> bool:
+    return any(metric.needs == "images" and metric.per_picture for metric in metrics)
+
+
 def _is_number(name: str, names: Mapping[str, None], metrics: tuple[MetricPlugin, ...]) -> bool:
-    """A known number, or one of a metric's own: "finetune_success.share"."""
-    first, dot, _ = name.partition(".")
-    return name in names or (bool(dot) and any(metric.name == first for metric in metrics))
+    """A known number, a role's mean, or a metric's own, "finetune_success.share"; of the final
+    model, or of the unlearned one: "unlearned.retained".
+    """
+    if name in names or (name in MEANS and _has_primary(metrics)):
+        return True
+    plain = name.removeprefix("unlearned.")
+    if plain != name and plain in MEANS and _has_primary(metrics):
+        return True
+    metric = _metric_of(plain, metrics)
+    if plain != name:
+        return metric is not None and "unlearn" in metric.of
+    return metric is not None and "." in name
+
+
+def _metric_of(name: str, metrics: tuple[MetricPlugin, ...]) -> MetricPlugin | None:
+    first = name.partition(".")[0]
+    return next((metric for metric in metrics if metric.name == first), None)
 
 
 def _goals(
@@ -97,26 +165,65 @@ def _goals(
     return tuple(found)
 
 
-def _bounds(at: At, metrics: tuple[MetricPlugin, ...], space: Space) -> tuple[Bound, ...]:
+def _levels(
+    at: At, metrics: tuple[MetricPlugin, ...], space: Space
+) -> tuple[tuple[Bound, ...], ...]:
+    """The sets of bounds, the loosest first: one more for each further bound of a list."""
     names = _names(metrics, space)
     if not isinstance(at.value, dict):
         at.say(f"must map numbers to bounds such as '>= 0.8' but got {show(at.node.plain())}")
-        return ()
-    found = []
+        return ((),)
+    found: dict[str, list[Bound]] = {}
     for name in at.value:
         entry = at.key(name)
-        bound = Bound.parse(name, entry.value) if isinstance(entry.value, str) else None
         if not _is_number(name, names, metrics):
             at.say_key(name, f"unknown number {name!r}{suggest(name, names)}")
-        elif bound is None:
-            entry.say(f"must look like '>= 0.8' or '<= 0.1' but got {show(entry.node.plain())}")
-        else:
-            found.append(bound)
-    return tuple(found)
+            continue
+        read = [bound for item in entry.items() if (bound := _bound(name, item, metrics))]
+        if entry.value == []:
+            entry.say("must have at least one bound but is empty")
+        _say_unlike(read, entry)
+        found[name] = sorted(read, key=lambda b: b.value if b.at_least else -b.value)
+    several = [name for name, bounds in found.items() if len(bounds) > 1]
+    for name in several[1:]:
+        at.key(name).say(f"only one number may have several bounds, and {several[0]} has")
+    most = max((len(bounds) for bounds in found.values()), default=1)
+    return tuple(
+        tuple(bounds[min(level, len(bounds) - 1)] for bounds in found.values() if bounds)
+        for level in range(max(most, 1))
+    )
+
+
+def _bound(name: str, at: At, metrics: tuple[MetricPlugin, ...]) -> Bound | None:
+    bound = Bound.parse(name, at.value) if isinstance(at.value, str) else None
+    if bound is None:
+        got = show(at.node.plain())
+        at.say(f"must look like '>= 0.8', '<= 0.1' or '>= 90% of base' but got {got}")
+        return None
+    if bound.of is not None:
+        plain = name.removeprefix("unlearned.")
+        metric = _metric_of(plain, metrics)
+        has_it = plain in MEANS if metric is None else KIND_OF[bound.of] in metric.of
+        if not has_it or bound.reference == name:
+            at.say(f"{name} has no share of {bound.of}: it is no number of that model alone")
+            return None
+    return bound
+
+
+def _say_unlike(bounds: Sequence[Bound], at: At) -> None:
+    """Of several bounds one must be the loosest, which the search keeps."""
+    if len({(bound.at_least, bound.of) for bound in bounds}) > 1:
+        at.say("several bounds of a number must all be '>=' or all '<=', of the same model")
+    elif len(set(bounds)) < len(bounds):
+        at.say("has the same bound twice")
 
 
 def _say_unfit(search: Search, grid: Grid, given: Mapping[str, At], at: At) -> None:
-    """Samplers and pruners that cannot do what is asked."""
+    """Samplers, pruners and aggregates that cannot do what is asked."""
+    if search.aggregate and len(search.goals) > 1:
+        given["aggregate"].say("several numbers have no largest; seek one")
+    if search.aggregate and search.levels:
+        given["aggregate"].say("goes with one bound a number: give `subject_to` no lists")
     sampler, place = search.settings.sampler, given.get("sampler", at)
     if len(search.goals) > 1 and sampler not in FOR_SEVERAL_GOALS:
         allowed = ", ".join(FOR_SEVERAL_GOALS)
@@ -138,9 +245,10 @@ def _say_unfit(search: Search, grid: Grid, given: Mapping[str, At], at: At) -> N
 def _say_left_over(search: Search, grid: Grid, at: At) -> None:
     """Every axis of the file must have one value, or be searched, or have studies of its own."""
     searched = {dimension.name: dimension for dimension in search.space.dimensions}
+    held = (*search.for_each, *(search.aggregate.axes if search.aggregate else ()))
     for axis in grid.axes:
         count, dimension = len(axis.values), searched.get(axis.name)
-        if count == 1 or axis.name == "seed" or axis.name in search.for_each:
+        if count == 1 or axis.name == "seed" or axis.name in held:
             continue
         head = axis.when[0] if axis.when else axis.name
         if dimension is None:

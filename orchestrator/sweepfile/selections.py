@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.config.fields import NOUNS, texts, value_of
 from orchestrator.config.yaml_tree import At, show
+from orchestrator.core.concepts import joined
 from orchestrator.core.hints import suggest
 from orchestrator.core.plugin import PluginKind
 from orchestrator.core.registry import find, registry, unknown
@@ -102,6 +103,8 @@ def exclude(at: At, grid: Grid) -> tuple[Selection, ...]:
         for item in entry.items():
             before = len(item.problems)
             value = value_of(meant.cls, meant.name, item) if meant else item.node.plain()
+            if flat == "concept" and isinstance(value, list):
+                value = joined(map(str, value))
             if value not in values[flat] and len(item.problems) == before:
                 names = dict.fromkeys(v if isinstance(v, str) else show(v) for v in values[flat])
                 asked = value if isinstance(value, str) else ""

@@ -19,9 +19,12 @@ from orchestrator.sweepfile.selections import NamedSetting, labels, reachable, s
 MAX_DIGITS = 12
 
 
-def read_space(at: At, grid: Grid, for_each: tuple[str, ...]) -> Space:
-    """The space; a setting with a problem is left out of it."""
-    return _Reader(grid, for_each).space(at)
+def read_space(at: At, grid: Grid, for_each: tuple[str, ...], held: tuple[str, ...] = ()) -> Space:
+    """The space; a setting with a problem is left out of it.
+
+    `held` are the axes that are not to be searched: those of `for_each`, and the aggregated ones.
+    """
+    return _Reader(grid, for_each, held).space(at)
 
 
 def say_same_name(labels: tuple[Any, ...], at: At) -> None:
@@ -33,9 +36,10 @@ def say_same_name(labels: tuple[Any, ...], at: At) -> None:
 class _Reader:
     """Reads the space's settings, those above known to those below."""
 
-    def __init__(self, grid: Grid, for_each: tuple[str, ...]) -> None:
+    def __init__(self, grid: Grid, for_each: tuple[str, ...], held: tuple[str, ...]) -> None:
         self.grid = grid
         self.for_each = for_each
+        self.held = held
         self.given: frozenset[str] = frozenset()
         self.heads = {edit.head: edit for edit in grid.edits}
 
@@ -55,6 +59,8 @@ class _Reader:
         meant = setting(self.grid, name)
         if name in self.for_each:
             at.say("is named by `for_each` and cannot be searched too")
+        elif name in self.held:
+            at.say("is aggregated over and cannot be searched too")
         elif name == "seed":
             at.say("seeds are replicates, not settings; confirm the worst case on fresh ones")
         elif meant is None and name not in self.heads and name != "concept":

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
+from orchestrator.study.points import member_number
 from orchestrator.study.tried import Tried, TriedState, best_so_far, in_order
 from orchestrator.study.worst_case import Confirmed, WorstCase
 from orchestrator.sweep.search import NUMBERS, Search
@@ -91,11 +92,14 @@ def _told(numbers: Mapping[str, float], point: Point, search: Search) -> dict[st
     left out unless they are sought.
     """
     sought = {wanted.name for wanted in search.goals}
-    sought |= {bound.name for bound in search.subject_to}
+    sought |= search.wanted.keys()
+    of_members = member_number(search.goals[0], "")
     return {
         name: value
         for name, value in numbers.items()
-        if name in sought or (name not in point and ("." in name or name in NUMBERS))
+        if name in sought
+        or name.startswith(of_members)
+        or (name not in point and ("." in name or name in NUMBERS))
     }
 
 

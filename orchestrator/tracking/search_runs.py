@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from orchestrator.core.digest import sha256
@@ -83,17 +84,17 @@ class StudyView:
         else:
             self._reader.refresh()
         for study in read_studies(self._points, self._storage):
-            (case,) = worst_cases(self._points, [study], self.store)
+            case, *tighter = worst_cases(self._points, [study], self.store)
             # A trial that has begun and measured nothing may still turn out to be a repeat.
             trials = [t for t in counted(case.trials) if t.state != "running" or t.curve]
             if trials:
                 is_over = is_complete(self._points, [study], self.store)
                 plans = {trial.number: self._plan(case, trial) for trial in trials}
                 coverage = self._coverage(case)
-                shown = _Study(case, is_over, self._points, self._reader, plans, coverage)
+                shown = _Study(case, tighter, is_over, self._points, self._reader, plans, coverage)
                 yield shown.run()
                 yield from map(shown.trial, trials)
-                for one in case.confirmed:
+                for one in shown.all_confirmed:
                     if one.setting.scored or one.setting.failed:
                         yield shown.confirmed(one)
 
@@ -139,6 +140,7 @@ class _Study:
     """A study at one moment, as runs."""
 
     case: WorstCase
+    tighter: Sequence[WorstCase]
     is_over: bool
     points: Points
     reader: TrialReader
@@ -149,6 +151,15 @@ class _Study:
     def key(self) -> str:
         return f"study {self.case.name}"
 
+    @cached_property
+    def all_confirmed(self) -> list[Confirmed]:
+        """Under whatever bounds, each setting once; its feasibility is by the loosest."""
+        found: dict[int, Confirmed] = {}
+        for case in (self.case, *self.tighter):
+            for one in case.confirmed:
+                found.setdefault(one.tried.number, one)
+        return list(found.values())
+
     def run(self) -> Run:
         """The study's own run."""
         case, search = self.case, self.points.search
@@ -156,7 +167,7 @@ class _Study:
         stages = [stage for plan in self.plans.values() if plan for stage in plan.stages]
         confirming = [
             record
-            for one in case.confirmed
+            for one in self.all_confirmed
             for record in self._own_records(self.points.confirming(one.tried.point).trials)
         ]
         records = [*self.reader.records(dict.fromkeys(stages)), *confirming]
@@ -181,13 +192,17 @@ class _Study:
                 "resurge.sampler": search.settings.sampler,
                 "resurge.pruner": search.settings.pruner,
                 "resurge.confirm": confirm_text(search),
-                "mlflow.note.content": "\n\n".join(sentences(case, search)),
+                "mlflow.note.content": "\n\n".join(self._sentences()),
                 **commit_tags(records),
             },
             points=tuple(study_points(case, self.coverage, shares, end_ms)),
             texts=texts,
             files=_files(case, search, shares),
         )
+
+    def _sentences(self) -> Iterator[str]:
+        for case in (self.case, *self.tighter):
+            yield from sentences(case, self.points.search)
 
     def trial(self, trial: Tried) -> Run:
         """A trial's run: metrics over optimiser steps, its own step count last."""
@@ -262,11 +277,11 @@ class _Study:
 
     def _marks(self, number: int) -> dict[str, str]:
         """Of the trial, and of the run on fresh seeds that came of it."""
-        measured = [one for one in self.case.confirmed if one.numbers]
-        worst = self.case.worst
+        measured = [one for one in self.all_confirmed if one.numbers]
+        worst = [c.worst.tried.number for c in (self.case, *self.tighter) if c.worst]
         return {
             **({CONFIRMED: "true"} if any(o.tried.number == number for o in measured) else {}),
-            **({WORST_CASE: "true"} if worst and worst.tried.number == number else {}),
+            **({WORST_CASE: "true"} if number in worst else {}),
         }
 
     def _held_fixed(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.core.digest import sha256
 from orchestrator.core.registry import find, registry
-from tests.workers.unlearners.bundled import BASE, CONCEPT, accuracy, unlearn
+from tests.workers.unlearners.bundled import BASE, ERASED, accuracy, unlearn
 from workers.editing.pipeline import WarmPipeline
 from workers.interfaces.material import Work
 
@@ -68,7 +68,7 @@ def before(warm):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_concept_goes_and_the_others_stay(warm, material, before, name):
     method = affordable(name)
-    needs = method.needs(BASE, CONCEPT)
+    needs = method.needs(BASE, ERASED)
     unlearn(warm, method, {key: material(need) for key, need in needs.items()})
     erased, retained = accuracy(warm.pipe)
     assert before[0] >= 0.9

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from orchestrator.core.concepts import ConceptSet, Target
 from orchestrator.core.registry import find, registry
 from orchestrator.core.settings import PresetSettings
 from tests.workers.conftest import TinyShapes
@@ -49,7 +50,7 @@ def materials(warm, base):
 
     def get(method):
         if method.name not in made:
-            made[method.name] = make_materials(warm.pipe, method, base, "star")
+            made[method.name] = make_materials(warm.pipe, method, base, ConceptSet.of("star"))
         return made[method.name]
 
     return get
@@ -65,13 +66,12 @@ def run(warm, base, materials):
         pipe, works_from = warm.pipe, materials(method)
         if damage:
             damage(pipe)
+        star = Target("star", base.prompts("star"), base.prompts(base.anchor("star")))
         return method.unlearn(
             Erasure(
                 pipe=pipe,
-                concept="star",
-                prompts=base.prompts("star"),
+                targets=(star,),
                 retained_prompts=base.retained_prompts("star"),
-                anchor_prompts=base.prompts(base.anchor("star")),
                 seed=seed,
                 progress=lambda *_: None,
                 checkpoints=checkpoints or NoCheckpoints(),

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
+from orchestrator.core.concepts import ConceptSet
 from orchestrator.core.plugin import DatasetPlugin, RecipePlugin, UnlearnerPlugin
 from orchestrator.core.stage import Stage
 from orchestrator.plan.plan import Plan, PlannedTrial, Waypoint
@@ -97,7 +98,7 @@ def _trial(method: str, dataset: str, rate: float, steps: int, seed: int) -> Pla
     edits = (FINETUNE,) if is_control else (UNLEARN, FINETUNE)
     unlearned = ROOT if is_control else unlearned_model(method, seed)
     return PlannedTrial(
-        trial=Trial("star", edits, seed, params),
+        trial=Trial(ConceptSet.of("star"), edits, seed, params),
         is_control=is_control,
         base=point(ROOT),
         unlearned=point(unlearned),

@@ -83,15 +83,18 @@ def pairs(
 ) -> tuple[Tensor, Tensor]:
     """UCE's pairs: rows of the erased prompts' embeddings and of the target's, both (n, width).
 
-    `last` is a text's last token alone; `from_last` goes on from there through the padding, as far
-    as both texts do; `from_subject` begins at the concept's own last token instead.
+    Those of several concepts are side by side. `last` is a text's last token alone; `from_last`
+    goes on from there through the padding, as far as both texts do; `from_subject` begins at the
+    concept's own last token instead.
     """
     pipe = erasure.pipe
     goal = embed(pipe, [target])[0]
     at = last_subject_index(pipe.tokenizer, target)
+    concepts = [one.concept for one in erasure.targets for _ in one.prompts]
+    asked = zip(erasure.prompts, concepts, embed(pipe, erasure.prompts), strict=True)
     sources, targets = [], []
-    for prompt, text in zip(erasure.prompts, embed(pipe, erasure.prompts), strict=True):
-        subject = erasure.concept if tokens == "from_subject" else None
+    for prompt, concept, text in asked:
+        subject = concept if tokens == "from_subject" else None
         start = last_subject_index(pipe.tokenizer, prompt, subject)
         rows = 1 if tokens == "last" else len(text) - max(start, at)
         sources.append(text[start : start + rows])

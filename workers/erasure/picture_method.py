@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
+from orchestrator.core.concepts import ConceptSet
 from orchestrator.core.plugin import BasePlugin, Need
 from workers.erasure.materials import need_pictures
 from workers.interfaces.unlearner import OutputSettings, TrainSettings, Unlearner
@@ -43,11 +44,11 @@ class PictureUnlearner(Unlearner):
             )
         return found
 
-    def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
+    def needs(self, base: BasePlugin, erased: ConceptSet) -> Mapping[str, Need]:
         """Pictures to forget, and pictures to retain if the method uses them."""
         s = self.settings
-        needs = {"forget": need_pictures(base, self.prompts(base, concept), s.images_per_prompt)}
+        needs = {"forget": need_pictures(base, self.all_prompts(base, erased), s.images_per_prompt)}
         if "retained" in self.uses:
-            kept = self.preserved_prompts(base, concept)
+            kept = self.kept_prompts(base, erased)
             needs["retain"] = need_pictures(base, kept, s.retain_images_per_prompt)
         return needs

@@ -64,6 +64,15 @@ class Dataset(DatasetPlugin):
             ResurgeError: the files are missing or unreadable; every bad row is named.
         """
 
+    def examples_of(self, concepts: Sequence[str], size_px: int) -> Examples:
+        """The same where several concepts were erased, of a set that says `joint`.
+
+        Raises:
+            ResurgeError: the files are missing or unreadable; every bad row is named.
+        """
+        [concept] = concepts
+        return self.examples(concept, size_px)
+
     def count(self) -> int | None:
         """How many examples there are; None if that is known only when they are read.
 

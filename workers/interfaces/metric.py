@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from orchestrator.core.artifacts import Role
 from orchestrator.core.chosen import Chosen
+from orchestrator.core.concepts import Target
 from orchestrator.core.plugin import MetricPlugin
 
 if TYPE_CHECKING:
@@ -63,18 +64,29 @@ class Subject:
     `at("final")` gives its pipeline inside a `with`; "before" is the model before its last
     fine-tuning, "unlearned" the one after its last unlearning, "base" the base. Going from one to
     another takes time, and what `at` gave before is then another model: finish with one first. A
-    metric leaves weights as it found them. `prompts` ask for `concept`; `sampling` is how the sweep
-    draws, for metrics that said `samples`; `reference` are the base's pictures, if the metric asked
-    for them; `examples` the data of the last fine-tuning, at the model's size, or None.
+    metric leaves weights as it found them. `targets` are the erased concepts with the prompts that
+    ask for them; `sampling` is how the sweep draws, for metrics that said `samples`; `reference`
+    are the base's pictures, if the metric asked for them; `examples` the data of the last
+    fine-tuning, at the model's size, or None.
     """
 
-    concept: str
-    prompts: tuple[str, ...]
+    targets: tuple[Target, ...]
     sampling: SampleSettings
     reference: Sequence[Picture]
     at: Callable[[Which], AbstractContextManager[Pipeline]]
     examples: Callable[[], Examples | None]
     progress: TellProgress
+
+    @property
+    def concept(self) -> str:
+        """The erased concept, of a metric that knows only one."""
+        [target] = self.targets
+        return target.concept
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What asks for the erased concepts."""
+        return tuple(prompt for target in self.targets for prompt in target.prompts)
 
 
 class Metric(MetricPlugin):

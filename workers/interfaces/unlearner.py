@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from orchestrator.core.concepts import Target
 from orchestrator.core.plugin import UnlearnerPlugin
 from orchestrator.core.settings import PresetSettings
 from workers.runtime.progress import TellProgress
@@ -105,21 +106,36 @@ class OutputSettings(TrainSettings):
 class Erasure:
     """What to erase, and the means.
 
-    `prompts` ask for the concept, `retained_prompts` for what should survive, `anchor_prompts` are
-    `prompts` with another concept in its place, in the same order. `materials` are what the method
-    asked for in `needs`. All randomness is drawn by `workers.diffusion.rng` with `seed` and the
-    step.
+    `targets` are the concepts that are erased jointly, more than one only for a method that says
+    `joint`: each has prompts that ask for it, and the same with another concept in its place;
+    `prompts` and `anchor_prompts` are those of all targets, one after another. `retained_prompts`
+    ask for what should survive. `materials` are what the method asked for in `needs`. All
+    randomness is drawn by `workers.diffusion.rng` with `seed` and the step.
     """
 
     pipe: Pipeline
-    concept: str
-    prompts: tuple[str, ...]
+    targets: tuple[Target, ...]
     retained_prompts: tuple[str, ...]
-    anchor_prompts: tuple[str, ...]
     seed: int
     progress: TellProgress
     checkpoints: Checkpoints
     materials: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def concept(self) -> str:
+        """The concept, of a method that erases one at a time."""
+        [target] = self.targets
+        return target.concept
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What asks for the concepts."""
+        return tuple(prompt for target in self.targets for prompt in target.prompts)
+
+    @property
+    def anchor_prompts(self) -> tuple[str, ...]:
+        """`prompts` with another concept in each concept's place, in the same order."""
+        return tuple(prompt for target in self.targets for prompt in target.anchor_prompts)
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ class FinetuneSuccess(Metric):
     name = "finetune_success"
     version = 1
     needs = "pipeline"
+    joint = True
     of = frozenset({"finetune"})
     higher = "more was learned"
     Settings = FinetuneSuccessSettings

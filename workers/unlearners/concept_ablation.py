@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from orchestrator.core.concepts import ConceptSet
 from orchestrator.core.plugin import BasePlugin, Need
 from orchestrator.core.settings import Preset, Presets
 from workers.erasure.materials import need_pictures
@@ -80,9 +81,9 @@ class ConceptAblation(PictureUnlearner):
     Settings = ConceptAblationSettings
     settings: ConceptAblationSettings
 
-    def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
+    def needs(self, base: BasePlugin, erased: ConceptSet) -> Mapping[str, Need]:
         """Pictures of the anchor only."""
-        prompts = self.prompts(base, self.anchor(base, concept))
+        prompts = self.all_anchor_prompts(base, erased)
         return {"anchor": need_pictures(base, prompts, self.settings.images_per_prompt)}
 
     def passes(self) -> int:

@@ -139,6 +139,8 @@ class ESD(Unlearner):
 
     name = "esd"
     version = 3
+    joint = True
+    jointly = "each step draws from all concepts' prompts, as the code of 2023 does"
     paper = "Gandikota et al., ICCV 2023"
     golden = "the whole training of every form: x_t, targets, losses and the weights"
     Settings = ESDSettings

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from orchestrator.core.concepts import ConceptSet
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.plugin import BasePlugin, Need
 from orchestrator.core.settings import Preset, Presets
@@ -199,14 +200,15 @@ class MACE(Unlearner):
         chosen = self.settings.mapping
         return base.anchor(concept) if chosen is None else str(chosen)
 
-    def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
+    def needs(self, base: BasePlugin, erased: ConceptSet) -> Mapping[str, Need]:
         """Pictures, their masks, and the caption sums."""
         s = self.settings
-        kept = self.preserved_prompts(base, concept)
+        kept = self.kept_prompts(base, erased)
         needs = {"general": need_caption_sums(s.general_captions, kept)}
         if s.domain_weight:
             needs["domain"] = need_caption_sums(s.domain_captions, kept)
         if s.iterations:
+            [concept] = erased.concepts
             prompts = self.prompts(base, concept)[:1]
             pictures = need_pictures(base, prompts, s.images)
             needs["pictures"] = pictures

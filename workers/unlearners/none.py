@@ -11,6 +11,7 @@ class Nothing(Unlearner):
     name = "none"
     seeded = False
     changes = False
+    joint = True
 
     def unlearn(self, erasure: Erasure) -> Unlearned:
         """No edit."""

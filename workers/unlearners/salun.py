@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from orchestrator.core.concepts import ConceptSet
 from orchestrator.core.plugin import BasePlugin, Need
 from orchestrator.core.settings import Preset, Presets
 from workers.erasure.materials import need, unpack
@@ -69,9 +70,9 @@ class SalUn(PictureUnlearner):
     Settings = SalUnSettings
     settings: SalUnSettings
 
-    def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
+    def needs(self, base: BasePlugin, erased: ConceptSet) -> Mapping[str, Need]:
         """Pictures, and the mask that is made from those to forget."""
-        s, needs = self.settings, super().needs(base, concept)
+        s, needs = self.settings, super().needs(base, erased)
         mask = need(
             "saliency", of=needs["forget"],
             share=s.mask_share, batches=s.mask_batches, batch_size=s.batch_size,

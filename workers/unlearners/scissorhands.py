@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from orchestrator.core.concepts import ConceptSet
 from orchestrator.core.plugin import BasePlugin, Need
 from orchestrator.core.settings import Preset, Presets
 from workers.erasure.materials import need, unpack
@@ -98,9 +99,9 @@ class Scissorhands(PictureUnlearner):
     Settings = ScissorhandsSettings
     settings: ScissorhandsSettings
 
-    def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
+    def needs(self, base: BasePlugin, erased: ConceptSet) -> Mapping[str, Need]:
         """Pictures, and the mask of what is to be cut."""
-        s, needs = self.settings, super().needs(base, concept)
+        s, needs = self.settings, super().needs(base, erased)
         cut = need(
             "saliency", of=needs["forget"],
             score="snip_by_batch" if s.variant == "released" else "snip",

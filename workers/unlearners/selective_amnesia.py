@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from orchestrator.core.concepts import ConceptSet
 from orchestrator.core.plugin import BasePlugin, Need
 from workers.erasure.materials import need_pictures
 from workers.erasure.picture_method import AnchoredSettings, PictureUnlearner
@@ -58,11 +59,11 @@ class SelectiveAmnesia(PictureUnlearner):
     Settings = SelectiveAmnesiaSettings
     settings: SelectiveAmnesiaSettings
 
-    def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
+    def needs(self, base: BasePlugin, erased: ConceptSet) -> Mapping[str, Need]:
         """Pictures of the concept, of what is retained, and of what takes the concept's place."""
-        instead = self.prompts(base, self.anchor(base, concept))
+        instead = self.all_anchor_prompts(base, erased)
         surrogate = need_pictures(base, instead, self.settings.images_per_prompt)
-        return {**super().needs(base, concept), "surrogate": surrogate}
+        return {**super().needs(base, erased), "surrogate": surrogate}
 
     def passes(self) -> int:
         """Two trained passes a step, and a gradient for each of the Fisher information's."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from orchestrator.core.concepts import ConceptSet
 from orchestrator.core.plugin import BasePlugin, Need
 from orchestrator.core.settings import Preset, Presets
 from workers.erasure.materials import need_pictures
@@ -101,9 +102,9 @@ class STEREO(Unlearner):
             )
         return found
 
-    def needs(self, base: BasePlugin, concept: str) -> Mapping[str, Need]:
+    def needs(self, base: BasePlugin, erased: ConceptSet) -> Mapping[str, Need]:
         """Pictures of the concept, to invert."""
-        prompts = self.prompts(base, concept)
+        prompts = self.all_prompts(base, erased)
         return {"forget": need_pictures(base, prompts, self.settings.images_per_prompt)}
 
     def passes(self) -> int:

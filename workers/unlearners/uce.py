@@ -75,6 +75,8 @@ class UCE(Unlearner):
     version = 3
     seeded = False
     uses = frozenset({"retained"})
+    joint = True
+    jointly = "all concepts' pairs in one system, as published"
     paper = "Gandikota et al., WACV 2024"
     golden = "the whole edit, by the newer rule and by that of 2023"
     Settings = UCESettings

@@ -15,6 +15,7 @@ from rich.text import Text
 from orchestrator.cli.show.screen import bold
 from orchestrator.cli.show.tables import new_table
 from orchestrator.config.checks import missing
+from orchestrator.core.concepts import ConceptSet
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.plugin import MetricPlugin, Plugin, PluginKind, UnlearnerPlugin
 from orchestrator.core.registry import PluginWarning, find, registry, unknown
@@ -97,7 +98,8 @@ def _materials(plugin: type[UnlearnerPlugin]) -> list[str]:
     """Of the bundled base, and with the defaults that ship."""
     base = find("base", "shapes")
     try:
-        needs = plugin(plugin.Settings()).needs(base(base.Settings()), "star")  # type: ignore[arg-type]
+        star = ConceptSet.of("star")
+        needs = plugin(plugin.Settings()).needs(base(base.Settings()), star)  # type: ignore[arg-type]
     except Exception as error:
         _warn(plugin, "needs", error)
         return []

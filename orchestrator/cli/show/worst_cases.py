@@ -9,7 +9,14 @@ from rich.console import Console
 from orchestrator.cli.show.screen import bold
 from orchestrator.cli.show.tables import new_table, print_whole, score
 from orchestrator.study.tried import Tried, in_order
-from orchestrator.study.words import counted_seeds, goals_text, point_text, values_text, when_text
+from orchestrator.study.words import (
+    budget_text,
+    counted_seeds,
+    goals_text,
+    setting_text,
+    values_text,
+    when_text,
+)
 from orchestrator.study.worst_case import COVERAGE_RADIUS, Confirmed, WorstCase, missed
 from orchestrator.sweep.search import Search
 from orchestrator.sweep.sweep import Sweep
@@ -18,8 +25,14 @@ from orchestrator.sweep.sweep import Sweep
 def show_space(sweep: Sweep, search: Search, console: Console) -> None:
     """The goals, the bounds, the space, and the budget."""
     console.print(bold(sweep.name, f": {goals_text(search.goals)}"), soft_wrap=True)
-    for bound in search.subject_to:
-        console.print(f"  subject to {bound.name} {bound}")
+    for bounds in search.bounds:
+        if bounds:
+            text = ", ".join(f"{bound.name} {bound}" for bound in bounds)
+            console.print(f"  subject to {text}", soft_wrap=True)
+    if search.aggregate is not None:
+        named = ", ".join(search.aggregate.axes)
+        console.print(f"  every setting measured on all of {named}; its value is their ", end="")
+        console.print("largest" if search.aggregate.how == "max" else "mean")
     if search.subject_to and search.settings.sampler == "cmaes":
         console.print("  cmaes learns nothing from bounds; they decide on the worst case only")
     table = new_table("setting", "values", "where")
@@ -30,7 +43,7 @@ def show_space(sweep: Sweep, search: Search, console: Console) -> None:
         space = search.space.within(fixed)
         size = "settings on no grid" if space.size is None else f"{space.size:,} settings"
         name = ", ".join(str(value) for value in fixed.values()) or "all"
-        console.print(f"  {name}: {size}, {search.settings.trials} trials")
+        console.print(f"  {name}: {size}, {budget_text(search)}")
     console.print(
         f"{counted_seeds(len(sweep.seeds))} a trial; sampler {search.settings.sampler}, pruner "
         f"{search.settings.pruner}; the best {search.confirm.top} confirmed on "
@@ -67,11 +80,11 @@ def show_worst_cases(found: Sequence[WorstCase], console: Console) -> None:
 def _cells(case: WorstCase) -> list[str]:
     ends = [str(len(in_order(case.trials))), f"{case.coverage:.0%}"]
     if (worst := case.worst) is None:
-        return [case.name, *["–"] * 7, *ends]
+        return [case.title, *["–"] * 7, *ends]
     goal = worst.goal
     return [
-        case.name,
-        point_text(worst.tried.point, case.space),
+        case.title,
+        setting_text(worst, case.space),
         f"{worst.searched:.2f}",
         f"{goal.value:.2f} [{goal.low:.2f}, {goal.high:.2f}]" if goal else "–",
         score(worst.setting.unlearned),
@@ -92,11 +105,9 @@ def _warnings(found: Sequence[WorstCase]) -> Iterator[str]:
                 f"{case.name}: {constant} of {total} pictures of the confirmed settings are of one "
                 "colour (black, say): a metric takes them for pictures without the concept"
             )
-        size = case.space.size
-        budget = case.budget if size is None else min(case.budget, size)
-        to_come = budget - len(in_order(case.trials))
-        if to_come > 0:
-            yield f"{case.name}: {to_come} of {budget} trials to come"
+        if case.to_come > 0 and case.bounds == found[0].bounds:
+            budget = case.to_come + len(in_order(case.trials))
+            yield f"{case.name}: {case.to_come} of {budget} trials to come"
 
 
 def _why_unconfirmed(case: WorstCase) -> Iterator[str]:
@@ -105,22 +116,22 @@ def _why_unconfirmed(case: WorstCase) -> Iterator[str]:
         return
     ran, failed = len(case.measured), case.count("failed")
     if case.confirmed:
-        yield f"{case.name}: none of the best settings kept every bound on fresh seeds"
+        yield f"{case.title}: none of the best settings kept every bound on fresh seeds"
         yield from _misses(case, [one for one in case.confirmed if one.goal is not None])
         if lost := sum(one.goal is None for one in case.confirmed):
             yield f"  no value on fresh seeds: {lost} of {len(case.confirmed)}"
     elif case.has_candidates:
-        yield f"{case.name}: nothing is confirmed: search.confirm.top is 0"
+        yield f"{case.title}: nothing is confirmed: search.confirm.top is 0"
     elif ran:
         yield (
-            f"{case.name}: nothing to confirm: no setting kept every bound ({ran} ran to the end, "
+            f"{case.title}: nothing to confirm: no setting kept every bound ({ran} ran to the end, "
             f"{failed} failed)"
         )
         yield from _misses(case, case.measured)
         yield "  loosen search.subject_to or widen search.space, under another `name`"
     else:
         why = next((f"; the first: {t.reason}" for t in case.trials if t.reason), "")
-        yield f"{case.name}: nothing to confirm: no setting ran to the end ({failed} failed{why})"
+        yield f"{case.title}: nothing to confirm: no setting ran to the end ({failed} failed{why})"
 
 
 def _misses(case: WorstCase, settings: Sequence[Tried | Confirmed]) -> Iterator[str]:
@@ -134,9 +145,8 @@ def _misses(case: WorstCase, settings: Sequence[Tried | Confirmed]) -> Iterator[
         if one.bound is None or one.nearest is None:
             yield f"  unlearning took too little away for anything to come back: {many}"
             continue
-        bound, gap = one.bound, one.bound.violation(one.nearest)
-        side = "low" if bound.at_least else "high"
+        bound, side = one.bound, "low" if one.bound.at_least else "high"
         yield (
             f"  {bound.name} {bound}: missed by {many}; the nearest was {one.nearest:.3g}, "
-            f"{gap:.2g} too {side}"
+            f"{one.gap:.2g} too {side}"
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from orchestrator.core.concepts import ConceptSet
 from orchestrator.core.errors import SweepError
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweepfile.load import load, parse
@@ -260,7 +261,7 @@ def test_problems_of_the_grid_and_of_the_rest_come_together(words: None) -> None
 
 def test_evaluate_falls_back_on_the_base(words: None) -> None:
     sweep = eraser("")
-    assert sweep.evaluate.retained(sweep.base, "dog") == ("tree",)
+    assert sweep.evaluate.retained(sweep.base, ConceptSet.of("dog")) == ("tree",)
     assert sweep.evaluate.prompts_for(sweep.base, "dog") == ("a dog",)
 
 
@@ -269,7 +270,7 @@ def test_evaluate_takes_its_own_concepts_and_prompts(words: None) -> None:
         "metrics: count", "metrics: count, retain: [fox], prompts: ['{concept}!'], controls: false"
     )
     sweep = parse(text)
-    assert sweep.evaluate.retained(sweep.base, "dog") == ("fox",)
+    assert sweep.evaluate.retained(sweep.base, ConceptSet.of("dog")) == ("fox",)
     assert sweep.evaluate.prompts_for(sweep.base, "dog") == ("dog!",)
     assert not sweep.evaluate.controls
 

@@ -160,10 +160,10 @@ def test_bounds_are_spelt_as_comparisons(text: str, bound: Bound | None) -> None
 
 
 def test_a_violation_is_how_far_a_value_is_on_the_wrong_side() -> None:
-    assert Bound("x", True, 0.8).violation(0.5) == pytest.approx(0.3)
-    assert Bound("x", True, 0.8).violation(0.8) == 0
-    assert Bound("x", False, 0.1).violation(0.4) == pytest.approx(0.3)
-    assert Bound("x", False, 0.1).violation(0.0) < 0
+    assert Bound("x", True, 0.8).violation({"x": 0.5}) == pytest.approx(0.3)
+    assert Bound("x", True, 0.8).violation({"x": 0.8}) == 0
+    assert Bound("x", False, 0.1).violation({"x": 0.4}) == pytest.approx(0.3)
+    assert Bound("x", False, 0.1).violation({"x": 0.0}) < 0
 
 
 def same(sweep: Sweep) -> Sweep:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from orchestrator.core.concepts import Target
 from tests.workers.unlearners.bundled import BASE, CONCEPT, unlearn
 from workers.diffusion.sampling import sample
 from workers.diffusion.soft_prompt import encode, token_ids
@@ -18,6 +19,7 @@ from workers.unlearners.uce import UCE
 
 SAMPLING = SampleSettings(guidance=3.0, sampler_steps=10)
 PROMPTS = BASE.prompts(CONCEPT)[:3]
+TARGETS = (Target(CONCEPT, PROMPTS),)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def subject(warm):
         assert which == "final"
         yield warm.pipe
 
-    return Subject(CONCEPT, PROMPTS, SAMPLING, warm_pictures, at, lambda: None, lambda *_: None)
+    return Subject(TARGETS, SAMPLING, warm_pictures, at, lambda: None, lambda *_: None)
 
 
 def small(cls, **settings):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from orchestrator.core.concepts import Target
 from orchestrator.core.errors import ResurgeError
 from workers.interfaces.dataset import Examples
 from workers.interfaces.metric import Subject
@@ -27,7 +28,8 @@ def subject(pipe, before, final, data):
         {"before": before, "final": final}[which]()
         yield pipe
 
-    return Subject("star", ("a star",), SampleSettings(), (), at, lambda: data, lambda *_: None)
+    star = (Target("star", ("a star",)),)
+    return Subject(star, SampleSettings(), (), at, lambda: data, lambda *_: None)
 
 
 def test_the_same_model_has_learned_nothing(pipe):

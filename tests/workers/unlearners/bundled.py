@@ -1,5 +1,6 @@
 """Erasing the star from the bundled model, and what it draws then."""
 
+from orchestrator.core.concepts import ConceptSet
 from tests.workers.unlearners.small import NoCheckpoints
 from workers.bases.shapes import Shapes
 from workers.diffusion.sampling import sample
@@ -9,6 +10,7 @@ from workers.metrics.concept_accuracy import ConceptAccuracy
 from workers.recipes import SampleSettings
 
 CONCEPT = "star"
+ERASED = ConceptSet.of(CONCEPT)
 BASE = Shapes(Shapes.Settings())
 
 
@@ -18,10 +20,8 @@ def unlearn(warm, method, materials=None):
     made = method.unlearn(
         Erasure(
             pipe=warm.pipe,
-            concept=CONCEPT,
-            prompts=method.prompts(BASE, CONCEPT),
-            retained_prompts=method.preserved_prompts(BASE, CONCEPT),
-            anchor_prompts=method.prompts(BASE, method.anchor(BASE, CONCEPT)),
+            targets=method.targets(BASE, ERASED),
+            retained_prompts=method.kept_prompts(BASE, ERASED),
             seed=0,
             progress=lambda *_: None,
             checkpoints=NoCheckpoints(),

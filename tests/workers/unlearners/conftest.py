@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from orchestrator.core.concepts import ConceptSet, Target
 from tests.workers.unlearners.small import NoCheckpoints, make_materials
 from tests.workers.unlearners.transcribe import ANCHOR, FORGET, RETAIN, noise_pictures
 from workers.interfaces.unlearner import Erasure
@@ -13,17 +14,18 @@ def erasure(pipe, tiny_base):
     """Make an erasure of the star for a method; keyword arguments replace its parts."""
 
     def make(method=None, **parts):
-        concept = parts.get("concept", "star")
+        concept = parts.pop("concept", "star")
+        prompts = parts.pop("prompts", tiny_base.prompts(concept))
+        anchors = parts.pop("anchor_prompts", tiny_base.prompts(tiny_base.anchor(concept)))
+        erased = ConceptSet.of(concept)
         defaults = {
             "pipe": pipe,
-            "concept": concept,
-            "prompts": tiny_base.prompts(concept),
+            "targets": (Target(concept, tuple(prompts), tuple(anchors)),),
             "retained_prompts": tiny_base.retained_prompts(concept),
-            "anchor_prompts": tiny_base.prompts(tiny_base.anchor(concept)),
             "seed": 0,
             "progress": lambda *_: None,
             "checkpoints": NoCheckpoints(),
-            "materials": make_materials(pipe, method, tiny_base, concept) if method else {},
+            "materials": make_materials(pipe, method, tiny_base, erased) if method else {},
         }
         return Erasure(**(defaults | parts))
 

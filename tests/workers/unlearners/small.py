@@ -32,9 +32,9 @@ def small(cls, **chosen):
     return cls(cls.Settings(**{k: v for k, v in SMALL.items() if k in fields} | chosen))
 
 
-def make_materials(pipe, method, base, concept):
+def make_materials(pipe, method, base, erased):
     """What the method asks for, made of `pipe` as it is now."""
-    return {name: _material(pipe, need) for name, need in method.needs(base, concept).items()}
+    return {name: _material(pipe, need) for name, need in method.needs(base, erased).items()}
 
 
 def _material(pipe, need):

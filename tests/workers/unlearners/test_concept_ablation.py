@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 
+from orchestrator.core.concepts import ConceptSet
 from tests.workers.unlearners.small import small
 from tests.workers.unlearners.transcribe import (
     ANCHOR,
@@ -67,9 +68,11 @@ def test_only_the_gradients_of_cross_attention_are_clipped(brief, monkeypatch):
 
 
 def test_it_asks_for_pictures_of_the_anchor_only(tiny_base):
-    (need,) = small(ConceptAblation).needs(tiny_base, "star").values()
+    (need,) = small(ConceptAblation).needs(tiny_base, ConceptSet.of("star")).values()
     assert need.asked == {"prompts": list(tiny_base.prompts(tiny_base.anchor("star")))}
-    (need,) = small(ConceptAblation, anchor="heart").needs(tiny_base, "star").values()
+    (need,) = (
+        small(ConceptAblation, anchor="heart").needs(tiny_base, ConceptSet.of("star")).values()
+    )
     assert need.asked == {"prompts": list(tiny_base.prompts("heart"))}
 
 

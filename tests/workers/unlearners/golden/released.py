@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from orchestrator.core.concepts import Target
 from tests.workers.unlearners.small import NoCheckpoints
 from workers.interfaces.pipeline import Pipeline
 from workers.interfaces.unlearner import Erasure
@@ -133,11 +134,11 @@ class Released:
 
 def erasure(pipe: Pipeline, concept: str, prompts: Any, **parts: Any) -> Erasure:
     """An erasure of `prompts`, with nothing retained and no materials unless they are given."""
-    given = {"retained_prompts": (), "anchor_prompts": (), "seed": 0, "materials": {}} | parts
+    anchors = tuple(parts.pop("anchor_prompts", ()))
+    given = {"retained_prompts": (), "seed": 0, "materials": {}} | parts
     return Erasure(
         pipe=pipe,
-        concept=concept,
-        prompts=tuple(prompts),
+        targets=(Target(concept, tuple(prompts), anchors),),
         progress=lambda *_: None,
         checkpoints=NoCheckpoints(),
         **given,

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from orchestrator.core.concepts import ConceptSet
 from tests.workers.unlearners.bundled import BASE
 from tests.workers.unlearners.golden.released import Released, erasure, weights
 from tests.workers.unlearners.steps import draw, pictures
@@ -28,7 +29,7 @@ def test_scores_threshold_and_cut(shapes, released, monkeypatch, case):
                 initial=INITIAL[case],
             )
         )
-        needs = method.needs(BASE, golden.settings["concept"])
+        needs = method.needs(BASE, ConceptSet.of(golden.settings["concept"]))
         saliency = needs["cut"].plugin
         source = pictures(golden.input("latents"), golden.settings["prompts"])
         work = Work(shapes, {}, source, lambda *_: None)
