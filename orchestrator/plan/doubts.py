@@ -43,7 +43,8 @@ class _Overlap:
         names = ", ".join(sorted(self.methods)[:3])
         more = len(self.methods) - 3
         by = f"{names} and {more} more" if more > 0 else names
-        return f"{self.shared} of the {self.scored} scored as {role} are {done} {by} (see `{setting}`)"
+        shared = f"{self.shared} of the {self.scored} scored as {role}"
+        return f"{shared} are {done} {by} (see `{setting}`)"
 
 
 def _leaks(trials: Sequence[PlannedTrial], base: BasePlugin) -> Iterator[str]:

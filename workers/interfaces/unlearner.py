@@ -51,18 +51,25 @@ def _as_tuple(value: Any) -> Any:
 # A preset's values are no JSON any more when they are read, where a list would be a tuple.
 _Templates = Annotated[tuple[Template, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
 Prompts = Literal["bare", "base"] | _Templates
-"""What a method trains on; a method with another default has the field again."""
+"""What a method trains on."""
+
+
+def trained_on(default: str | tuple[str, ...]) -> Any:
+    """The setting `prompts`; a method with another default has the field again."""
+    return Field(
+        default,
+        description="what the method trains on: bare: the concept and nothing else; base: the base "
+        'model\'s own prompts; or templates, such as ["a photo of {concept}"]',
+    )
+
+
 _Concepts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
 
 class MethodSettings(PresetSettings):
     """What every method can be told: what it reads. What a model is judged by is apart from it."""
 
-    prompts: Prompts = Field(
-        "bare",
-        description="what the method trains on: bare: the concept and nothing else; base: the base "
-        'model\'s own prompts; or templates, such as ["a photo of {concept}"]',
-    )
+    prompts: Prompts = trained_on("bare")
     preserve: Literal["base"] | _Concepts = Field(
         "base",
         description="the concepts that the method is told to preserve, by the same templates; "

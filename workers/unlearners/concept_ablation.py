@@ -13,7 +13,7 @@ from orchestrator.core.plugin import BasePlugin, Need
 from orchestrator.core.settings import Preset, Presets
 from workers.erasure.materials import need_pictures
 from workers.erasure.picture_method import AnchoredSettings, PictureUnlearner
-from workers.interfaces.unlearner import Erasure, Unlearned
+from workers.interfaces.unlearner import Erasure, Prompts, Unlearned, trained_on
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +45,7 @@ class ConceptAblationSettings(AnchoredSettings):
         "released",
         description="released: no gradient goes through the start token's key and value",
     )
+    prompts: Prompts = trained_on("base")
     iterations: int = Field(100, ge=1, description="optimiser steps")
     learning_rate: float = Field(
         5e-4, gt=0, description="AdamW's effective rate: released configurations scale theirs by "

@@ -24,10 +24,10 @@ class DUOSettings(AnchoredSettings):
     """
 
     iterations: int = Field(60, ge=1, description="optimiser steps")
-    learning_rate: float = Field(1e-3, gt=0, description="Adam's learning rate")
+    learning_rate: float = Field(5e-4, gt=0, description="Adam's learning rate")
     batch_size: int = Field(8, ge=1, description="pairs per step")
     group: Literal["full", "xattn", "noxattn"] = Field("xattn", description="what is trained")
-    beta: float = Field(100.0, gt=0, description="β, how firmly the preference binds to the base")
+    beta: float = Field(30.0, gt=0, description="β, how firmly the preference binds to the base")
     prior_weight: float = Field(10.0, ge=0, description="λ of keeping the output at pure noise")
     edit_strength: float = Field(
         0.75, gt=0, le=1, description="SDEdit's strength: the share of the noise steps gone back"
@@ -51,7 +51,7 @@ class DUO(PictureUnlearner):
     """
 
     name = "duo"
-    version = 1
+    version = 2
     uses = frozenset({"anchors"})
     paper = "Park et al., NeurIPS 2024"
     Settings = DUOSettings

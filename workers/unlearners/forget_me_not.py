@@ -9,7 +9,7 @@ from pydantic import Field
 
 from orchestrator.core.settings import Preset, Presets
 from workers.erasure.picture_method import PictureSettings, PictureUnlearner
-from workers.interfaces.unlearner import Erasure, Unlearned
+from workers.interfaces.unlearner import Erasure, Prompts, Unlearned, trained_on
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,7 @@ class ForgetMeNotSettings(PictureSettings):
         }, "ours", "UnlearnCanvas' rate, steps and group on drawn pictures of the base's prompts"),
     }  # fmt: skip
 
+    prompts: Prompts = trained_on("base")
     iterations: int = Field(35, ge=1, description="optimiser steps")
     learning_rate: float = Field(1e-3, gt=0, description="AdamW's learning rate")
     batch_size: int = Field(8, ge=1, description="pictures per step")

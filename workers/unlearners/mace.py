@@ -106,9 +106,9 @@ class MACESettings(TrainSettings):
     }  # fmt: skip
 
     prompts: Literal["augmented"] | Prompts = Field(  # type: ignore[assignment]  # one word more
-        "base",
+        "bare",
         description="what is refined and fused: templates; augmented: thirty of ours, as many as "
-        "were released; base: the base model's own prompts",
+        "were released; bare: the concept and nothing else; base: the base model's own prompts",
     )
     variant: Literal["paper", "released"] = Field(
         "paper",

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from orchestrator.core.settings import Preset, Presets
-from workers.interfaces.unlearner import Erasure, MethodSettings, Prompts, Unlearned, Unlearner
+from workers.interfaces.unlearner import (
+    Erasure,
+    MethodSettings,
+    Prompts,
+    Unlearned,
+    Unlearner,
+    trained_on,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,8 +44,8 @@ def _released(lam: float, epochs: int, note: str) -> Preset:
 class RECESettings(MethodSettings):
     """How often to look again, and how far derived embeddings may stray.
 
-    Tuned to the shapes base (sweeps/tuning/rece.yaml), where the base's own prompts in place of
-    the bare concept leave a shape in two of three pictures.
+    Tuned to the shapes base (sweeps/tuning/rece.yaml), where the word alone leaves least of a
+    shape and of a fill.
     """
 
     PRESETS: ClassVar[Presets] = {
@@ -51,9 +58,7 @@ class RECESettings(MethodSettings):
         "sd-object-easy": _released(0.1, 1, "the objects that are easy to erase"),
     }
 
-    prompts: Prompts = Field(
-        ("{concept}",), description="the templates that are edited; base: the base model's prompts"
-    )
+    prompts: Prompts = trained_on(("{concept}",))
     epochs: int = Field(5, ge=0, description="times that derived embeddings are erased; 0: UCE")
     lam: float = Field(
         1e-3, gt=0, description="λ of the derived embedding: how near to nothing it stays"

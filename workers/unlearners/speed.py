@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.interfaces.unlearner import Erasure, MethodSettings, Unlearned, Unlearner
+from workers.interfaces.unlearner import (
+    Erasure,
+    MethodSettings,
+    Prompts,
+    Unlearned,
+    Unlearner,
+    trained_on,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +28,7 @@ class SPEEDSettings(MethodSettings):
     sums over the authors' own lists of concepts, which were not compared.
     """
 
+    prompts: Prompts = trained_on("base")
     target: str = Field("", description="the text that the concept is mapped to")
     tokens: Literal["last", "from_subject"] = Field(
         "from_subject",
@@ -34,7 +42,7 @@ class SPEEDSettings(MethodSettings):
         1, ge=1, description="weakest input directions of a projection that the noise lies in"
     )
     null_share: float = Field(
-        1e-2,
+        0.5,
         gt=0,
         lt=1,
         description="a direction is free if the retained embeddings' energy along it is at most "
@@ -59,7 +67,7 @@ class SPEED(Unlearner):
     """
 
     name = "speed"
-    version = 1
+    version = 2
     uses = frozenset({"retained"})
     paper = "Li et al., ICLR 2026"
     Settings = SPEEDSettings

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from orchestrator.core.settings import Preset, Presets
-from workers.interfaces.unlearner import Erasure, MethodSettings, Unlearned, Unlearner
+from workers.interfaces.unlearner import (
+    Erasure,
+    MethodSettings,
+    Prompts,
+    Unlearned,
+    Unlearner,
+    trained_on,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,8 +29,9 @@ _UNLEARNCANVAS_SOURCE = "UnlearnCanvas, machine_unlearning/mu_unified_concept_ed
 class UCESettings(MethodSettings):
     """How strongly to erase and to preserve.
 
-    Tuned to the shapes base, where the last token alone leaves a fill untouched (accuracy 1.00)
-    and all tokens from it on take a shape and a fill to about 0.1 (sweeps/tuning/uce.yaml).
+    Tuned to the shapes base (sweeps/tuning/uce.yaml), where the last token alone leaves a fill
+    untouched, and the bare concept leaves it in three pictures of ten; all tokens from the
+    concept's on, in each of the base's prompts, take a shape and a fill to about 0.1.
     """
 
     PRESETS: ClassVar[Presets] = {
@@ -44,6 +52,7 @@ class UCESettings(MethodSettings):
         ),
     }
 
+    prompts: Prompts = trained_on("base")
     erase_scale: float = Field(1.0, gt=0, description="weight of the erased concept's pairs")
     preserve_scale: float | None = Field(
         0.1,
