@@ -42,7 +42,7 @@ class AdvUnlearnSettings(OutputSettings):
         "paper", description="how the adversary searches and where x_t is taken"
     )
     iterations: int = Field(80, ge=1, description="optimiser steps")
-    learning_rate: float = Field(3e-4, gt=0, description="Adam's learning rate")
+    learning_rate: float = Field(5e-4, gt=0, description="Adam's learning rate")
     batch_size: int = Field(8, ge=1, description="latents per step")
     warmup_iterations: int = Field(20, ge=0, description="iterations without an adversary")
     attack: Literal["pgd", "fast"] = Field(
@@ -83,7 +83,7 @@ class AdvUnlearn(Unlearner):
     """
 
     name = "advunlearn"
-    version = 2
+    version = 3
     uses = frozenset({"retained"})
     paper = "Zhang et al., NeurIPS 2024"
     golden = "the drawing of x_t, both attacks, the loss and a step, with and without the adversary"

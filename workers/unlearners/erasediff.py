@@ -46,7 +46,7 @@ class EraseDiffSettings(AnchoredSettings):
     }  # fmt: skip
 
     variant: Literal["paper", "released"] = Field(
-        "paper",
+        "released",
         description="paper: the value function's gradient, L_f(θ) minus L_f(θ_K); released: K "
         "passes of forget steps that are undone, L_f(θ_K) a constant",
     )
@@ -86,7 +86,7 @@ class EraseDiff(PictureUnlearner):
     """
 
     name = "erasediff"
-    version = 2
+    version = 3
     uses = frozenset({"retained", "anchors"})
     paper = "Wu et al., CVPR 2025"
     golden = "an epoch as released, and its outer steps alone"

@@ -36,7 +36,7 @@ class SDDSettings(OutputSettings):
         "released: at a random one within that step, and a clean picture in place of pure noise",
     )
     iterations: int = Field(150, ge=1, description="optimiser steps")
-    learning_rate: float = Field(2e-4, gt=0, description="AdamW's learning rate")
+    learning_rate: float = Field(1.5e-4, gt=0, description="AdamW's learning rate")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay")
     clip_norm: float = Field(1.0, gt=0, description="global gradient norm")
     ema_decay: float = Field(
@@ -61,7 +61,7 @@ class SDD(Unlearner):
     """
 
     name = "sdd"
-    version = 2
+    version = 3
     paper = "Kim et al., ICML 2023 workshop"
     golden = "the drawing of x_t, and the whole training: losses, gradients, student and average"
     Settings = SDDSettings
