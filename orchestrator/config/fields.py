@@ -19,6 +19,7 @@ NOUNS: dict[PluginKind, str] = {
     "base": "base",
     "unlearner": "unlearner",
     "dataset": "data set",
+    "update": "update",
     "metric": "metric",
     "recipe": "recipe",
     "executor": "executor",

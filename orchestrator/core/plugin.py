@@ -21,7 +21,9 @@ from orchestrator.core.concepts import ConceptSet, Target
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.settings import Settings
 
-PluginKind = Literal["base", "unlearner", "material", "dataset", "metric", "recipe", "executor"]
+PluginKind = Literal[
+    "base", "unlearner", "material", "dataset", "update", "metric", "recipe", "executor"
+]
 
 
 class Plugin(ABC):
@@ -105,6 +107,12 @@ class BasePlugin(Plugin):
         """
         return text
 
+    def shapes(self) -> Mapping[str, tuple[int, ...]] | None:
+        """The shapes of the weights that edits may change, by "unet.…" and "text_encoder.…", where
+        files say so; None if that takes loading the model.
+        """
+        return None
+
     def unread(self, prompt: str) -> str:
         """Why the end of a prompt would not be read; '' if it is, or if that cannot be told yet."""
         return ""
@@ -153,6 +161,9 @@ class _BaseOfSet(BasePlugin):
     def as_read(self, text: str) -> str:
         return self.base.as_read(text)
 
+    def shapes(self) -> Mapping[str, tuple[int, ...]] | None:
+        return self.base.shapes()
+
     def unread(self, prompt: str) -> str:
         return self.base.unread(prompt)
 
@@ -182,8 +193,9 @@ class UnlearnerPlugin(Plugin):
     "retained" (prompts of what should survive) and "anchors" (the erased prompts with another
     concept in its place) the method reads: the others are no part of its identity. `joint`
     is True for a method that can erase several concepts at once; `jointly` says how, and what was
-    published of it. `golden` says
-    what of it is compared with numbers of its released code; "" if nothing is.
+    published of it. `golden` says what of it is compared with numbers of its released code; "" if
+    nothing is. `is_method` is False for what applies weights that others made: it erases whatever
+    they erase.
     """
 
     kind = "unlearner"
@@ -191,6 +203,7 @@ class UnlearnerPlugin(Plugin):
     changes: ClassVar[bool] = True
     joint: ClassVar[bool] = False
     jointly: ClassVar[str] = ""
+    is_method: ClassVar[bool] = True
     uses: ClassVar[frozenset[str]] = frozenset()
     paper: ClassVar[str] = ""
     golden: ClassVar[str] = ""
@@ -355,6 +368,15 @@ class DatasetPlugin(Plugin):
                 f"{len(erased.concepts)}; use one that does not depend on what was erased"
             ]
         return super().problems_of(base, erased)
+
+
+class UpdatePlugin(Plugin):
+    """What planning needs to know of a change of weights that was made elsewhere.
+
+    Its settings have a `scale`; at 0 the model is what it was.
+    """
+
+    kind = "update"
 
 
 @dataclass(frozen=True)

@@ -208,6 +208,7 @@ class Planner:
                 clean = self.edited(clean, clean, edit, trial)
         has_control = has_control and unlearned is not self.root
         tuned = [edit.key for edit in trial.edits if edit.kind == "finetune"]
+        after = [edit.kind for edit in trial.edits if edit.kind != "unlearn"]
         return PlannedTrial(
             trial=trial,
             is_control=is_control,
@@ -216,7 +217,7 @@ class Planner:
             final=self.point(final, trial.erased),
             control=clean.digest if has_control else None,
             steps_param=f"{tuned[-1]}.steps" if tuned else None,
-            starts_unlearned=len(tuned) == 1 and trial.edits[-1].kind == "finetune",
+            starts_unlearned=after == ["finetune"] and trial.edits[-1].kind == "finetune",
         )
 
     def edited(self, parent: Stage, clean: Stage, edit: Edit, trial: Trial) -> Stage:
@@ -226,6 +227,11 @@ class Planner:
             if not edit.plugin.changes:
                 return parent
             return self.unique(self.unlearn_stage(parent, edit.plugin, trial))
+        if edit.kind == "merge":
+            if edit.plugin.settings.scale == 0:
+                return parent
+            mark = {"fingerprint": self.fingerprint(edit.plugin)}
+            return self.unique(_stage("merge", edit.plugin, mark, mark, None, parent))
         if edit.plugin.settings.steps == 0:
             return parent
         if edit.plugin.settings.trained_on == "model" or parent is clean:
@@ -236,6 +242,8 @@ class Planner:
     def unlearn_stage(self, parent: Stage, plugin: UnlearnerPlugin, trial: Trial) -> Stage:
         erased = trial.erased
         extra = as_settings(plugin.targets(self.base, erased))
+        if files := self.fingerprint(plugin):
+            extra["fingerprint"] = files
         if "retained" in plugin.uses:
             extra["retained_prompts"] = list(plugin.kept_prompts(self.base, erased))
         needs = plugin.needs(self.base, erased)

@@ -175,8 +175,8 @@ def _included(grid: Grid, values: Mapping[str, tuple[Any, ...]]) -> dict[str, li
 
 def _canonical_edit(edit: EditAxes) -> dict[str, Any]:
     choices = [{choice.label: _lists(choice.settings)} for choice in edit.choices]
-    if edit.kind == "unlearn":
-        return {"unlearn": choices}
+    if edit.kind != "finetune":
+        return {edit.kind: choices}
     return {"finetune": {"dataset": choices, **_lists(edit.settings)}}
 
 

@@ -91,13 +91,29 @@ def _edits(definitions: Schema) -> Schema:
     dataset["description"] = "the data sets to fine-tune on"
     # A data set that a search chooses need not be named; the reader asks for any other.
     finetune = _mapping({"dataset": dataset, **settings["properties"]})
+    updates = {"anyOf": [_choice("update", definitions, are_axes=True), *_short_updates()]}
+    merge = {"description": "add a change that was made elsewhere", **_one_or_more(updates)}
     edit = {
         "anyOf": [
             _mapping({"unlearn": {"description": "erase the concept", **unlearner}}, ["unlearn"]),
             _mapping({"finetune": {"description": recipe.summary(), **finetune}}, ["finetune"]),
+            _mapping({"merge": merge}, ["merge"]),
         ]
     }
     return _list_of(edit)
+
+
+def _short_updates() -> list[Schema]:
+    """`{lora: FILE, scale: …}`: an update's source beside its other settings."""
+    found = []
+    for name, plugin in registry("update").items():
+        own = _settings("update", name, plugin.Settings, {}, are_axes=True)
+        required = [name, *(key for key in own.get("required", ()) if key != "source")]
+        properties = {key: value for key, value in own["properties"].items() if key != "source"}
+        source = own["properties"].get("source")
+        if source is not None:
+            found.append(_mapping({name: source, **properties}, required))
+    return found
 
 
 def _evaluate(definitions: Schema) -> Schema:

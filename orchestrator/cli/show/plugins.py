@@ -18,6 +18,7 @@ KINDS: Mapping[str, PluginKind] = {
     "bases": "base",
     "unlearners": "unlearner",
     "datasets": "dataset",
+    "updates": "update",
     "metrics": "metric",
     "executors": "executor",
 }
