@@ -137,7 +137,11 @@ def search(
     `search.trials` it goes on longer. Exit code 0: done; 1: nothing could be confirmed; 2: bad
     input.
     """
-    from orchestrator.cli.show.worst_cases import show_space, show_worst_cases
+    from orchestrator.cli.show.worst_cases import (
+        show_best_defences,
+        show_space,
+        show_worst_cases,
+    )
     from orchestrator.run.job import open_job
     from orchestrator.search.search import search_job
 
@@ -148,6 +152,8 @@ def search(
         show_space(job.sweep, job.sweep.search, out)
     cases = search_job(job, out)
     show_worst_cases(cases, out)
+    if job.sweep.search is not None and job.sweep.search.defend is not None:
+        show_best_defences(job.sweep.search, cases, out)
     if save is not None:
         save_worst(job.sweep, cases, save)
     _show_next(job)

@@ -14,7 +14,7 @@ from orchestrator.core.plugin import PluginKind
 from orchestrator.core.registry import find, registry
 from orchestrator.core.settings import Settings
 from orchestrator.sweep.resources import Resources
-from orchestrator.sweep.search import AggregateHow, Confirm, SearchSettings
+from orchestrator.sweep.search import AggregateHow, Confirm, DefendSettings, SearchSettings
 from orchestrator.sweep.sweep import Keep
 from orchestrator.sweepfile.load import KEYS, REQUIRED
 
@@ -140,15 +140,21 @@ def _search() -> Schema:
     settings = SearchSettings.model_json_schema()["properties"]
     confirm = Confirm.model_json_schema()["properties"]
     names = _one_or_more(_TEXT)
+    bounds: Schema = {
+        "description": "bounds that the worst case keeps: '>= 0.8', '>= 90% of base'; of a "
+        "list each has a worst case",
+        "type": "object",
+        "additionalProperties": _one_or_more({"type": "string", "pattern": r"^\s*(>=|<=)"}),
+    }
+    space: Schema = {
+        "description": "flat names of settings; lists, or {log|int|float: [low, high]}",
+        "type": "object",
+        "minProperties": 1,
+    }
     own: Schema = {
         "maximize": {"description": "numbers of which more is sought", **names},
         "minimize": {"description": "numbers of which less is sought", **names},
-        "subject_to": {
-            "description": "bounds that the worst case keeps: '>= 0.8', '>= 90% of base'; of a "
-            "list each has a worst case",
-            "type": "object",
-            "additionalProperties": _one_or_more({"type": "string", "pattern": r"^\s*(>=|<=)"}),
-        },
+        "subject_to": bounds,
         "for_each": {"description": "axes with a worst case a value", **names},
         "aggregate": {
             "description": "one worst case over all values of axes: those of for_each, or its own",
@@ -157,10 +163,17 @@ def _search() -> Schema:
                 {**_mapping({how: names for how in get_args(AggregateHow)}), "minProperties": 1},
             ],
         },
-        "space": {
-            "description": "flat names of settings; lists, or {log|int|float: [low, high]}",
-            "type": "object",
-            "minProperties": 1,
+        "space": space,
+        "defend": {
+            "description": "seek the unlearner's settings with the least worst case",
+            **_mapping(
+                {
+                    "space": space,
+                    "subject_to": bounds,
+                    **DefendSettings.model_json_schema()["properties"],
+                },
+                ["space"],
+            ),
         },
         "confirm": {"description": "try the best again on fresh seeds", **_mapping(confirm)},
     }

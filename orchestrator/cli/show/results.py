@@ -39,9 +39,12 @@ def show_results(job: Job, console: Console, by: Sequence[str] = ()) -> None:
     With `by`, averaged over all other axes. Of a search, without it, the worst cases.
     """
     if not by and job.is_search:
-        from orchestrator.cli.show.worst_cases import show_worst_cases
+        from orchestrator.cli.show.worst_cases import show_best_defences, show_worst_cases
 
-        show_worst_cases(job.worst_cases(), console)
+        cases, search = job.worst_cases(), job.points.search
+        show_worst_cases(cases, console)
+        if search.defend is not None:
+            show_best_defences(search, cases, console)
     else:
         show_settings(job.plan, job.store, console, by)
 
