@@ -62,6 +62,7 @@ WORKERS = {
     "bases": HELPERS,
     "datasets": HELPERS,
     "materials": HELPERS,
+    "evaluations": HELPERS,
     "metrics": HELPERS,
     "updates": HELPERS,
     "unlearners": HELPERS,

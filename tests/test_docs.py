@@ -103,6 +103,8 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         {name: np.ones(shape, dtype=np.float32) for name, shape in factors.items()},
         tmp_path / "loras" / "style.safetensors",
     )
+    table = "prompt,concept,evaluation_seed\na star,star,1\na circle,circle,2\n"
+    (tmp_path / "data" / "prompts.csv").write_text(table)
     (tmp_path / "models" / "clip-vit-base-patch32").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RESURGE_PLUGINS", str(RECORDING))

@@ -189,6 +189,10 @@ def results(
     time_to_resurgence: Annotated[
         bool, typer.Option("--time-to-resurgence", help="How many steps until it is back.")
     ] = False,
+    groups: Annotated[
+        bool,
+        typer.Option("--groups", help="Synonyms, others, each concept of a set, by setting."),
+    ] = False,
     threshold: Annotated[
         float | None,
         typer.Option(metavar="SCORE", help="Back: this score; else halfway to the base's."),
@@ -198,7 +202,12 @@ def results(
     cluster: ClusterOption = None,
 ) -> None:
     """Print resurgence, recovery, control, interval and p-value of every setting."""
-    from orchestrator.cli.show.results import choose_format, show_results, show_times
+    from orchestrator.cli.show.results import (
+        choose_format,
+        show_results,
+        show_settings,
+        show_times,
+    )
     from orchestrator.cli.show.status import show_heads
     from orchestrator.cluster.view import home_at
     from orchestrator.results.settings_table import text
@@ -212,6 +221,8 @@ def results(
         write(text(job.plan, job.store, form, axes, time_to_resurgence, threshold))
     elif time_to_resurgence:
         show_times(job, out, threshold)
+    elif groups:
+        show_settings(job.plan, job.store, out, axes, groups)
     else:
         show_results(job, out, axes)
     if form is None:

@@ -20,6 +20,7 @@ NOUNS: dict[PluginKind, str] = {
     "unlearner": "unlearner",
     "dataset": "data set",
     "update": "update",
+    "evaluation": "evaluation set",
     "metric": "metric",
     "recipe": "recipe",
     "executor": "executor",

@@ -17,12 +17,21 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel
 
+from orchestrator.core.artifacts import Probe
 from orchestrator.core.concepts import ConceptSet, Target
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.settings import Settings
 
 PluginKind = Literal[
-    "base", "unlearner", "material", "dataset", "update", "metric", "recipe", "executor"
+    "base",
+    "unlearner",
+    "material",
+    "dataset",
+    "update",
+    "evaluation",
+    "metric",
+    "recipe",
+    "executor",
 ]
 
 
@@ -379,12 +388,30 @@ class UpdatePlugin(Plugin):
     kind = "update"
 
 
+class EvaluationPlugin(Plugin):
+    """What planning needs to know of an evaluation set: the rows that every model is asked.
+
+    The rows are what a sample stage is identified by, so a set is a way of writing them: the same
+    rows of another set, or of another version, are the same pictures.
+    """
+
+    kind = "evaluation"
+
+    @abstractmethod
+    def probes(self, base: BasePlugin, erased: tuple[str, ...]) -> Sequence[Probe]:
+        """What a model is asked from which these concepts are erased, together if they are several.
+
+        Raises:
+            ResurgeError: what the settings point at cannot be read, or is not of these concepts.
+        """
+
+
 @dataclass(frozen=True)
 class Asked:
     """What every model of a sweep is asked to draw when a concept is erased.
 
-    `retained` are the concepts that should survive; `pictures` counts the pictures by role:
-    "erased", "retained", "never_known".
+    `retained` are the concepts that should survive, of whichever role; `pictures` counts the
+    pictures by role: "erased", "retained", "other", …
     """
 
     retained: tuple[str, ...]

@@ -35,6 +35,7 @@ HOMES: Mapping[PluginKind, str] = {
     "material": "workers.materials",
     "dataset": "workers.datasets",
     "update": "workers.updates",
+    "evaluation": "workers.evaluations",
     "metric": "workers.metrics",
     "recipe": "workers.recipes",
     "executor": "orchestrator.executors",
@@ -45,6 +46,7 @@ INTERFACES: Mapping[PluginKind, tuple[str, str]] = {
     "material": ("workers.interfaces.material", "Material"),
     "dataset": ("workers.interfaces.dataset", "Dataset"),
     "update": ("workers.interfaces.update", "Update"),
+    "evaluation": ("workers.interfaces.evaluation", "Evaluation"),
     "metric": ("workers.interfaces.metric", "Metric"),
     "executor": ("orchestrator.executors.base", "Executor"),
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from orchestrator.core.artifacts import Probe
 from orchestrator.core.concepts import ConceptSet, Target, as_settings
 from orchestrator.core.digest import canonical_json, sha256
 from orchestrator.core.plugin import (
@@ -176,6 +177,7 @@ class Planner:
         self.prepare = recipe(recipe.Settings())
         merge = find("recipe", "merge")
         self.merge = merge(merge.Settings())
+        self.asked: dict[ConceptSet, list[Probe]] = {}
         self.known: dict[str, Stage] = {}
         self.points: dict[tuple[str, str], Waypoint] = {}
 
@@ -287,16 +289,27 @@ class Planner:
         return self.points[key]
 
     def sample_stage(self, model: Stage, erased: ConceptSet) -> Stage:
-        asked = {"probes": self.sweep.evaluate.probes(self.base, erased)}
+        asked = {"probes": [probe.to_json() for probe in self.probes(erased)]}
         return _stage("sample", self.sample, asked, asked, None, model)
+
+    def probes(self, erased: ConceptSet) -> list[Probe]:
+        """Asked once a set of concepts: an evaluation set may read a file."""
+        if erased not in self.asked:
+            self.asked[erased] = self.sweep.evaluate.probes(self.base, erased)
+            for one in self.sweep.evaluate.sets:
+                self.fingerprint(one)
+        return self.asked[erased]
 
     def score_stage(
         self, metric: MetricPlugin, model: Stage, sample: Stage, erased: ConceptSet
     ) -> Stage:
         mark: dict[str, Any] = {"fingerprint": self.fingerprint(metric)}
         if metric.needs == "pipeline":
-            ask = self.sweep.evaluate.prompts_for
-            mark |= as_settings([Target(c, ask(self.base, c)) for c in erased.concepts])
+            asked: dict[str, list[str]] = {concept: [] for concept in erased.concepts}
+            for probe in self.probes(erased):
+                if probe.role == "erased" and probe.prompt not in asked[probe.concept]:
+                    asked[probe.concept].append(probe.prompt)
+            mark |= as_settings([Target(c, tuple(prompts)) for c, prompts in asked.items()])
         full = dict(mark)
         if metric.samples:
             mark["sampling"] = self.sample.settings.identity()

@@ -121,12 +121,14 @@ def _evaluate(definitions: Schema) -> Schema:
     sample = _settings("recipe", "sample", recipe, definitions, are_axes=False)
     own: Schema = {
         "metrics": _one_or_more(_choice("metric", definitions, are_axes=False)),
+        "set": _or_null(_one_or_more(_choice("evaluation", definitions, are_axes=False))),
         "retain": _or_null(_one_or_more(_TEXT, 0)),
         "prompts": _or_null(_one_or_more({"type": "string", "pattern": r"\{concept\}"})),
         "controls": {"type": "boolean", "default": True},
     }
     abouts = {
         "metrics": "the metrics to compute",
+        "set": "what models are asked; of several sets the rows are pooled; null: templates",
         "retain": "concepts that should survive; null: the base's own",
         "prompts": "templates that contain {concept}; null: the base's own",
         "controls": "also run the controls",

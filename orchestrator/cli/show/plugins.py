@@ -19,6 +19,7 @@ KINDS: Mapping[str, PluginKind] = {
     "unlearners": "unlearner",
     "datasets": "dataset",
     "updates": "update",
+    "evaluations": "evaluation",
     "metrics": "metric",
     "executors": "executor",
 }

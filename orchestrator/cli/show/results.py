@@ -49,12 +49,17 @@ def show_results(job: Job, console: Console, by: Sequence[str] = ()) -> None:
         show_settings(job.plan, job.store, console, by)
 
 
-def show_settings(plan: Plan, store: Store, console: Console, by: Sequence[str] = ()) -> None:
-    """The table of a grid's settings; with `by`, averaged over all other axes."""
-    from orchestrator.cli.show.settings import render
+def show_settings(
+    plan: Plan, store: Store, console: Console, by: Sequence[str] = (), groups: bool = False
+) -> None:
+    """The table of a grid's settings; with `by`, averaged over all other axes; of their `groups`
+    instead.
+    """
+    from orchestrator.cli.show.settings import render, render_groups
     from orchestrator.results.settings import aggregate, aggregate_by
 
-    render(aggregate_by(plan, store, by) if by else aggregate(plan, store), console)
+    summary = aggregate_by(plan, store, by) if by else aggregate(plan, store)
+    (render_groups if groups else render)(summary, console)
 
 
 def show_times(job: Job, console: Console, threshold: float | None) -> None:
