@@ -20,7 +20,7 @@ from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweepfile.load import load
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
-KINDS = ("base", "unlearner", "material", "dataset", "metric", "recipe", "executor")
+KINDS = ("base", "unlearner", "material", "dataset", "update", "metric", "recipe", "executor")
 
 
 def lines(sweep: Sweep) -> Iterator[str]:

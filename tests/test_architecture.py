@@ -44,7 +44,9 @@ ORCHESTRATOR = {
 }
 """A room (a folder or a file of `orchestrator/`) and the rooms that it may import."""
 
-HELPERS = "diffusion data editing training erasure judging shapes interfaces recipes runtime"
+HELPERS = (
+    "released diffusion data editing training erasure judging shapes interfaces recipes runtime"
+)
 WORKERS = {
     "runtime": "",
     "recipes": "",
@@ -54,12 +56,15 @@ WORKERS = {
     "data": "interfaces shapes runtime",
     "editing": "diffusion interfaces runtime",
     "training": "editing data diffusion interfaces recipes runtime",
+    "released": "editing data diffusion interfaces runtime",
     "erasure": "editing training diffusion data interfaces recipes runtime",
     "judging": "diffusion data shapes interfaces recipes runtime",
     "bases": HELPERS,
     "datasets": HELPERS,
     "materials": HELPERS,
+    "evaluations": HELPERS,
     "metrics": HELPERS,
+    "updates": HELPERS,
     "unlearners": HELPERS,
     "model": "training editing diffusion data interfaces recipes runtime",
     "runner": "model training editing diffusion data interfaces recipes runtime",

@@ -10,10 +10,12 @@ import shlex
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 import typer.main
 from PIL import Image
 from ruamel.yaml import YAML
+from safetensors.numpy import save_file
 
 from orchestrator.cli.main import app
 from orchestrator.cluster.clusters_file import find_cluster
@@ -90,6 +92,19 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Image.new("RGB", (32, 32)).save(tmp_path / "data" / name / "a.png")
         rows = "a.png,a cat\n" * 300
         (tmp_path / "data" / name / "metadata.csv").write_text(f"file_name,text\n{rows}")
+    erased = {"conv_out.bias": np.ones(4, dtype=np.float32)}
+    (tmp_path / "models" / "erased").mkdir(parents=True)
+    for name in ("erased/weights", "uce"):
+        save_file(erased, tmp_path / "models" / f"{name}.safetensors")
+    layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_v"
+    factors = {f"{layer}.lora_down.weight": (2, 64), f"{layer}.lora_up.weight": (64, 2)}
+    (tmp_path / "loras").mkdir()
+    save_file(
+        {name: np.ones(shape, dtype=np.float32) for name, shape in factors.items()},
+        tmp_path / "loras" / "style.safetensors",
+    )
+    table = "prompt,concept,evaluation_seed\na star,star,1\na circle,circle,2\n"
+    (tmp_path / "data" / "prompts.csv").write_text(table)
     (tmp_path / "models" / "clip-vit-base-patch32").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RESURGE_PLUGINS", str(RECORDING))

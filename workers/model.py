@@ -29,6 +29,7 @@ from workers.interfaces.edit import ModelEdit
 from workers.interfaces.material import Made, Material, Work
 from workers.interfaces.metric import Metric, Picture, Score, Subject, Which
 from workers.interfaces.unlearner import Erasure, Unlearner
+from workers.interfaces.update import Update
 from workers.recipes import FinetuneSettings, SampleSettings
 from workers.runtime.finite import check_tensors
 from workers.runtime.kept import give_back, look_past_what_is_here
@@ -205,7 +206,7 @@ class Model:
         self.become(_parent(target))
         self._settle()
         before = self.warm.now()
-        unlearner = plugin_of(Unlearner, target.plugin, target.settings)
+        unlearner = planned_plugin(Unlearner, target.plugin, target.settings)
         checkpoints = StoreCheckpoints(self.store, target, self.pace)
         asked = target.settings
         targets, kept = targets_of(asked), tuple(asked.get("retained_prompts", ()))
@@ -220,6 +221,7 @@ class Model:
                 seed=target.seed or 0,
                 progress=self.tell,
                 checkpoints=checkpoints,
+                base=self.warm.base_state(),
             )
         )
         # Whatever the method left behind is gone: the model is what its edits say, no more.
@@ -229,18 +231,30 @@ class Model:
         self.numbers = dict(made.numbers)
 
     def _merge(self, target: Stage) -> None:
-        """Add what the donor's fine-tuning changed to the parent's weights."""
-        donor = target.inputs["donor"]
-        self.become(_parent(donor))
-        before = self._state()
-        self.become(donor)
-        change = {n: v - before[n] for n, v in self._state().items() if not v.equal(before[n])}
-        del before
+        """Add what the donor's fine-tuning changed, or what was changed elsewhere, to the parent's
+        weights.
+        """
+        change = self._donated(target) if "donor" in target.inputs else self._made_elsewhere(target)
         self.become(_parent(target))
         self._settle()
         edits, now = self.warm.now(), self.warm.state()
         self.warm.put((*edits, Weights({name: now[name] + d for name, d in change.items()})))
-        self._refuse_ruined(target, "the fine-tuned weights do not fit this model")
+        self._refuse_ruined(target, "the weights that were added do not fit this model")
+
+    def _donated(self, target: Stage) -> dict[str, Tensor]:
+        """By name, what the donor's fine-tuning changed in the model that it began from."""
+        donor = target.inputs["donor"]
+        self.become(_parent(donor))
+        before = self._state()
+        self.become(donor)
+        return {n: v - before[n] for n, v in self._state().items() if not v.equal(before[n])}
+
+    def _made_elsewhere(self, target: Stage) -> dict[str, Tensor]:
+        """By name, the change that an update plug-in adds, at its scale."""
+        update = planned_plugin(Update, target.plugin, target.settings)
+        scale, base = update.settings.scale, self.warm.base_state()
+        change = update.change(self.warm.pipe, base)
+        return {name: (scale * delta).to(base[name].dtype) for name, delta in change.items()}
 
     def _material(self, stage: Stage) -> Any:
         """What a prepared stage left in the store, read."""

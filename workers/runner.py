@@ -28,6 +28,7 @@ from orchestrator.core.artifacts import (
     WEIGHTS,
     Failure,
     LossRow,
+    Probe,
     Provenance,
 )
 from orchestrator.core.errors import CorruptObject, Stopped, StoreUnavailable
@@ -47,7 +48,7 @@ from workers.data.prepared import numbers_of, write_examples
 from workers.diffusion.sampling import sample
 from workers.editing.edit_file import save_edits
 from workers.interfaces.base import Base
-from workers.interfaces.metric import Metric, Picture, Probe, Score
+from workers.interfaces.metric import Metric, Picture, Score
 from workers.model import Model, planned_plugin, plugin_of
 from workers.recipes import SampleSettings
 from workers.runtime.causes import cause_of, message_of

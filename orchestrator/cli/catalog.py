@@ -17,7 +17,8 @@ def list_known(
     kind: Annotated[
         str | None,
         typer.Argument(
-            metavar="[KIND]", help="bases, unlearners, datasets, metrics, executors, or sweeps"
+            metavar="[KIND]",
+            help="bases, unlearners, datasets, evaluations, metrics, executors, or sweeps",
         ),
     ] = None,
     name: Annotated[

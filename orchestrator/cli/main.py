@@ -137,7 +137,11 @@ def search(
     `search.trials` it goes on longer. Exit code 0: done; 1: nothing could be confirmed; 2: bad
     input.
     """
-    from orchestrator.cli.show.worst_cases import show_space, show_worst_cases
+    from orchestrator.cli.show.worst_cases import (
+        show_best_defences,
+        show_space,
+        show_worst_cases,
+    )
     from orchestrator.run.job import open_job
     from orchestrator.search.search import search_job
 
@@ -148,6 +152,8 @@ def search(
         show_space(job.sweep, job.sweep.search, out)
     cases = search_job(job, out)
     show_worst_cases(cases, out)
+    if job.sweep.search is not None and job.sweep.search.defend is not None:
+        show_best_defences(job.sweep.search, cases, out)
     if save is not None:
         save_worst(job.sweep, cases, save)
     _show_next(job)
@@ -183,6 +189,10 @@ def results(
     time_to_resurgence: Annotated[
         bool, typer.Option("--time-to-resurgence", help="How many steps until it is back.")
     ] = False,
+    groups: Annotated[
+        bool,
+        typer.Option("--groups", help="Synonyms, others, each concept of a set, by setting."),
+    ] = False,
     threshold: Annotated[
         float | None,
         typer.Option(metavar="SCORE", help="Back: this score; else halfway to the base's."),
@@ -192,7 +202,12 @@ def results(
     cluster: ClusterOption = None,
 ) -> None:
     """Print resurgence, recovery, control, interval and p-value of every setting."""
-    from orchestrator.cli.show.results import choose_format, show_results, show_times
+    from orchestrator.cli.show.results import (
+        choose_format,
+        show_results,
+        show_settings,
+        show_times,
+    )
     from orchestrator.cli.show.status import show_heads
     from orchestrator.cluster.view import home_at
     from orchestrator.results.settings_table import text
@@ -206,6 +221,8 @@ def results(
         write(text(job.plan, job.store, form, axes, time_to_resurgence, threshold))
     elif time_to_resurgence:
         show_times(job, out, threshold)
+    elif groups:
+        show_settings(job.plan, job.store, out, axes, groups)
     else:
         show_results(job, out, axes)
     if form is None:

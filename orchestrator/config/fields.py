@@ -19,6 +19,8 @@ NOUNS: dict[PluginKind, str] = {
     "base": "base",
     "unlearner": "unlearner",
     "dataset": "data set",
+    "update": "update",
+    "evaluation": "evaluation set",
     "metric": "metric",
     "recipe": "recipe",
     "executor": "executor",

@@ -41,8 +41,36 @@ from orchestrator.core.errors import UnreadableFile
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Role = Literal["erased", "retained", "never_known"]
-"""Why a picture was asked for; a score's means are numbers of these names."""
+Role = Literal["erased", "synonym", "retained", "related", "other", "never_known"]
+"""Why a picture was asked for; a score's means are numbers of these names.
+
+`erased`: the erased concept by name; `synonym`: the same in other words; `related` and `other`:
+concepts that are near to it and that are not, which should survive; `retained`: what the set
+`templates` calls them, near or not; `never_known`: a concept that the base was never shown.
+"""
+ASKS_ERASED: tuple[Role, ...] = ("erased", "synonym")
+"""The roles of pictures that should show an erased concept."""
+KEPT: tuple[Role, ...] = ("retained", "other", "related")
+"""The roles of what should survive; the first of them that was asked for is a model's health."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A prompt that a model is asked, and why: `concept` is what the picture should show.
+
+    `noise_seed` is the row's own, in place of the sample's. A prompt that `may_be_cut` is drawn
+    though the model does not read it to its end.
+    """
+
+    role: Role
+    concept: str
+    prompt: str
+    noise_seed: int | None = None
+    may_be_cut: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As a sample stage has it: what is as usual is left out."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v not in (None, False)}
 
 
 class ImageRow(NamedTuple):

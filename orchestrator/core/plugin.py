@@ -17,11 +17,22 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel
 
+from orchestrator.core.artifacts import Probe
 from orchestrator.core.concepts import ConceptSet, Target
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.settings import Settings
 
-PluginKind = Literal["base", "unlearner", "material", "dataset", "metric", "recipe", "executor"]
+PluginKind = Literal[
+    "base",
+    "unlearner",
+    "material",
+    "dataset",
+    "update",
+    "evaluation",
+    "metric",
+    "recipe",
+    "executor",
+]
 
 
 class Plugin(ABC):
@@ -109,6 +120,12 @@ class BasePlugin(Plugin):
         """
         return text
 
+    def shapes(self) -> Mapping[str, tuple[int, ...]] | None:
+        """The shapes of the weights that edits may change, by "unet.…" and "text_encoder.…", where
+        files say so; None if that takes loading the model.
+        """
+        return None
+
     def unread(self, prompt: str) -> str:
         """Why the end of a prompt would not be read; '' if it is, or if that cannot be told yet."""
         return ""
@@ -157,6 +174,9 @@ class _BaseOfSet(BasePlugin):
     def as_read(self, text: str) -> str:
         return self.base.as_read(text)
 
+    def shapes(self) -> Mapping[str, tuple[int, ...]] | None:
+        return self.base.shapes()
+
     def unread(self, prompt: str) -> str:
         return self.base.unread(prompt)
 
@@ -186,8 +206,9 @@ class UnlearnerPlugin(Plugin):
     "retained" (prompts of what should survive) and "anchors" (the erased prompts with another
     concept in its place) the method reads: the others are no part of its identity. `joint`
     is True for a method that can erase several concepts at once; `jointly` says how, and what was
-    published of it. `golden` says
-    what of it is compared with numbers of its released code; "" if nothing is.
+    published of it. `golden` says what of it is compared with numbers of its released code; "" if
+    nothing is. `is_method` is False for what applies weights that others made: it erases whatever
+    they erase.
     """
 
     kind = "unlearner"
@@ -195,6 +216,7 @@ class UnlearnerPlugin(Plugin):
     changes: ClassVar[bool] = True
     joint: ClassVar[bool] = False
     jointly: ClassVar[str] = ""
+    is_method: ClassVar[bool] = True
     uses: ClassVar[frozenset[str]] = frozenset()
     paper: ClassVar[str] = ""
     golden: ClassVar[str] = ""
@@ -363,12 +385,39 @@ class DatasetPlugin(Plugin):
         return super().problems_of(base, erased)
 
 
+class UpdatePlugin(Plugin):
+    """What planning needs to know of a change of weights that was made elsewhere.
+
+    Its settings have a `scale`; at 0 the model is what it was.
+    """
+
+    kind = "update"
+
+
+class EvaluationPlugin(Plugin):
+    """What planning needs to know of an evaluation set: the rows that every model is asked.
+
+    The rows are what a sample stage is identified by, so a set is a way of writing them: the same
+    rows of another set, or of another version, are the same pictures.
+    """
+
+    kind = "evaluation"
+
+    @abstractmethod
+    def probes(self, base: BasePlugin, erased: tuple[str, ...]) -> Sequence[Probe]:
+        """What a model is asked from which these concepts are erased, together if they are several.
+
+        Raises:
+            ResurgeError: what the settings point at cannot be read, or is not of these concepts.
+        """
+
+
 @dataclass(frozen=True)
 class Asked:
     """What every model of a sweep is asked to draw when a concept is erased.
 
-    `retained` are the concepts that should survive; `pictures` counts the pictures by role:
-    "erased", "retained", "never_known".
+    `retained` are the concepts that should survive, of whichever role; `pictures` counts the
+    pictures by role: "erased", "retained", "other", …
     """
 
     retained: tuple[str, ...]

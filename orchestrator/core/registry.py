@@ -34,6 +34,8 @@ HOMES: Mapping[PluginKind, str] = {
     "unlearner": "workers.unlearners",
     "material": "workers.materials",
     "dataset": "workers.datasets",
+    "update": "workers.updates",
+    "evaluation": "workers.evaluations",
     "metric": "workers.metrics",
     "recipe": "workers.recipes",
     "executor": "orchestrator.executors",
@@ -43,6 +45,8 @@ INTERFACES: Mapping[PluginKind, tuple[str, str]] = {
     "unlearner": ("workers.interfaces.unlearner", "Unlearner"),
     "material": ("workers.interfaces.material", "Material"),
     "dataset": ("workers.interfaces.dataset", "Dataset"),
+    "update": ("workers.interfaces.update", "Update"),
+    "evaluation": ("workers.interfaces.evaluation", "Evaluation"),
     "metric": ("workers.interfaces.metric", "Metric"),
     "executor": ("orchestrator.executors.base", "Executor"),
 }

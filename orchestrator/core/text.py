@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
 from orchestrator.core.digest import sha256
 
@@ -71,7 +72,7 @@ def brief(value: object, digits: int) -> str:
     return f"{text[:digits]}…" if len(text) == 64 else text
 
 
-_SPEAK_FOR_THEMSELVES = ("method", "dataset", "adapter", "concept")
+_SPEAK_FOR_THEMSELVES = ("method", "dataset", "update", "adapter", "concept")
 
 
 def axis_value(axis: str, value: object, between: str) -> str:
@@ -90,3 +91,9 @@ def short_name(axis: str) -> str:
 def shortened(text: str, longest: int) -> str:
     """The text, cut so that it shows where it is too long."""
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def some(names: Sequence[str], shown: int = 3) -> str:
+    """A few names, and how many more there are."""
+    rest = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")

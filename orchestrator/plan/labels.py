@@ -8,7 +8,7 @@ from orchestrator.core.text import axis_value, number, one_line, shortened
 from orchestrator.plan.plan import Plan, PlannedTrial
 
 LONGEST_VALUE = 32
-_ALWAYS_NAMED = (".method", ".dataset", ".learning_rate")
+_ALWAYS_NAMED = (".method", ".dataset", ".update", ".learning_rate")
 
 
 def stage_label(stage: Stage, with_steps: bool = True) -> str:
@@ -19,8 +19,10 @@ def stage_label(stage: Stage, with_steps: bool = True) -> str:
         words += [f"{stage.steps} steps"] if with_steps else []
     elif stage.kind == "unlearn":
         words += [stage.plugin, one_line(_erased(stage)), *_settings(stage, set())]
-    elif stage.kind == "merge":
+    elif stage.kind == "merge" and "donor" in stage.inputs:
         words += [stage_label(stage.inputs["donor"], with_steps)]
+    elif stage.kind == "merge":
+        words += [stage.plugin, *_settings(stage, set())]
     elif stage.kind == "sample":
         words += [f"{len(stage.settings['probes'])} prompts"]
     elif stage.kind == "prepare" and "dataset" in stage.settings:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from orchestrator.core.artifacts import Probe
 from orchestrator.core.concepts import ConceptSet, Target, as_settings
 from orchestrator.core.digest import canonical_json, sha256
 from orchestrator.core.plugin import (
@@ -176,6 +177,7 @@ class Planner:
         self.prepare = recipe(recipe.Settings())
         merge = find("recipe", "merge")
         self.merge = merge(merge.Settings())
+        self.asked: dict[ConceptSet, list[Probe]] = {}
         self.known: dict[str, Stage] = {}
         self.points: dict[tuple[str, str], Waypoint] = {}
 
@@ -208,6 +210,7 @@ class Planner:
                 clean = self.edited(clean, clean, edit, trial)
         has_control = has_control and unlearned is not self.root
         tuned = [edit.key for edit in trial.edits if edit.kind == "finetune"]
+        after = [edit.kind for edit in trial.edits if edit.kind != "unlearn"]
         return PlannedTrial(
             trial=trial,
             is_control=is_control,
@@ -216,7 +219,7 @@ class Planner:
             final=self.point(final, trial.erased),
             control=clean.digest if has_control else None,
             steps_param=f"{tuned[-1]}.steps" if tuned else None,
-            starts_unlearned=len(tuned) == 1 and trial.edits[-1].kind == "finetune",
+            starts_unlearned=after == ["finetune"] and trial.edits[-1].kind == "finetune",
         )
 
     def edited(self, parent: Stage, clean: Stage, edit: Edit, trial: Trial) -> Stage:
@@ -226,6 +229,11 @@ class Planner:
             if not edit.plugin.changes:
                 return parent
             return self.unique(self.unlearn_stage(parent, edit.plugin, trial))
+        if edit.kind == "merge":
+            if edit.plugin.settings.scale == 0:
+                return parent
+            mark = {"fingerprint": self.fingerprint(edit.plugin)}
+            return self.unique(_stage("merge", edit.plugin, mark, mark, None, parent))
         if edit.plugin.settings.steps == 0:
             return parent
         if edit.plugin.settings.trained_on == "model" or parent is clean:
@@ -236,6 +244,8 @@ class Planner:
     def unlearn_stage(self, parent: Stage, plugin: UnlearnerPlugin, trial: Trial) -> Stage:
         erased = trial.erased
         extra = as_settings(plugin.targets(self.base, erased))
+        if files := self.fingerprint(plugin):
+            extra["fingerprint"] = files
         if "retained" in plugin.uses:
             extra["retained_prompts"] = list(plugin.kept_prompts(self.base, erased))
         needs = plugin.needs(self.base, erased)
@@ -279,16 +289,27 @@ class Planner:
         return self.points[key]
 
     def sample_stage(self, model: Stage, erased: ConceptSet) -> Stage:
-        asked = {"probes": self.sweep.evaluate.probes(self.base, erased)}
+        asked = {"probes": [probe.to_json() for probe in self.probes(erased)]}
         return _stage("sample", self.sample, asked, asked, None, model)
+
+    def probes(self, erased: ConceptSet) -> list[Probe]:
+        """Asked once a set of concepts: an evaluation set may read a file."""
+        if erased not in self.asked:
+            self.asked[erased] = self.sweep.evaluate.probes(self.base, erased)
+            for one in self.sweep.evaluate.sets:
+                self.fingerprint(one)
+        return self.asked[erased]
 
     def score_stage(
         self, metric: MetricPlugin, model: Stage, sample: Stage, erased: ConceptSet
     ) -> Stage:
         mark: dict[str, Any] = {"fingerprint": self.fingerprint(metric)}
         if metric.needs == "pipeline":
-            ask = self.sweep.evaluate.prompts_for
-            mark |= as_settings([Target(c, ask(self.base, c)) for c in erased.concepts])
+            asked: dict[str, list[str]] = {concept: [] for concept in erased.concepts}
+            for probe in self.probes(erased):
+                if probe.role == "erased" and probe.prompt not in asked[probe.concept]:
+                    asked[probe.concept].append(probe.prompt)
+            mark |= as_settings([Target(c, tuple(prompts)) for c, prompts in asked.items()])
         full = dict(mark)
         if metric.samples:
             mark["sampling"] = self.sample.settings.identity()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -14,17 +15,21 @@ import numpy.typing as npt
 from orchestrator.core.artifacts import (
     CONSTANT_PICTURES,
     IMAGES_DRAWN,
+    KEPT,
     LOSSES,
     VALUES,
     LossRow,
     Role,
+    ValueRow,
 )
 from orchestrator.core.errors import CorruptObject, StoreError
 from orchestrator.core.stage import Stage
 from orchestrator.plan.plan import Plan, PlannedTrial, Waypoint
 from orchestrator.stats.intervals import Array
 from orchestrator.stats.paired import (
+    Estimate,
     Paired,
+    change,
     model_ruined,
     paired_interval,
     unchanged,
@@ -33,17 +38,62 @@ from orchestrator.stats.paired import (
 from orchestrator.store.store import Record, Store
 
 Status = Literal["done", "incomplete", "failed"]
-_OF = "retained."
-"""What a metric's mean over one of the retained concepts begins with."""
+BESIDE: tuple[Role, ...] = ("synonym", "related", "other")
+"""The roles that have numbers of their own beside the erased concept's, where they are asked."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A model's means of the primary metric, by role; None where there is no record yet."""
+    """A model's means of the primary metric, by role; None where there is no record yet.
+
+    `retained` is over what should survive: the role "retained", or where a set has none of it
+    "other", or else "related" (`KEPT`).
+    """
 
     erased: float | None = None
     retained: float | None = None
     never_known: float | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some of the pictures that a model is asked: a role's, or those of one concept of it."""
+
+    role: Role
+    concept: str | None = None
+
+    @property
+    def name(self) -> str:
+        """As columns begin with it."""
+        return self.role if self.concept is None else f"{self.role}.{self.concept}"
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether its concepts stand for others of their kind, as prompts do for other prompts."""
+        return self.role in KEPT and self.concept is None
+
+    def has(self, row: ValueRow) -> bool:
+        """Whether a picture is one of it."""
+        return row.role == self.role and self.concept in (None, row.concept)
+
+
+ERASED = Group("erased")
+"""What resurgence is defined on."""
+
+
+@dataclass(frozen=True)
+class GroupNumbers:
+    """A group's means on the three models, what came back and what unlearning took.
+
+    `lost` is base - unlearned, paired by image: of other concepts, the interference.
+    """
+
+    group: Group
+    base: float
+    unlearned: float
+    final: float
+    paired: Paired
+    lost: Estimate
 
 
 @dataclass(frozen=True)
@@ -74,7 +124,9 @@ class Measured:
 
     `control` is the score after the same fine-tuning of the base without unlearning; None for a
     control itself. `metrics` holds the final model's other numbers as "<metric>.<name>",
-    `base_metrics` and `unlearned_metrics` those of the other two.
+    `base_metrics` and `unlearned_metrics` those of the other two; `groups` what is measured beside
+    the erased concept as a whole: synonyms, related and other concepts, and each concept of several
+    that are erased together.
     `seconds` is the work that the numbers rest on; what trials share counts in each.
     """
 
@@ -92,6 +144,12 @@ class Measured:
     seconds: float
     base_metrics: Mapping[str, float] = field(default_factory=dict)
     unlearned_metrics: Mapping[str, float] = field(default_factory=dict)
+    groups: tuple[GroupNumbers, ...] = ()
+
+    @property
+    def worst(self) -> GroupNumbers | None:
+        """Of several concepts that are erased together, the one that came back the most."""
+        return worst_of(self.groups)
 
     @property
     def is_final(self) -> bool:
@@ -101,11 +159,15 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class _Values:
-    """The erased concept's values: shape (prompts, images), and which image each is."""
+class Values:
+    """A group's values: shape (prompts, images), NaN where a prompt has fewer images than others.
+
+    `pairs` say which image each is, `clusters` of which concept each prompt, by number.
+    """
 
     pairs: npt.NDArray[np.int64]
     values: Array
+    clusters: tuple[int, ...]
 
 
 class TrialReader:
@@ -118,7 +180,7 @@ class TrialReader:
         self.plan = plan
         self.store = store
         self._records: dict[str, Record] = {}
-        self._values: dict[str, _Values] = {}
+        self._values: dict[tuple[str, Group], Values] = {}
         self._measured: dict[str, Measured] = {}
         self._losses: dict[str, list[LossRow]] = {}
         self._pictured: dict[str, Pictures] = {}
@@ -155,6 +217,7 @@ class TrialReader:
             return self._measured[planned.key]
         # First what reads files: a record that is found damaged counts as none in all that follows.
         paired = self._paired(planned)
+        groups = tuple(self._groups(planned))
         seconds = sum(record.seconds for record in self.records(planned.stages()))
         base, unlearned, final = (
             self.scores(point) for point in (planned.base, planned.unlearned, planned.final)
@@ -184,6 +247,7 @@ class TrialReader:
             seconds=seconds,
             base_metrics=self._metrics(planned.base),
             unlearned_metrics=self._metrics(planned.unlearned),
+            groups=groups,
         )
         if measured.is_final:
             self._measured[planned.key] = measured
@@ -198,7 +262,8 @@ class TrialReader:
         stage = point.primary
         record = self.record(stage) if stage else None
         found = record.metrics if record else {}
-        return Scores(found.get("erased"), found.get("retained"), found.get("never_known"))
+        kept = found.get(kept_role(point))
+        return Scores(found.get("erased"), kept, found.get("never_known"))
 
     def _metrics(self, point: Waypoint) -> dict[str, float]:
         """The model's other numbers as "<metric>.<name>"."""
@@ -213,7 +278,7 @@ class TrialReader:
 
     def values(self, point: Waypoint) -> Array | None:
         """The primary metric of the erased concept's images: shape (prompts, images)."""
-        found = self._erased(point)
+        found = self.group(point, ERASED)
         return None if found is None else found.values
 
     def pictures(self, trials: Iterable[PlannedTrial]) -> Pictures:
@@ -234,10 +299,12 @@ class TrialReader:
             return self._pictured[point.sample.key]
         drawn, values = self.record(point.sample), self.values(point)
         scored = self.record(point.primary) if point.primary else None
-        asked = {p["concept"] for p in point.sample.settings["probes"] if p["role"] == "retained"}
+        role = kept_role(point)
+        asked = {p["concept"] for p in point.sample.settings["probes"] if p["role"] == role}
         # A metric need not tell concepts apart.
-        told = [name for name in (scored.metrics if scored else ()) if name.startswith(_OF)]
-        there = {name.removeprefix(_OF) for name in told} if told else asked
+        of = f"{role}."
+        told = [name for name in (scored.metrics if scored else ()) if name.startswith(of)]
+        there = {name.removeprefix(of) for name in told} if told else asked
         found = Pictures(
             count=int(drawn.metrics.get(IMAGES_DRAWN, 0)) if drawn else 0,
             constant=int(drawn.metrics.get(CONSTANT_PICTURES, 0)) if drawn else 0,
@@ -261,8 +328,24 @@ class TrialReader:
         return self._losses[record.key]
 
     def _paired(self, planned: PlannedTrial) -> Paired | None:
+        known = self._three(planned, ERASED)
+        if known is None:
+            return None
+        base, unlearned, final = (values.values[None] for values in known)
+        paired = paired_interval(base, unlearned, final)
+        return unchanged(paired) if is_unchanged(planned) else paired
+
+    def _groups(self, planned: PlannedTrial) -> Iterator[GroupNumbers]:
+        for group in groups_of(planned.final):
+            if (known := self._three(planned, group)) is not None:
+                values = [one.values[None] for one in known]
+                clusters = known[0].clusters if group.is_sample else None
+                yield group_numbers(group, values, None, clusters, is_unchanged(planned))
+
+    def _three(self, planned: PlannedTrial, group: Group) -> list[Values] | None:
+        """The group's values on the three models; None unless all have some."""
         points = (planned.base, planned.unlearned, planned.final)
-        found = [self._erased(point) for point in points]
+        found = [self.group(point, group) for point in points]
         known = [values for values in found if values is not None]
         if len(known) < len(found):
             return None
@@ -274,9 +357,7 @@ class TrialReader:
             )
         if not all(np.isfinite(values.values).any() for values in known):
             return None  # a metric that has no value of any picture
-        base, unlearned, final = (values.values[None] for values in known)
-        paired = paired_interval(base, unlearned, final)
-        return unchanged(paired) if is_unchanged(planned) else paired
+        return known
 
     @contextmanager
     def _unless_damaged(self, record: Record) -> Iterator[None]:
@@ -287,27 +368,115 @@ class TrialReader:
             self._records.pop(record.key, None)
             self._keys.discard(record.key)
 
-    def _erased(self, point: Waypoint) -> _Values | None:
+    def group(self, point: Waypoint, group: Group) -> Values | None:
+        """The primary metric of a group's images; None if there is no record yet."""
         stage = point.primary
         record = self.record(stage) if stage else None
         if stage is None or record is None:
             return None
-        if stage.key not in self._values:
+        if (stage.key, group) not in self._values:
             with self._unless_damaged(record), self.store.object(record, VALUES.name) as path:
-                rows = [row for row in VALUES.read(path) if row.role == "erased"]
+                every = VALUES.read(path)
             if stage.key not in self._keys:
                 return None
-            rows.sort(key=lambda row: (row.prompt_index, row.image_index))
-            prompts = len({row.prompt_index for row in rows})
-            if prompts == 0 or len(rows) % prompts:
-                raise StoreError(
-                    f"score {record.key} must have as many images for every prompt of the erased "
-                    f"concept but has {len(rows)} images of {prompts} prompts"
-                )
-            pairs = np.array([(row.prompt_index, row.image_index) for row in rows])
-            values = np.array([row.value for row in rows]).reshape(prompts, -1)
-            self._values[stage.key] = _Values(pairs, values)
-        return self._values[stage.key]
+            for one in (ERASED, *groups_of(point)):  # the file is read once
+                rows = [row for row in every if one.has(row)]
+                self._values[stage.key, one] = _values_of(rows, record.key, one)
+        return self._values[stage.key, group]
+
+
+def _values_of(rows: list[ValueRow], key: str, group: Group) -> Values:
+    """By prompt: rows that ask the same of one concept, from other noise, are one prompt."""
+    rows.sort(key=lambda row: (row.prompt_index, row.image_index))
+    prompts = len({row.prompt_index for row in rows})
+    if prompts == 0 or len(rows) % prompts:
+        what = "the erased concept" if group == ERASED else repr(group.name)
+        raise StoreError(
+            f"score {key} must have as many images for every prompt of {what} but has "
+            f"{len(rows)} images of {prompts} prompts"
+        )
+    asked: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        asked.setdefault((row.concept, row.prompt), []).append(row.value)
+    values = np.full((len(asked), max(map(len, asked.values()))), np.nan)
+    for line, some in zip(values, asked.values(), strict=True):
+        line[: len(some)] = some
+    concepts = list(dict.fromkeys(concept for concept, _ in asked))
+    clusters = tuple(concepts.index(concept) for concept, _ in asked)
+    pairs = np.array([(row.prompt_index, row.image_index) for row in rows])
+    return Values(pairs, values, clusters)
+
+
+def kept_role(point: Waypoint) -> Role:
+    """The role of what should survive, by which a model's health is told."""
+    asked = {probe["role"] for probe in point.sample.settings["probes"]}
+    return next((role for role in KEPT if role in asked), KEPT[0])
+
+
+def groups_of(point: Waypoint) -> list[Group]:
+    """What is measured of a model beside the erased concept as a whole."""
+    concepts: dict[str, dict[str, None]] = {}
+    for probe in point.sample.settings["probes"]:
+        concepts.setdefault(probe["role"], {})[probe["concept"]] = None
+    erased = concepts.get("erased", {})
+    found = [Group("erased", concept) for concept in erased] if len(erased) > 1 else []
+    return [*found, *(Group(role) for role in BESIDE if role in concepts)]
+
+
+def group_numbers(
+    group: Group,
+    values: Sequence[Array],
+    shares: bool | None,
+    clusters: Sequence[int] | None,
+    has_no_edit: bool,
+) -> GroupNumbers:
+    """Of the three models' values, each of shape (seeds, prompts, images).
+
+    `has_no_edit` says that the final model is the unlearned one.
+    """
+    base, unlearned, final = values
+    paired = paired_interval(base, unlearned, final, shares, clusters)
+    return GroupNumbers(
+        group=group,
+        base=float(np.nanmean(base)),
+        unlearned=float(np.nanmean(unlearned)),
+        final=float(np.nanmean(final)),
+        paired=unchanged(paired) if has_no_edit else paired,
+        lost=change(unlearned, base, shares, clusters),
+    )
+
+
+def group_columns(groups: Iterable[GroupNumbers]) -> dict[str, float | str | None]:
+    """The numbers by column: "synonym_final", "other_lost_low", "erased.star_resurgence".
+
+    An interval's end is None where too little was measured for one.
+    """
+    groups, found = list(groups), dict[str, float | str | None]()
+    for one in groups:
+        estimates = {"resurgence": one.paired.resurgence, "recovery": one.paired.recovery}
+        means = {"base": one.base, "unlearned": one.unlearned, "final": one.final}
+        found |= {f"{one.group.name}_{name}": value for name, value in means.items()}
+        for name, estimate in (estimates | {"lost": one.lost}).items():
+            found |= interval_columns(f"{one.group.name}_{name}", estimate)
+    if (worst := worst_of(groups)) is not None:
+        found["worst_concept"] = worst.group.concept
+        found |= interval_columns("worst_resurgence", worst.paired.resurgence)
+    return found
+
+
+def interval_columns(name: str, estimate: Estimate | None) -> dict[str, float | None]:
+    """A value and the ends of its interval, null where there is none."""
+    if estimate is None:
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
+    ends = ((f"{name}_low", estimate.low), (f"{name}_high", estimate.high))
+    found = {end: value if math.isfinite(value) else None for end, value in ends}
+    return {name: estimate.value, **found}
+
+
+def worst_of(groups: Iterable[GroupNumbers]) -> GroupNumbers | None:
+    """Of several concepts that are erased together, the one that came back the most."""
+    each = [one for one in groups if one.group.role == "erased"]
+    return max(each, key=lambda one: one.paired.resurgence.value, default=None)
 
 
 def is_unchanged(planned: PlannedTrial) -> bool:

@@ -8,11 +8,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.core.artifacts import Role
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.hints import suggest
 from orchestrator.core.text import number
 from orchestrator.plan.plan import Plan
-from orchestrator.results.measure import Measured, Pictures, TrialReader, is_unchanged
+from orchestrator.results.measure import (
+    ERASED,
+    Group,
+    GroupNumbers,
+    Measured,
+    Pictures,
+    TrialReader,
+    group_numbers,
+    groups_of,
+    is_unchanged,
+    kept_role,
+    worst_of,
+)
 from orchestrator.stats.intervals import Array, are_shares
 from orchestrator.stats.paired import (
     ALPHA,
@@ -40,7 +53,8 @@ class Aggregate:
     `unlearning_failed` counts the trials whose unlearning never worked, `model_ruined` those where
     it took what should have stayed too: with any, the setting ranks behind those that have
     something to bring back, and has no `p_holm`. `p_holm` is Holm's p-value of its resurgence among
-    the settings that are ranked.
+    the settings that are ranked. `groups` are synonyms, related and other concepts, and each
+    concept of several that are erased together.
     """
 
     params: Mapping[str, Scalar]
@@ -69,6 +83,16 @@ class Aggregate:
     resurgence_by_seed: tuple[float, ...]
     final_low: float | None
     final_high: float | None
+    groups: tuple[GroupNumbers, ...] = ()
+
+    @property
+    def worst(self) -> GroupNumbers | None:
+        """Of several concepts that are erased together, the one that came back the most."""
+        return worst_of(self.groups)
+
+    def of_role(self, role: Role) -> GroupNumbers | None:
+        """The numbers of a role as a whole, if it was asked for."""
+        return next((one for one in self.groups if one.group == Group(role)), None)
 
     @property
     def resurgence(self) -> float | None:
@@ -129,13 +153,14 @@ class Summary:
     """A sweep's settings, controls included, the largest resurgence first.
 
     `axes` are the parameters on which they differ; `caption` says what was measured; `pictures` is
-    what is odd about those of all trials.
+    what is odd about those of all trials; `kept` is the role of the concepts that should survive.
     """
 
     settings: tuple[Aggregate, ...]
     axes: tuple[str, ...]
     caption: str
     pictures: Pictures
+    kept: Role = "retained"
 
     @property
     def shown(self) -> list[Aggregate]:
@@ -184,7 +209,8 @@ def aggregate(plan: Plan, store: Store, reader: TrialReader | None = None) -> Su
         return (measured.planned.is_control, *((k, v) for k, v in params if k != "seed"))
 
     pictures = reader.pictures(plan.trials)
-    return Summary(_settings(reader, reader.all(), key), axes, caption(plan), pictures)
+    settings = _settings(reader, reader.all(), key)
+    return Summary(settings, axes, caption(plan), pictures, _kept(plan))
 
 
 def aggregate_by(plan: Plan, store: Store, by: Sequence[str]) -> Summary:
@@ -211,7 +237,7 @@ def aggregate_by(plan: Plan, store: Store, by: Sequence[str]) -> Summary:
     over = ", ".join(axis for axis in axes if axis not in by)
     note = f"{caption(plan)} · averaged over {over}" if over else caption(plan)
     pictures = reader.pictures(plan.trials)
-    return Summary(_settings(reader, tuned, key), tuple(by), note, pictures)
+    return Summary(_settings(reader, tuned, key), tuple(by), note, pictures, _kept(plan))
 
 
 def _settings(reader: TrialReader, trials: Iterable[Measured], key: Key) -> tuple[Aggregate, ...]:
@@ -239,12 +265,14 @@ def _aggregate(reader: TrialReader, trials: Sequence[Measured]) -> Aggregate:
     replicates = _replicates(scored)
     kept = [m for replicate in replicates for m in replicate] or trials
     paired = final = None
+    groups: tuple[GroupNumbers, ...] = ()
     if replicates:
-        (base, unlearned, last), shares = _stacked(reader, replicates)
+        (base, unlearned, last), shares, _ = _stacked(reader, replicates, ERASED)
         final = mean_interval(last, shares)
         paired = paired_interval(base, unlearned, last, shares)
         if all(is_unchanged(m.planned) for m in scored):
             paired = unchanged(paired)
+        groups = tuple(_groups(reader, replicates))
     return Aggregate(
         params=_common(trials),
         is_control=trials[0].planned.is_control,
@@ -275,7 +303,21 @@ def _aggregate(reader: TrialReader, trials: Sequence[Measured]) -> Aggregate:
         ),
         final_low=final.low if final else None,
         final_high=final.high if final else None,
+        groups=groups,
     )
+
+
+def _groups(
+    reader: TrialReader, replicates: Sequence[Sequence[Measured]]
+) -> Iterator[GroupNumbers]:
+    """Of the groups that every trial asks for and has values of."""
+    trials = [m for replicate in replicates for m in replicate]
+    for group in groups_of(trials[0].planned.final):
+        if all(any(one.group == group for one in m.groups) for m in trials):
+            values, shares, clusters = _stacked(reader, replicates, group)
+            same = all(is_unchanged(m.planned) for m in trials)
+            of = clusters if group.is_sample else None
+            yield group_numbers(group, list(values), shares, of, same)
 
 
 def _common(trials: Sequence[Measured]) -> dict[str, Scalar]:
@@ -305,25 +347,44 @@ def _replicates(trials: Iterable[Measured]) -> list[list[Measured]]:
 
 
 def _stacked(
-    reader: TrialReader, replicates: Iterable[Iterable[Measured]]
-) -> tuple[npt.NDArray[np.float64], bool]:
-    """Values of the three models: shape (3, seeds, prompts, images); and whether they are shares.
+    reader: TrialReader, replicates: Iterable[Iterable[Measured]], group: Group
+) -> tuple[npt.NDArray[np.float64], bool, list[int]]:
+    """A group's values of the three models: shape (3, seeds, prompts, images); whether they are
+    shares, which are 0 or 1, or means of such; and of which concept each prompt is, by number.
 
-    Those are 0 or 1, or means of such. A seed's values are averaged over its settings, the
-    concepts' prompts side by side.
+    A seed's values are averaged over its settings, the concepts' prompts side by side.
     """
-    seeds, are_all_shares = [], True
+    seeds, are_all_shares, clusters = [], True, list[int]()
     for replicate in replicates:
         by_concept: dict[str, list[Array]] = {}
+        of: dict[str, tuple[int, ...]] = {}
         for measured in replicate:
             planned = measured.planned
             points = (planned.base, planned.unlearned, planned.final)
-            values = np.stack([v for point in points if (v := reader.values(point)) is not None])
+            found = [v for point in points if (v := reader.group(point, group)) is not None]
+            values = np.stack([one.values for one in found])
             are_all_shares = are_all_shares and are_shares(values)
             by_concept.setdefault(planned.trial.concept, []).append(values)
+            of[planned.trial.concept] = found[0].clusters
         means = [np.mean(found, axis=0) for _, found in sorted(by_concept.items())]
-        seeds.append(np.concatenate(means, axis=1))
-    return np.stack(seeds, axis=1), are_all_shares
+        seeds.append(np.concatenate(_equally_many(means), axis=1))
+        clusters = []
+        for _, numbers in sorted(of.items()):
+            clusters += [number + 1 + max(clusters, default=-1) for number in numbers]
+    return np.stack(seeds, axis=1), are_all_shares, clusters
+
+
+def _equally_many(values: Sequence[Array]) -> list[Array]:
+    """Each (models, prompts, images), filled with NaN up to the most images that one has."""
+    most = max(some.shape[2] for some in values)
+    return [
+        np.pad(some, ((0, 0), (0, 0), (0, most - some.shape[2])), constant_values=np.nan)
+        for some in values
+    ]
+
+
+def _kept(plan: Plan) -> Role:
+    return kept_role(plan.trials[0].final) if plan.trials else "retained"
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

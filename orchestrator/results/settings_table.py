@@ -15,10 +15,10 @@ import pyarrow as pa
 from pyarrow import csv
 
 from orchestrator.plan.plan import Plan
+from orchestrator.results.measure import group_columns, interval_columns
 from orchestrator.results.settings import Summary, aggregate, aggregate_by
 from orchestrator.results.times import Times, times_to_resurgence
 from orchestrator.results.trials_table import of_one_type
-from orchestrator.stats.paired import Estimate
 from orchestrator.store.store import Store
 
 Form = Literal["csv", "json"]
@@ -55,6 +55,8 @@ def settings_table(summary: Summary) -> pa.Table:
 def settings_rows(summary: Summary) -> list[TableRow]:
     """One row a setting; every row has every column."""
     names = dict.fromkeys(name for setting in summary.settings for name in setting.params)
+    groups = [group_columns(setting.groups) for setting in summary.settings]
+    more = dict.fromkeys(name for columns in groups for name in columns)
     return [
         {name: setting.params.get(name) for name in names}
         | {
@@ -79,24 +81,16 @@ def settings_rows(summary: Summary) -> list[TableRow]:
             "final_low": setting.final_low,
             "final_high": setting.final_high,
             "control_score": setting.control,
-            **_interval("resurgence", setting.paired.resurgence if setting.paired else None),
+            **interval_columns("resurgence", setting.paired.resurgence if setting.paired else None),
             "p": setting.paired.p if setting.paired else None,
             "p_holm": setting.p_holm,
-            **_interval("recovery", setting.paired.recovery if setting.paired else None),
+            **interval_columns("recovery", setting.paired.recovery if setting.paired else None),
             "retained_final": setting.retained,
             "never_known_final": setting.never_known,
+            **{name: columns.get(name) for name in more},
         }
-        for setting in summary.settings
+        for setting, columns in zip(summary.settings, groups, strict=True)
     ]
-
-
-def _interval(name: str, estimate: Estimate | None) -> TableRow:
-    """Null ends: too little was measured for an interval."""
-    if estimate is None:
-        return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
-    ends = ((f"{name}_low", estimate.low), (f"{name}_high", estimate.high))
-    found = {end: value if math.isfinite(value) else None for end, value in ends}
-    return {name: estimate.value, **found}
 
 
 def times_rows(times: Times) -> Iterator[TableRow]:

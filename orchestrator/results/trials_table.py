@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.plan.plan import Plan
-from orchestrator.results.measure import Measured, TrialReader
+from orchestrator.results.measure import Measured, TrialReader, group_columns
 from orchestrator.store.store import Store
 
 
@@ -98,7 +98,8 @@ NUMBERS = (
     Column(
         "retained_concepts",
         _COUNT,
-        "retained concepts that retained_… are means over",
+        "concepts that should survive (of the role retained, else other, else related), over which "
+        "retained_… are means",
         lambda m: None if m.final.retained is None else m.pictures.retained_scored,
     ),
     Column(
@@ -174,6 +175,7 @@ def table(plan: Plan, store: Store, reader: TrialReader | None = None) -> pa.Tab
     fields += [_fixed(column, trials) for column in NAMES]
     fields += _open(trials, lambda m: m.planned.trial.params, "axis of the sweep")
     fields += [_fixed(column, trials) for column in NUMBERS]
+    fields += _open(trials, lambda m: group_columns(m.groups), "a group beside the erased concept")
     fields += _open(trials, lambda m: m.metrics, "number of the final model")
     fields += [_fixed(column, trials) for column in ORIGINS]
     schema = pa.schema([field for field, _ in fields], metadata={"resurge.sweep": plan.name})

@@ -24,6 +24,7 @@ from orchestrator.run.run import (
 )
 from orchestrator.search.progress import SearchProgress
 from orchestrator.search.searcher import Searcher
+from orchestrator.study.defence import are_all_tried
 from orchestrator.study.lock import StudyLock, owned
 from orchestrator.study.studies import is_complete, open_studies
 from orchestrator.study.tried import Tried
@@ -49,13 +50,14 @@ def search_job(job: Job, console: Console) -> list[WorstCase]:
     points, storage = job.planner, job.studies_uri
     begun = job.studies  # another search's are refused before the store knows of this one
     job.remember()
-    if is_complete(points, begun, job.store):
+    are_tried = points.search.defend is None or are_all_tried(points, storage)
+    if are_tried and is_complete(points, begun, job.store):
         catch_up(job, console)
         return job.now().worst_cases()
     job.home.check_writable()
     settings = points.search.settings
-    open_studies(points, storage)  # another search's are refused before any worker starts
-    names = [name for name, _, _ in job.studies]
+    # Another search's are refused before any worker starts.
+    names = [study.name for _, study in open_studies(points, storage)]
     say = functools.partial(console.print, style="dim", soft_wrap=True)
     with (
         owned(StudyLock(storage, names), say) as check,

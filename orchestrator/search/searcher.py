@@ -20,11 +20,12 @@ from orchestrator.plan.tasks import make_tasks
 from orchestrator.schedule.scheduler import Scheduler
 from orchestrator.store.store import Store
 from orchestrator.study.budget import Spending, spending
+from orchestrator.study.defence import judged
 from orchestrator.study.points import PointPlanner
-from orchestrator.study.studies import open_studies
+from orchestrator.study.studies import open_studies, open_study, read_studies
 from orchestrator.study.study import Study
 from orchestrator.study.tried import Tried
-from orchestrator.study.worst_case import asked_plan, confirmed
+from orchestrator.study.worst_case import asked_plan, breaks_defence, confirmed, is_no_defence
 from orchestrator.sweep.space import Point
 
 
@@ -65,6 +66,18 @@ class _SearchRun:
     verdict: Future[bool] | None = None
 
 
+@dataclass
+class _Outer:
+    """A study of defences, and the lane that seeks the worst case of the one that is tried now."""
+
+    study: Study
+    waiting: deque[Tried] = field(default_factory=deque)
+    asked: Future[Tried | None] | None = None
+    tried: Tried | None = None
+    lane: Lane | None = None
+    is_over: bool = False
+
+
 class Searcher:
     """Runs a search to its end on an executor that is started.
 
@@ -99,20 +112,20 @@ class Searcher:
         self._checked: set[str] = set()
         self._owner = ThreadPoolExecutor(1, thread_name_prefix="resurge-study")
         self._telling: list[Future[Any]] = []
+        self._storage = storage
         opened = self._owner.submit(open_studies, points, storage).result()
-        self.lanes = [Lane(fixed, study) for fixed, study in opened]
+        is_inner = points.search.defend is None
+        self.lanes = [Lane(fixed, study) for fixed, study in opened] if is_inner else []
+        self.outers = [] if is_inner else [_Outer(study) for _, study in opened]
 
     def run(self) -> None:
         """Until every study's budget is spent and its best settings are confirmed."""
         try:
             for lane in self.lanes:
-                adopted = self._owner.submit(lane.study.adopt).result()
-                tried_before = self._owner.submit(lane.study.tried).result()
-                self.watcher.begin(lane.study.name, tried_before)
-                lane.spent = spending(self.points, tried_before, self.store)
-                for tried in adopted:
-                    self._start(lane, tried)
-            while any(lane.running or not lane.is_over for lane in self.lanes):
+                self._begin(lane)
+            for outer in self.outers:
+                outer.waiting.extend(self._owner.submit(outer.study.adopt).result())
+            while self._is_under_way:
                 self._turn()
             self._finish_telling(wait=True)
             self._confirm()
@@ -122,6 +135,21 @@ class Searcher:
             self._owner.shutdown(wait=True, cancel_futures=True)
             self._drop_states(0)
 
+    def _begin(self, lane: Lane) -> None:
+        """Go on with what was running when the study was last closed."""
+        adopted = self._owner.submit(lane.study.adopt).result()
+        before = self._owner.submit(lane.study.tried).result()
+        self.watcher.begin(lane.study.name, before)
+        lane.spent = spending(self.points, before, self.store)
+        lane.is_over = breaks_defence(self.points.search, before)
+        for tried in adopted:
+            self._start(lane, tried)
+
+    @property
+    def _is_under_way(self) -> bool:
+        is_searching = any(lane.running or not lane.is_over for lane in self.lanes)
+        return is_searching or any(one.lane or not one.is_over for one in self.outers)
+
     @property
     def _under_way(self) -> list[_SearchRun]:
         return [run for lane in self.lanes for run in lane.running]
@@ -129,7 +157,7 @@ class Searcher:
     def _turn(self) -> None:
         """Whatever can be done at once, then wait for the next thing to happen."""
         self.check()
-        while self._collect() or self._fill():
+        while self._defend() or self._collect() or self._fill():
             pass
         self._finish_telling(wait=False)
         awaited: list[Future[Any]] = [r.verdict for r in self._under_way if r.verdict is not None]
@@ -138,8 +166,54 @@ class Searcher:
             self.scheduler.advance(0.05 if is_asking else 1.0)
             return
         awaited += [lane.asked for lane in self.lanes if lane.asked is not None]
+        awaited += [outer.asked for outer in self.outers if outer.asked is not None]
         if awaited:
             futures.wait(awaited, 1.0, futures.FIRST_COMPLETED)
+
+    def _defend(self) -> bool:
+        """Go on with one outer study: judge its defence, or try the next; whether there was one."""
+        for outer in self.outers:
+            lane = outer.lane
+            if lane is not None:
+                if lane.is_over and not lane.running and lane.asked is None:
+                    self._judge(outer, lane)
+                    return True
+            elif outer.waiting:
+                self._try(outer, outer.waiting.popleft())
+                return True
+            elif outer.asked is None and not outer.is_over:
+                outer.asked = self._owner.submit(outer.study.ask)
+            elif outer.asked is not None and outer.asked.done():
+                tried, outer.asked = outer.asked.result(), None
+                outer.is_over = tried is None
+                if tried is not None:
+                    self._try(outer, tried)
+                return True
+        return False
+
+    def _try(self, outer: _Outer, tried: Tried) -> None:
+        """Seek the worst case of a defence."""
+        opened = self._owner.submit(open_study, self.points, self._storage, tried.point)
+        outer.tried, outer.lane = tried, Lane(tried.point, opened.result())
+        self.lanes.append(outer.lane)
+        self._begin(outer.lane)
+
+    def _judge(self, outer: _Outer, lane: Lane) -> None:
+        """Tell the outer study what the worst case of its defence is."""
+        assert outer.tried is not None
+        number, outer.lane, outer.tried = outer.tried.number, None, None
+        trials = self._owner.submit(lane.study.tried).result()
+        found = judged(self.points.search, trials)
+        if found is not None:
+            value, numbers = found
+            tell = outer.study.tell
+            told = self._owner.submit(tell, number, [value], numbers.found, numbers.violations)
+        else:
+            reason = next((t.reason for t in trials if t.reason), "none of its trials has a value")
+            for left in (t.number for t in trials if t.state == "running"):
+                self._telling.append(self._owner.submit(lane.study.tell_failed, left, reason))
+            told = self._owner.submit(outer.study.tell_failed, number, reason)
+        self._telling.append(told)
 
     def _fill(self) -> bool:
         """Start a trial that was asked for ahead; whether there was one."""
@@ -235,6 +309,9 @@ class Searcher:
         if numbers.missing is not None:
             self._end(run, study.tell_failed, number, numbers.missing)
             return
+        defend = self.points.search.defend
+        if defend is not None and is_no_defence(defend, numbers.found):
+            lane.is_over = True
         values = [numbers.found[goal.name] for goal in study.goals]
         if len(run.rungs) == 1:
             self._end(run, study.tell, number, values, numbers.found, numbers.violations)
@@ -304,10 +381,7 @@ class Searcher:
 
     def _tried(self) -> list[tuple[str, Point, list[Tried]]]:
         """By study its name, what it holds fixed, and its trials."""
-        return [
-            (lane.study.name, lane.fixed, self._owner.submit(lane.study.tried).result())
-            for lane in self.lanes
-        ]
+        return self._owner.submit(read_studies, self.points, self._storage).result()
 
     def _confirm(self) -> None:
         """Run every study's best settings on fresh seeds, with their controls."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,9 @@ class Mean:
         return 2 * float(stdtr(self.df, -abs(self.value) / math.sqrt(self.variance)))
 
 
-def two_way_mean(values: Array, least_variance: float = 0.0) -> Mean:
+def two_way_mean(
+    values: Array, least_variance: float = 0.0, clusters: Sequence[int] | None = None
+) -> Mean:
     """The mean of values in which images of a prompt are alike, and so are images of a seed.
 
     Prompts and seeds are crossed: every seed's model draws the same prompts. Both are samples, of
@@ -66,14 +69,22 @@ def two_way_mean(values: Array, least_variance: float = 0.0) -> Mean:
     its images stand for prompts and the interval speaks of that prompt. benchmarks/coverage.py
     measures all of it.
 
+    Where prompts are of several concepts that stand for others of their kind, prompts of one
+    concept are alike too: `clusters` says which belong together, and what clusters add to the
+    variance is taken where it is more than what prompts add as if each were alone.
+
     Args:
         values: shape (seeds, prompts, images), all finite (see `without_gaps`).
         least_variance: what the variance is at least, and with it prompts - 1 degrees of freedom.
+        clusters: each prompt's cluster; None: every prompt is one.
     """
     if values.shape[1] == 1:
-        values = values.transpose(0, 2, 1)
+        values, clusters = values.transpose(0, 2, 1), None
     cells = values.mean(axis=2)
-    parts = [_part(cells.mean(axis=0)), _part(cells.mean(axis=1))]
+    own = _part(cells.mean(axis=0))
+    if clusters is not None and len(set(clusters)) > 1:
+        own = max(own, _cluster_part(cells.mean(axis=0), clusters))
+    parts = [own, _part(cells.mean(axis=1))]
     variance = sum(part for part, _ in parts) if cells.size > 1 else math.inf
     prompts_df = max(cells.shape[1] - 1, 1)
     if variance <= least_variance or cells.size == 1:
@@ -86,6 +97,20 @@ def _part(means: Array) -> tuple[float, int]:
     """What a level adds to the variance of the mean, and its degrees of freedom."""
     n = means.size
     return (float(means.var(ddof=1)) / n, n - 1) if n > 1 else (0.0, 1)
+
+
+def _cluster_part(means: Array, clusters: Sequence[int]) -> tuple[float, int]:
+    """The same of clusters of prompts, which need not be of one size.
+
+    Of the linear part of a ratio mean (Särndal, Swensson and Wretman, 1992, 5.5 and 8.2): with d
+    the sum over a cluster of what its prompts are away from the mean of all P, and G clusters,
+    G / (G - 1) times the sum of d² / P². For clusters of one size it is the variance of their means
+    over G.
+    """
+    apart = means - means.mean()
+    sums = np.array([apart[[c == one for c in clusters]].sum() for one in dict.fromkeys(clusters)])
+    n = sums.size
+    return float(n / (n - 1) * (sums**2).sum() / means.size**2), n - 1
 
 
 def without_gaps(values: Array) -> Array:

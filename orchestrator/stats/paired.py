@@ -90,7 +90,11 @@ def wilson(successes: float, n: float, quantile: float = NORMAL_QUANTILE) -> tup
 
 
 def paired_interval(
-    base: Array, unlearned: Array, final: Array, shares: bool | None = None
+    base: Array,
+    unlearned: Array,
+    final: Array,
+    shares: bool | None = None,
+    clusters: Sequence[int] | None = None,
 ) -> Paired:
     """Resurgence and recovery with intervals over prompts and seeds.
 
@@ -102,24 +106,35 @@ def paired_interval(
     Args:
         base, unlearned, final: shape (seeds, prompts, images), or broadcast to it.
         shares: whether the values are 0 or 1, or means of such; looked up in the values if None.
+        clusters: which prompts are of one concept, where concepts are a sample of others.
     """
     stacked = np.stack(np.broadcast_arrays(base, unlearned, final))
     shares = are_shares(stacked) if shares is None else shares
     was, low, now = (without_gaps(values) for values in stacked)
     gap, back = was - low, now - low
-    taken, regained = _mean_of(gap, shares), _mean_of(back, shares)
+    taken, regained = _mean_of(gap, shares, clusters), _mean_of(back, shares, clusters)
     recovered = None
     # None too where the interval of what was taken away reaches next to nothing.
     if taken.value - taken.half_width > MIN_GAP:
         share = float(back.mean()) / taken.value
         linear = share + (back - share * gap) / taken.value
         least = least_variance(back) / taken.value**2 if shares else 0.0
-        recovered = _estimate(two_way_mean(linear, least), None)
+        recovered = _estimate(two_way_mean(linear, least, clusters), None)
     return Paired(
         resurgence=_estimate(regained, (-1.0, 1.0) if shares else None),
         recovery=recovered,
         p=regained.p_value,
     )
+
+
+def change(
+    before: Array, after: Array, shares: bool | None = None, clusters: Sequence[int] | None = None
+) -> Estimate:
+    """after - before with its interval, paired by image; arguments as of `paired_interval`."""
+    stacked = np.stack(np.broadcast_arrays(before, after))
+    shares = are_shares(stacked) if shares is None else shares
+    was, now = (without_gaps(values) for values in stacked)
+    return _estimate(_mean_of(now - was, shares, clusters), (-1.0, 1.0) if shares else None)
 
 
 def unchanged(paired: Paired) -> Paired:
@@ -155,8 +170,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _mean_of(differences: Array, shares: bool) -> Mean:
-    return two_way_mean(differences, least_variance(differences) if shares else 0.0)
+def _mean_of(differences: Array, shares: bool, clusters: Sequence[int] | None) -> Mean:
+    least = least_variance(differences) if shares else 0.0
+    return two_way_mean(differences, least, clusters)
 
 
 def _estimate(mean: Mean, bounds: tuple[float, float] | None) -> Estimate:

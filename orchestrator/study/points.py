@@ -20,8 +20,10 @@ from orchestrator.sweep.space import Point, Range
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.trial import Trial
 
-RUINED = "model_ruined"
-"""The number that a point has where unlearning ruined the model: the share of its seeds."""
+FAILED, RUINED = "unlearning_failed", "model_ruined"
+"""Numbers that a point has where unlearning took too little, or ruined the model: the share of its
+seeds.
+"""
 NOT_IDENTITY = ("name", "search", "keep", "resources", "store", "mlflow")
 """Parts of a sweep on which no value of its search hangs."""
 
@@ -253,17 +255,17 @@ def _numbers(trials: Sequence[Measured], point: Point, search: Search) -> Number
     every = {**settings, **_means(trials), **wanted}  # "finetune.steps" can be a goal, say
     found = {name: value for name, value in every.items() if math.isfinite(value)}
     violations = {
-        "unlearning_failed": sum(bool(m.unlearning_failed) for m in trials) / len(trials),
+        FAILED: sum(bool(m.unlearning_failed) for m in trials) / len(trials),
         RUINED: sum(bool(m.model_ruined) for m in trials) / len(trials),
     }
-    if violations[RUINED]:
-        found[RUINED] = violations[RUINED]
+    found |= {name: share for name, share in violations.items() if share}
     for bound in search.subject_to:
         if bound.name in found and bound.reference in (None, *found):
             violations[f"{bound.name} {bound}"] = bound.violation(found)
     lacking = next((name for name in search.wanted if name not in found), None)
     if lacking is None:
-        return Numbers(found, violations, _no_share(search.subject_to, found))
+        outer = search.defend.subject_to if search.defend else ()
+        return Numbers(found, violations, _no_share((*search.subject_to, *outer), found))
     if lacking in every:
         return Numbers(found, violations, f"{lacking} is {every[lacking]}")
     if lacking == "recovery":

@@ -35,6 +35,7 @@ def keep(points: Points, found: Studies) -> tuple[Plan, str]:
         "recorded": points.recorded,
         "seeds": list(points.seeds),
         "studies": [[dict(fixed), points.identity(fixed)] for fixed in points.fixed],
+        "defences": [[dict(f), points.identity(f)] for _, f, _ in found if f not in points.fixed],
         "points": {k: [rows[t.digest] for t in plan.trials] for k, plan in plans.items()},
     }
     return whole, pack(values)
@@ -58,7 +59,8 @@ class StoredPoints(Points):
             self.name, self.recorded = plan.name, values["recorded"]
             self.seeds = tuple(values["seeds"])
             self.fixed = [fixed for fixed, _ in values["studies"]]
-            self._identities = {point_key(fixed): mine for fixed, mine in values["studies"]}
+            studies = [*values["studies"], *values.get("defences", ())]
+            self._identities = {point_key(fixed): mine for fixed, mine in studies}
             self._rows: Mapping[str, Sequence[int]] = values["points"]
         except (ValueError, TypeError, LookupError) as error:
             raise UnreadablePlan(f"its search is damaged ({error})") from error
@@ -66,7 +68,9 @@ class StoredPoints(Points):
         self.nothing = Plan(plan.name, plan.root, (), (), plan.inputs)
 
     def identity(self, fixed: Point) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self._identities[point_key(fixed)]
+        found: Mapping[str, Any] | None = self._identities.get(point_key(fixed))
+        if found is None:
+            raise self._unkept()
         return found
 
     def measuring(self, point: Point, steps: int | None = None) -> Plan:
@@ -75,12 +79,15 @@ class StoredPoints(Points):
     def confirming(self, point: Point) -> Plan:
         return self._of(_key(point, "fresh"))
 
+    def _unkept(self) -> ResurgeError:
+        return ResurgeError(
+            f"a point of search {self.name!r} was asked for by a run that was killed before "
+            "it could be kept: look where its plug-ins and data are"
+        )
+
     def _of(self, key: str) -> Plan:
         if key not in self._rows:
-            raise ResurgeError(
-                f"a point of search {self.name!r} was asked for by a run that was killed before "
-                "it could be kept: look where its plug-ins and data are"
-            )
+            raise self._unkept()
         trials = tuple(self._plan.trials[row] for row in self._rows[key])
         stages = dict.fromkeys(stage for trial in trials for stage in trial.stages())
         return Plan(self._plan.name, self._plan.root, trials, tuple(stages))

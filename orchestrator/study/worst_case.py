@@ -19,9 +19,9 @@ from orchestrator.results.settings import Aggregate, aggregate, aggregate_by
 from orchestrator.stats.paired import Estimate
 from orchestrator.store.store import Store
 from orchestrator.study.budget import spending
-from orchestrator.study.points import RUINED, Points, member_number, member_of, numbers_of
+from orchestrator.study.points import FAILED, RUINED, Points, member_number, member_of, numbers_of
 from orchestrator.study.tried import Tried, best, candidates, counted
-from orchestrator.sweep.search import Bound, Goal, Search
+from orchestrator.sweep.search import Bound, Defend, Goal, Search
 from orchestrator.sweep.space import Point, Space
 
 COVERAGE_RADIUS = 0.1
@@ -180,11 +180,16 @@ def worst_cases(
             ),
             bounds=bounds,
             level=_level(search, bounds),
-            is_spent=spending(points, trials, store).is_over,
+            is_spent=is_spent(points, trials, store),
         )
         for name, fixed, trials in found
         for bounds in search.bounds
     ]
+
+
+def is_spent(points: Points, trials: Sequence[Tried], store: Store) -> bool:
+    """Whether no new trial is to begin, however many are left of the budget."""
+    return breaks_defence(points.search, trials) or spending(points, trials, store).is_over
 
 
 def _level(search: Search, bounds: Sequence[Bound]) -> str:
@@ -194,7 +199,22 @@ def _level(search: Search, bounds: Sequence[Bound]) -> str:
 
 
 def _best(trials: Sequence[Tried], points: Points, bounds: Sequence[Bound]) -> list[Tried]:
+    if breaks_defence(points.search, trials):
+        return []
     return best(keeping(trials, bounds), points.search.goals, points.search.confirm.top)
+
+
+def breaks_defence(search: Search, trials: Iterable[Tried]) -> bool:
+    """Whether what is tried as a defence is none, so that its worst case need not be known."""
+    if search.defend is None:
+        return False
+    return any(is_no_defence(search.defend, t.numbers) for t in counted(trials) if t.numbers)
+
+
+def is_no_defence(defend: Defend, numbers: Mapping[str, float]) -> bool:
+    """Whether the unlearning failed, or ruined the model, or breaks a bound of its own."""
+    is_failed = bool(numbers.get(FAILED) or numbers.get(RUINED))
+    return is_failed or not keeps(defend.subject_to, numbers)
 
 
 def confirmed(trials: Sequence[Tried], points: Points) -> list[Tried]:

@@ -17,17 +17,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from orchestrator.config.checks import build
 from orchestrator.core.concepts import ConceptSet
 from orchestrator.core.digest import canonical_json
 from orchestrator.core.errors import Place, Problem
-from orchestrator.core.plugin import BasePlugin, Plugin
+from orchestrator.core.plugin import BasePlugin, Plugin, PluginKind
 from orchestrator.core.registry import find
-from orchestrator.sweep.trial import Edit, Scalar, Trial, scalar
+from orchestrator.sweep.trial import Edit, EditKind, Scalar, Trial, scalar
 
 MAX_TRIALS = 100_000
+HEADS: Mapping[str, str] = {"unlearn": "method", "finetune": "dataset", "merge": "update"}
+"""The last word of the axis that chooses an edit's plug-in."""
+CHOSEN: Mapping[EditKind, PluginKind] = {
+    "unlearn": "unlearner", "finetune": "dataset", "merge": "update",
+}  # fmt: skip
 _NOWHERE = Place("")
 
 
@@ -51,13 +56,14 @@ class PluginAxes:
 
 @dataclass(frozen=True)
 class EditAxes:
-    """One edit of the sweep. `choices` are unlearners, or the data sets to fine-tune on.
+    """One edit of the sweep. `choices` are unlearners, updates to merge, or the data sets to
+    fine-tune on.
 
     `settings` are the fine-tuning recipe's; an unlearner's settings belong to its choice.
     """
 
     key: str
-    kind: Literal["unlearn", "finetune"]
+    kind: EditKind
     choices: tuple[PluginAxes, ...]
     settings: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     place: Place = field(default=_NOWHERE, compare=False)
@@ -65,12 +71,12 @@ class EditAxes:
     @property
     def head(self) -> str:
         """The flat name of the axis that chooses the plug-in."""
-        return f"{self.key}.{'method' if self.kind == 'unlearn' else 'dataset'}"
+        return f"{self.key}.{HEADS[self.kind]}"
 
     @property
-    def plugin_kind(self) -> Literal["unlearner", "dataset"]:
+    def plugin_kind(self) -> PluginKind:
         """What it chooses from."""
-        return "unlearner" if self.kind == "unlearn" else "dataset"
+        return CHOSEN[self.kind]
 
 
 @dataclass(frozen=True)
@@ -316,7 +322,7 @@ class _TrialBuilder:
         if plugin is None:
             return None
         params = {axes.head: choice.label, **_params(prefix, plugin, choice.settings)}
-        if axes.kind == "unlearn":
+        if axes.kind != "finetune":
             return Edit(axes.key, axes.kind, plugin), params
         finetune = find("recipe", "finetune")
         recipe = self._plugin(finetune, axes.settings, axes.key, point, axes.place)

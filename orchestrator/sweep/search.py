@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
@@ -138,6 +138,26 @@ class SearchSettings(Settings):
     )
 
 
+class DefendSettings(Settings):
+    """How the settings of an unlearner are searched."""
+
+    sampler: Sampler = Field("tpe", description="who proposes an unlearner's settings")
+    trials: int = Field(10, ge=1, description="different settings, each with a search of its own")
+    seed: int = Field(0, ge=0, description="seed of the sampler")
+
+
+@dataclass(frozen=True)
+class Defend:
+    """An outer search: settings of an unlearner whose own worst case is the least bad one.
+
+    `subject_to` bounds what the unlearning itself must do: one that breaks a bound is no defence.
+    """
+
+    space: Space
+    subject_to: tuple[Bound, ...]
+    settings: DefendSettings
+
+
 @dataclass(frozen=True)
 class Search:
     """A validated `search` block. Each value of the `for_each` axes has a worst case.
@@ -155,6 +175,23 @@ class Search:
     written: Mapping[str, Any]
     levels: tuple[tuple[Bound, ...], ...] = ()
     aggregate: Aggregate | None = None
+    defend: Defend | None = None
+
+    @property
+    def outer(self) -> Search:
+        """The search for the best defence: its points are what each inner study holds fixed."""
+        assert self.defend is not None
+        [goal] = self.goals
+        outer = self.defend.settings
+        settings = SearchSettings(sampler=outer.sampler, trials=outer.trials, seed=outer.seed)
+        return replace(
+            self,
+            goals=(Goal(goal.name, not goal.maximize),),
+            subject_to=self.defend.subject_to,
+            space=self.defend.space,
+            settings=settings,
+            defend=None,
+        )
 
     @property
     def bounds(self) -> tuple[tuple[Bound, ...], ...]:
@@ -164,8 +201,9 @@ class Search:
     @property
     def wanted(self) -> dict[str, None]:
         """The numbers that every point must have, in the order in which they are missed."""
-        names = [bound.name for bound in self.subject_to]
-        names += [bound.reference for bound in self.subject_to if bound.reference]
+        bounds = (*self.subject_to, *(self.defend.subject_to if self.defend else ()))
+        names = [bound.name for bound in bounds]
+        names += [bound.reference for bound in bounds if bound.reference]
         return dict.fromkeys([*names, *(goal.name for goal in self.goals)])
 
     def studies(self, grid: Grid) -> list[dict[str, Any]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from orchestrator.core.artifacts import KEPT, Probe
 from orchestrator.core.concepts import ConceptSet
-from orchestrator.core.plugin import Asked, BasePlugin, MetricPlugin, Plugin, retained_of
+from orchestrator.core.errors import ResurgeError
+from orchestrator.core.plugin import Asked, BasePlugin, EvaluationPlugin, MetricPlugin, Plugin
 from orchestrator.core.settings import Settings
 from orchestrator.sweep.grid import EditAxes, Grid
 from orchestrator.sweep.resources import Resources
@@ -20,49 +22,40 @@ Keep = Literal["unlearned", "finetuned", "checkpoints"]
 
 @dataclass(frozen=True)
 class Evaluate:
-    """How a model is judged. `sample` is the recipe that makes the images."""
+    """How a model is judged.
+
+    `sets` say what it is asked, their rows pooled; `sample` is the recipe that makes the images.
+    """
 
     metrics: tuple[MetricPlugin, ...]
     sample: Plugin
-    retain: tuple[str, ...] | None = None
-    prompts: tuple[str, ...] | None = None
+    sets: tuple[EvaluationPlugin, ...]
     controls: bool = True
 
-    def retained(self, base: BasePlugin, erased: ConceptSet) -> tuple[str, ...]:
-        """The concepts whose health is watched: the file's, or the base's own."""
-        return retained_of(base, erased) if self.retain is None else self.retain
+    def probes(self, base: BasePlugin, erased: ConceptSet) -> list[Probe]:
+        """What every model is asked from which these concepts are erased.
 
-    def prompts_for(self, base: BasePlugin, concept: str) -> tuple[str, ...]:
-        """The prompts that ask for a concept: the file's templates, or the base's own."""
-        if self.prompts is None:
-            return base.prompts(concept)
-        return tuple(template.replace("{concept}", concept) for template in self.prompts)
-
-    def probes(self, base: BasePlugin, erased: ConceptSet) -> list[dict[str, str]]:
-        """What every model is asked: the erased concepts, the retained ones, a never-known one.
-
-        An erased concept gets all its prompts (they are the clusters of the statistics), a
-        retained concept its first, the never-known one its first two.
+        Raises:
+            ResurgeError: a set cannot be read, or nobody asks for an erased concept.
         """
-        asked = [
-            ("erased", concept, prompt)
-            for concept in erased.concepts
-            for prompt in self.prompts_for(base, concept)
-        ]
-        for other in self.retained(base, erased):
-            asked.append(("retained", other, self.prompts_for(base, other)[0]))
-        if (stranger := base.never_known()) is not None:
-            strange = self.prompts_for(base, stranger)[:2]
-            asked += [("never_known", stranger, prompt) for prompt in strange]
-        return [{"role": role, "concept": of, "prompt": prompt} for role, of, prompt in asked]
+        pooled = [probe for one in self.sets for probe in one.probes(base, erased.concepts)]
+        found = pooled if len(self.sets) == 1 else list(dict.fromkeys(pooled))
+        asked = {probe.concept for probe in found if probe.role == "erased"}
+        if lacking := [concept for concept in erased.concepts if concept not in asked]:
+            names = ", ".join(one.name for one in self.sets)
+            raise ResurgeError(
+                f"the evaluation set {names} has no row of the role erased for {lacking[0]!r}, and "
+                "resurgence is defined on those: concepts there are spelled as in `concept`, and a "
+                "list of sets pools their rows"
+            )
+        return found
 
-    def asked(self, grid: Grid) -> Iterator[Asked]:
-        """The same in numbers, for each set of the grid whose concepts its base knows."""
-        for erased in grid.known_sets():
-            prompts = Counter(probe["role"] for probe in self.probes(grid.base, erased))
-            each = self.sample.settings.images_per_prompt
-            pictures = {role: each * count for role, count in prompts.items()}
-            yield Asked(self.retained(grid.base, erased), pictures)
+    def asked_of(self, probes: Sequence[Probe]) -> Asked:
+        """The rows in numbers."""
+        rows = Counter(probe.role for probe in probes)
+        each = self.sample.settings.images_per_prompt
+        kept = dict.fromkeys(probe.concept for probe in probes if probe.role in KEPT)
+        return Asked(tuple(kept), {role: each * count for role, count in rows.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,8 +168,8 @@ def _included(grid: Grid, values: Mapping[str, tuple[Any, ...]]) -> dict[str, li
 
 def _canonical_edit(edit: EditAxes) -> dict[str, Any]:
     choices = [{choice.label: _lists(choice.settings)} for choice in edit.choices]
-    if edit.kind == "unlearn":
-        return {"unlearn": choices}
+    if edit.kind != "finetune":
+        return {edit.kind: choices}
     return {"finetune": {"dataset": choices, **_lists(edit.settings)}}
 
 
@@ -184,7 +177,14 @@ def _canonical_evaluate(evaluate: Evaluate) -> dict[str, Any]:
     return {
         "metrics": [_named(metric) for metric in evaluate.metrics],
         **given_settings(evaluate.sample.settings),
-        "retain": None if evaluate.retain is None else list(evaluate.retain),
-        "prompts": None if evaluate.prompts is None else list(evaluate.prompts),
+        **_canonical_sets(evaluate.sets),
         "controls": evaluate.controls,
     }
+
+
+def _canonical_sets(sets: Sequence[EvaluationPlugin]) -> dict[str, Any]:
+    """The usual set's two settings stand in the block itself, as they may in a file."""
+    values: dict[str, Any] = {"retain": None, "prompts": None}
+    if [one.name for one in sets] == ["templates"]:
+        return values | given_settings(sets[0].settings)
+    return values | {"set": [_named(one) for one in sets]}

@@ -11,6 +11,7 @@ from orchestrator.core.digest import canonical_json
 from orchestrator.core.plugin import Plugin
 
 Scalar = str | int | float | bool | None
+EditKind = Literal["unlearn", "finetune", "merge"]
 
 
 def scalar(value: Any) -> Scalar:
@@ -22,13 +23,13 @@ def scalar(value: Any) -> Scalar:
 class Edit:
     """One change of a model with every setting chosen.
 
-    `key` is how a sweep file and the results speak of it: "unlearn", "finetune", and from the
-    second of a kind on "finetune_2". `plugin` is the unlearner, or the recipe "finetune", which
-    then comes with the `dataset` it trains on.
+    `key` is how a sweep file and the results speak of it: "unlearn", "finetune", "merge", and from
+    the second of a kind on "finetune_2". `plugin` is the unlearner, the update that is merged, or
+    the recipe "finetune", which then comes with the `dataset` it trains on.
     """
 
     key: str
-    kind: Literal["unlearn", "finetune"]
+    kind: EditKind
     plugin: Plugin
     dataset: Plugin | None = None
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import get_args
 
 from orchestrator.config.fields import known
 from orchestrator.config.yaml_tree import At, Node, show
 from orchestrator.core.hints import nearest
 from orchestrator.core.registry import find, registry
-from orchestrator.sweep.grid import EditAxes
+from orchestrator.sweep.grid import CHOSEN, EditAxes
+from orchestrator.sweep.trial import EditKind
 from orchestrator.sweepfile.axes import all_plugin_axes, axis
 
-EditKind = Literal["unlearn", "finetune"]
 KINDS: tuple[EditKind, ...] = get_args(EditKind)
 ALWAYS_SHOWN = ("adapter", "learning_rate", "steps")
 """Fine-tuning settings that every trial names, given or not."""
@@ -25,7 +25,7 @@ def edits(at: At, searched: Mapping[str, At]) -> tuple[EditAxes, ...]:
     `searched` is a search's space: a data set that it chooses need not be named here.
     """
     if not isinstance(at.value, list):
-        at.say("must be a list of edits ('- unlearn: …' and '- finetune: …')")
+        at.say("must be a list of edits ('- unlearn: …', '- finetune: …' and '- merge: …')")
         return ()
     if not at.value:
         at.say("must have at least one edit but is empty")
@@ -36,11 +36,12 @@ def edits(at: At, searched: Mapping[str, At]) -> tuple[EditAxes, ...]:
             counts[kind] += 1
             key = kind if counts[kind] == 1 else f"{kind}_{counts[kind]}"
             inner = item.key(kind)
-            if kind == "unlearn":
-                methods = all_plugin_axes(inner, "unlearner")
-                found.append(EditAxes(key, "unlearn", methods, place=inner.place))
-            else:
+            if kind == "finetune":
                 found.append(_finetune(key, inner, searched.get(f"{key}.dataset")))
+            else:
+                inner = replace(inner, node=spelt_out(inner.node)) if kind == "merge" else inner
+                choices = all_plugin_axes(inner, CHOSEN[kind])
+                found.append(EditAxes(key, kind, choices, place=inner.place))
     return tuple(found)
 
 
@@ -48,7 +49,8 @@ def _kinds(at: At) -> list[EditKind]:
     """The one edit that an item names; of a wrong item those that can be looked at as well."""
     got = at.value
     if not isinstance(got, dict) or not got:
-        at.say(f"must be 'unlearn: …' or 'finetune: …' but got {show(at.node.plain())}{_hint(got)}")
+        wanted = "'unlearn: …', 'finetune: …' or 'merge: …'"
+        at.say(f"must be {wanted} but got {show(at.node.plain())}{_hint(got)}")
         return []
     named = [kind for kind in KINDS if kind in got]
     others = [name for name in got if name not in named]
@@ -59,7 +61,7 @@ def _kinds(at: At) -> list[EditKind]:
         at.say(f"must be one edit but names {len(got)} ({', '.join(got)}); begin each with '-'")
     for name in others:
         hint = nearest(name, list(KINDS)) or _hint(name)
-        at.say_key(name, f"unknown edit {show(name)}{hint} (allowed: unlearn, finetune)")
+        at.say_key(name, f"unknown edit {show(name)}{hint} (allowed: {', '.join(KINDS)})")
     return named
 
 
@@ -68,9 +70,26 @@ def _hint(got: object) -> str:
         return ""
     if got in registry("unlearner"):
         return f"; did you mean 'unlearn: {got}'?"
+    if got in registry("update"):
+        return f"; did you mean 'merge: {{{got}: FILE}}'?"
     if got in registry("dataset"):
         return f"; did you mean 'finetune: {{dataset: {got}}}'?"
     return ""
+
+
+def spelt_out(node: Node) -> Node:
+    """`{lora: FILE, scale: …}` as `{lora: {source: FILE, scale: …}}`, also in a list."""
+    if isinstance(node.value, list):
+        return replace(node, value=[spelt_out(item) for item in node.value])
+    if not isinstance(node.value, dict):
+        return node
+    named = [name for name in node.value if name in registry("update")]
+    if len(named) != 1 or isinstance(node.value[named[0]].value, dict):
+        return node
+    (name,) = named
+    settings = {"source": node.value[name]}
+    settings |= {other: value for other, value in node.value.items() if other != name}
+    return replace(node, value={name: replace(node, value=settings)})
 
 
 def _finetune(key: str, at: At, searched: At | None) -> EditAxes:

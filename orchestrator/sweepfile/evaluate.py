@@ -10,8 +10,9 @@ from typing import cast
 
 from orchestrator.config.fields import fill, flag, known, single, texts
 from orchestrator.config.yaml_tree import At, show
+from orchestrator.core.errors import ResurgeError
 from orchestrator.core.hints import suggest
-from orchestrator.core.plugin import Asked, MetricPlugin
+from orchestrator.core.plugin import Asked, EvaluationPlugin, MetricPlugin
 from orchestrator.core.registry import find, registry
 from orchestrator.sweep.grid import BaseUnknownError, Grid
 from orchestrator.sweep.sweep import Evaluate
@@ -25,10 +26,25 @@ def is_given(entries: Mapping[str, At], key: str) -> bool:
 
 def read_evaluate(at: At, grid: Grid | None) -> Evaluate | None:
     recipe = find("recipe", "sample")
-    own = ("metrics", "retain", "prompts", "controls")
+    own = ("metrics", "set", "retain", "prompts", "controls")
     start = len(at.problems)
     given = known(at, (*own, *recipe.Settings.model_fields), required=("metrics",))
     sample = fill(recipe.Settings, {k: v for k, v in given.items() if k not in own}, at)
+    named = is_given(given, "set") and given["set"].value != "templates"
+    sets = _sets(given["set"], given, grid) if named else _templates(given, grid)
+    controls = flag(given["controls"]) if "controls" in given else True
+    found = Evaluate((), recipe(sample), sets, controls) if sample and sets else None
+    is_sound = len(at.problems) == start
+    asked: list[Asked] = []
+    with suppress(BaseUnknownError):
+        if grid and found and is_sound:
+            asked = _asked(given.get("set", given.get("prompts", at)), found, grid)
+    metrics = _metrics(given["metrics"], grid, asked) if "metrics" in given else ()
+    return replace(found, metrics=metrics) if found and metrics else None
+
+
+def _templates(given: Mapping[str, At], grid: Grid | None) -> tuple[EvaluationPlugin, ...]:
+    """The set that asks the base's own prompts; two of the block's keys are its settings."""
     retain = prompts = None
     if is_given(given, "retain"):
         kept = given["retain"]
@@ -45,16 +61,36 @@ def read_evaluate(at: At, grid: Grid | None) -> Evaluate | None:
                 read = grid.base.as_read(item.value)
                 if (other := before.setdefault(read, item.value)) != item.value:
                     item.say(f"is the same to the model as {other!r}, which stands before")
-    controls = flag(given["controls"]) if "controls" in given else True
-    found = Evaluate((), recipe(sample), retain, prompts, controls) if sample else None
-    is_sound = len(at.problems) == start
-    asked: list[Asked] = []
-    with suppress(BaseUnknownError):
-        if grid and found and is_sound:
-            _refuse_unread(given.get("prompts", at), found, grid)
-            asked = list(found.asked(grid))
-    metrics = _metrics(given["metrics"], grid, asked) if "metrics" in given else ()
-    return replace(found, metrics=metrics) if found and metrics else None
+        if any("{concept}" not in prompt for prompt in prompts) or not prompts:
+            return ()  # it was said
+    plugin = find("evaluation", "templates")
+    own = {"retain": retain, "prompts": prompts}
+    settings = plugin.Settings(**{name: value for name, value in own.items() if value is not None})
+    return (cast("EvaluationPlugin", plugin(settings)),)
+
+
+def _sets(at: At, given: Mapping[str, At], grid: Grid | None) -> tuple[EvaluationPlugin, ...]:
+    for key in ("retain", "prompts"):
+        if is_given(given, key):
+            inside = f"{{templates: {{{key}: …}}}}"
+            given[key].say(f"is of the set templates and cannot stand beside `set`; write {inside}")
+    if not at.items():
+        at.say(f"must have at least one set but is empty{suggest('', registry('evaluation'))}")
+    found: list[EvaluationPlugin] = []
+    for item in at.items():
+        pair = single(item, "evaluation")
+        if pair is None:
+            continue
+        one = cast("EvaluationPlugin", pair[0](pair[1]))
+        if one in found:
+            item.say("the same set stands before")
+        if grid is not None:
+            with suppress(BaseUnknownError):
+                for erased in grid.all_sets():
+                    for what in one.problems_of(grid.base, erased):
+                        item.say(what)
+        found.append(one)
+    return tuple(found)
 
 
 def _refuse_erased(at: At, grid: Grid) -> None:
@@ -65,12 +101,20 @@ def _refuse_erased(at: At, grid: Grid) -> None:
             item.say(f"{item.value!r} is erased by this sweep{same} and cannot be retained too")
 
 
-def _refuse_unread(at: At, asked: Evaluate, grid: Grid) -> None:
-    """What is drawn must be read to its end; the first prompt that is not."""
+def _asked(at: At, evaluate: Evaluate, grid: Grid) -> list[Asked]:
+    """What is drawn, in numbers; of each set the first prompt that is not read to its end."""
+    base, found = grid.base, list[Asked]()
     for erased in grid.known_sets():
-        prompts = [probe["prompt"] for probe in asked.probes(grid.base, erased)]
-        if why := next(filter(None, map(grid.base.unread, prompts)), ""):
+        try:
+            probes = evaluate.probes(base, erased)
+        except ResurgeError as error:
+            at.say(str(error))
+            continue
+        prompts = [probe.prompt for probe in probes if not probe.may_be_cut]
+        if why := next(filter(None, map(base.unread, prompts)), ""):
             at.say(why)
+        found.append(evaluate.asked_of(probes))
+    return found
 
 
 def _metrics(at: At, grid: Grid | None, asked: Sequence[Asked]) -> tuple[MetricPlugin, ...]:

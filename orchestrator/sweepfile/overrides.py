@@ -15,6 +15,7 @@ from orchestrator.config.yaml_tree import Node, read_yaml
 from orchestrator.core.errors import Problem
 from orchestrator.core.hints import nearest, suggest
 from orchestrator.core.registry import find
+from orchestrator.sweep.grid import HEADS
 
 _HERE = "command line: "
 
@@ -66,8 +67,11 @@ def locate(root: Node, path: str, keys: Collection[str]) -> list[str | int]:
     first, *rest = path.split(".")
     edits = _edits(root)
     if first in edits:
-        if first.startswith("unlearn") and rest[:1] == ["method"]:
+        kind = first.partition("_")[0]
+        if kind in ("unlearn", "merge") and rest[:1] == [HEADS[kind]]:
             rest = rest[1:]
+        elif kind == "merge" and len(rest) == 2 and _is_short(root, edits[first], rest[0]):
+            rest = [rest[0] if rest[1] == "source" else rest[1]]
         elif first.startswith("finetune") and len(rest) > 1 and rest[0] != "dataset":
             rest = ["dataset", *rest]
         return [*edits[first], *rest]
@@ -81,6 +85,15 @@ def locate(root: Node, path: str, keys: Collection[str]) -> list[str | int]:
     raise _NoSuchPathError(f"unknown path{_suggestion(path, edits, keys)}")
 
 
+def _is_short(root: Node, at: Sequence[str | int], name: str) -> bool:
+    """Whether a merge is written `{lora: FILE, scale: …}`, with its settings beside its name."""
+    node = root
+    for part in at:
+        node = node.value[part]
+    there = node.value.get(name) if isinstance(node.value, dict) else None
+    return there is not None and not isinstance(there.value, dict)
+
+
 def _edits(root: Node) -> dict[str, list[str | int]]:
     """ "finetune_2" -> ["edits", 2, "finetune"], for every edit of the file."""
     found: dict[str, list[str | int]] = {}
@@ -89,7 +102,7 @@ def _edits(root: Node) -> dict[str, list[str | int]]:
     counts: dict[str, int] = {}
     for index, item in enumerate(items):
         kind = next(iter(item.value), "") if isinstance(item.value, dict) else ""
-        if kind in ("unlearn", "finetune"):
+        if kind in HEADS:
             counts[kind] = counts.get(kind, 0) + 1
             key = kind if counts[kind] == 1 else f"{kind}_{counts[kind]}"
             found[key] = ["edits", index, kind]
@@ -110,9 +123,9 @@ def _suggestion(path: str, edits: Collection[str], keys: Collection[str]) -> str
     """The nearest of the whole paths, or else of the beginnings."""
     whole = []
     for edit in edits:
-        is_finetune = edit.startswith("finetune")
-        names = find("recipe", "finetune").Settings.model_fields if is_finetune else {}
-        whole += [f"{edit}.{name}" for name in (*names, "dataset" if is_finetune else "method")]
+        kind = edit.partition("_")[0]
+        names = find("recipe", "finetune").Settings.model_fields if kind == "finetune" else {}
+        whole += [f"{edit}.{name}" for name in (*names, HEADS[kind])]
     near = nearest(path, whole) if "." in path or path not in keys else ""
     first, _, rest = path.partition(".")
     tops = [*edits, *keys]

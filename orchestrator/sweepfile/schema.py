@@ -14,7 +14,7 @@ from orchestrator.core.plugin import PluginKind
 from orchestrator.core.registry import find, registry
 from orchestrator.core.settings import Settings
 from orchestrator.sweep.resources import Resources
-from orchestrator.sweep.search import AggregateHow, Confirm, SearchSettings
+from orchestrator.sweep.search import AggregateHow, Confirm, DefendSettings, SearchSettings
 from orchestrator.sweep.sweep import Keep
 from orchestrator.sweepfile.load import KEYS, REQUIRED
 
@@ -91,13 +91,29 @@ def _edits(definitions: Schema) -> Schema:
     dataset["description"] = "the data sets to fine-tune on"
     # A data set that a search chooses need not be named; the reader asks for any other.
     finetune = _mapping({"dataset": dataset, **settings["properties"]})
+    updates = {"anyOf": [_choice("update", definitions, are_axes=True), *_short_updates()]}
+    merge = {"description": "add a change that was made elsewhere", **_one_or_more(updates)}
     edit = {
         "anyOf": [
             _mapping({"unlearn": {"description": "erase the concept", **unlearner}}, ["unlearn"]),
             _mapping({"finetune": {"description": recipe.summary(), **finetune}}, ["finetune"]),
+            _mapping({"merge": merge}, ["merge"]),
         ]
     }
     return _list_of(edit)
+
+
+def _short_updates() -> list[Schema]:
+    """`{lora: FILE, scale: …}`: an update's source beside its other settings."""
+    found = []
+    for name, plugin in registry("update").items():
+        own = _settings("update", name, plugin.Settings, {}, are_axes=True)
+        required = [name, *(key for key in own.get("required", ()) if key != "source")]
+        properties = {key: value for key, value in own["properties"].items() if key != "source"}
+        source = own["properties"].get("source")
+        if source is not None:
+            found.append(_mapping({name: source, **properties}, required))
+    return found
 
 
 def _evaluate(definitions: Schema) -> Schema:
@@ -105,12 +121,14 @@ def _evaluate(definitions: Schema) -> Schema:
     sample = _settings("recipe", "sample", recipe, definitions, are_axes=False)
     own: Schema = {
         "metrics": _one_or_more(_choice("metric", definitions, are_axes=False)),
+        "set": _or_null(_one_or_more(_choice("evaluation", definitions, are_axes=False))),
         "retain": _or_null(_one_or_more(_TEXT, 0)),
         "prompts": _or_null(_one_or_more({"type": "string", "pattern": r"\{concept\}"})),
         "controls": {"type": "boolean", "default": True},
     }
     abouts = {
         "metrics": "the metrics to compute",
+        "set": "what models are asked; of several sets the rows are pooled; null: templates",
         "retain": "concepts that should survive; null: the base's own",
         "prompts": "templates that contain {concept}; null: the base's own",
         "controls": "also run the controls",
@@ -124,15 +142,21 @@ def _search() -> Schema:
     settings = SearchSettings.model_json_schema()["properties"]
     confirm = Confirm.model_json_schema()["properties"]
     names = _one_or_more(_TEXT)
+    bounds: Schema = {
+        "description": "bounds that the worst case keeps: '>= 0.8', '>= 90% of base'; of a "
+        "list each has a worst case",
+        "type": "object",
+        "additionalProperties": _one_or_more({"type": "string", "pattern": r"^\s*(>=|<=)"}),
+    }
+    space: Schema = {
+        "description": "flat names of settings; lists, or {log|int|float: [low, high]}",
+        "type": "object",
+        "minProperties": 1,
+    }
     own: Schema = {
         "maximize": {"description": "numbers of which more is sought", **names},
         "minimize": {"description": "numbers of which less is sought", **names},
-        "subject_to": {
-            "description": "bounds that the worst case keeps: '>= 0.8', '>= 90% of base'; of a "
-            "list each has a worst case",
-            "type": "object",
-            "additionalProperties": _one_or_more({"type": "string", "pattern": r"^\s*(>=|<=)"}),
-        },
+        "subject_to": bounds,
         "for_each": {"description": "axes with a worst case a value", **names},
         "aggregate": {
             "description": "one worst case over all values of axes: those of for_each, or its own",
@@ -141,10 +165,17 @@ def _search() -> Schema:
                 {**_mapping({how: names for how in get_args(AggregateHow)}), "minProperties": 1},
             ],
         },
-        "space": {
-            "description": "flat names of settings; lists, or {log|int|float: [low, high]}",
-            "type": "object",
-            "minProperties": 1,
+        "space": space,
+        "defend": {
+            "description": "seek the unlearner's settings with the least worst case",
+            **_mapping(
+                {
+                    "space": space,
+                    "subject_to": bounds,
+                    **DefendSettings.model_json_schema()["properties"],
+                },
+                ["space"],
+            ),
         },
         "confirm": {"description": "try the best again on fresh seeds", **_mapping(confirm)},
     }

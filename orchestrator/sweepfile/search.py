@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import get_args
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
 
 from orchestrator.config.fields import fill, known, texts
 from orchestrator.config.yaml_tree import At, show
@@ -18,6 +18,8 @@ from orchestrator.sweep.search import (
     AggregateHow,
     Bound,
     Confirm,
+    Defend,
+    DefendSettings,
     Goal,
     Model,
     Search,
@@ -26,7 +28,7 @@ from orchestrator.sweep.search import (
 from orchestrator.sweep.space import Range, Space
 from orchestrator.sweepfile.space import read_space, say_same_name
 
-OWN = ("maximize", "minimize", "subject_to", "space", "for_each", "aggregate", "confirm")
+OWN = ("maximize", "minimize", "subject_to", "space", "for_each", "aggregate", "defend", "confirm")
 KIND_OF: Mapping[Model, str] = {"base": "base", "unlearned": "unlearn"}
 """What metrics call the models that bounds are relative to."""
 
@@ -43,6 +45,9 @@ def read_search(at: At, grid: Grid, metrics: tuple[MetricPlugin, ...]) -> Search
         aggregate, for_each = _aggregate(given["aggregate"], for_each, grid)
     held = (*for_each, *(aggregate.axes if aggregate else ()))
     space = read_space(given["space"], grid, for_each, held) if "space" in given else Space(())
+    defend = None
+    if "defend" in given:
+        defend = _defend(given["defend"], grid, metrics, for_each, (*held, *_names_of(space)))
     plain = {name: value for name, value in given.items() if name not in OWN}
     settings = fill(SearchSettings, plain, at)
     confirm = Confirm()
@@ -65,6 +70,7 @@ def read_search(at: At, grid: Grid, metrics: tuple[MetricPlugin, ...]) -> Search
         at.node.plain(),
         levels if len(levels) > 1 else (),
         aggregate,
+        defend,
     )
     _say_unfit(found, grid, given, at)
     _say_left_over(found, grid, at)
@@ -111,6 +117,45 @@ def _aggregate(
     if not for_each:
         at.say("has nothing to aggregate: name the axes in `for_each`, or write {max: [axes]}")
     return Aggregate(by_name[at.value], for_each), ()
+
+
+def _names_of(space: Space) -> tuple[str, ...]:
+    return tuple(dimension.name for dimension in space.dimensions)
+
+
+def _defend(
+    at: At,
+    grid: Grid,
+    metrics: tuple[MetricPlugin, ...],
+    for_each: tuple[str, ...],
+    taken: tuple[str, ...],
+) -> Defend | None:
+    """The outer search: a space of unlearners' settings, and bounds on what unlearning does."""
+    before = len(at.problems)
+    given = known(at, ("space", "subject_to", *DefendSettings.model_fields), required=("space",))
+    if "space" not in given:
+        return None
+    space = read_space(given["space"], grid, for_each)
+    unlearning = tuple(f"{edit.key}." for edit in grid.edits if edit.kind == "unlearn")
+    for name in _names_of(space):
+        if name in taken:
+            given["space"].say_key(name, "is searched, aggregated or held fixed already")
+        elif not name.startswith(unlearning):
+            given["space"].say_key(
+                name, "is no setting of an unlearner; it belongs in search.space"
+            )
+    bounds: tuple[Bound, ...] = ()
+    if "subject_to" in given:
+        bounds, *more = _levels(given["subject_to"], metrics, Space(()))
+        if more:
+            given["subject_to"].say("must have one bound a number")
+    plain = {name: value for name, value in given.items() if name in DefendSettings.model_fields}
+    settings = fill(DefendSettings, plain, at)
+    if len(at.problems) > before or settings is None:
+        return None
+    if settings.sampler == "grid" and (loose := [d for d in space.dimensions if d.size is None]):
+        at.say(f"'grid' needs lists, or ranges with a step, but {loose[0].name} has none")
+    return Defend(space, bounds, settings)
 
 
 def _names(metrics: tuple[MetricPlugin, ...], space: Space) -> dict[str, None]:
@@ -219,7 +264,11 @@ def _say_unlike(bounds: Sequence[Bound], at: At) -> None:
 
 
 def _say_unfit(search: Search, grid: Grid, given: Mapping[str, At], at: At) -> None:
-    """Samplers, pruners and aggregates that cannot do what is asked."""
+    """Samplers, pruners, aggregates and defences that cannot do what is asked."""
+    if search.defend and (len(search.goals) > 1 or search.levels):
+        given["defend"].say("goes with one number and one bound a number: it needs one worst case")
+    if search.defend and search.aggregate:
+        given["defend"].say("goes with no aggregate: whether unlearning worked hangs on the value")
     if search.aggregate and len(search.goals) > 1:
         given["aggregate"].say("several numbers have no largest; seek one")
     if search.aggregate and search.levels:
@@ -244,7 +293,8 @@ def _say_unfit(search: Search, grid: Grid, given: Mapping[str, At], at: At) -> N
 
 def _say_left_over(search: Search, grid: Grid, at: At) -> None:
     """Every axis of the file must have one value, or be searched, or have studies of its own."""
-    searched = {dimension.name: dimension for dimension in search.space.dimensions}
+    outer = search.defend.space.dimensions if search.defend else ()
+    searched = {dimension.name: dimension for dimension in (*search.space.dimensions, *outer)}
     held = (*search.for_each, *(search.aggregate.axes if search.aggregate else ()))
     for axis in grid.axes:
         count, dimension = len(axis.values), searched.get(axis.name)
@@ -261,12 +311,21 @@ def _say_left_over(search: Search, grid: Grid, at: At) -> None:
             )
 
 
+def _fixed_ends(search: Search, grid: Grid) -> Iterator[dict[str, Any]]:
+    """What studies hold fixed; of defences those at the ends of their space."""
+    for fixed in search.studies(grid):
+        if search.defend is None:
+            yield fixed
+        else:
+            yield from search.defend.space.within(fixed).corners()
+
+
 def _say_impossible(search: Search, grid: Grid, at: At) -> None:
     """Problems that only whole points show, found at the ends of the space."""
     if at.problems:
         return
     seen: set[str] = set()
-    for fixed in search.studies(grid):
+    for fixed in _fixed_ends(search, grid):
         for point in search.space.within(fixed).corners():
             for problem in point_grid(grid, point).expansion.problems:
                 if problem.what not in seen:

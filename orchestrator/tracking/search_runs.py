@@ -105,7 +105,8 @@ class StudyView:
             study = f"study {self._points.study_name(fixed)}"
             is_trial = key.startswith(f"{study} trial ")
             is_confirmed = key.startswith(f"{study} confirmed ") and key.endswith(f" on {seeds}")
-            if key == study or is_trial or is_confirmed:
+            is_inner = self._points.search.defend is not None and key.startswith(f"{study}/")
+            if key == study or is_trial or is_confirmed or is_inner:
                 return True
         return False
 

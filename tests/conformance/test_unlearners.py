@@ -19,7 +19,7 @@ from workers.editing.edit_file import load_edits, save_edits
 from workers.editing.pipeline import WarmPipeline
 from workers.interfaces.unlearner import Erasure, TrainSettings, Unlearner
 
-METHODS = [name for name, cls in registry("unlearner").items() if cls.changes]
+METHODS = [name for name, cls in registry("unlearner").items() if cls.changes and cls.is_method]
 TRAINED = [name for name in METHODS if issubclass(find("unlearner", name).Settings, TrainSettings)]
 
 every_method = pytest.mark.parametrize("name", METHODS)

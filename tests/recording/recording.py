@@ -178,7 +178,8 @@ class Dim(Nudge):
         if self.settings.fail:
             raise RuntimeError("told to fail")
         bias = erasure.pipe.unet.conv_out.bias.detach()
-        return Unlearned([Weights({"unet.conv_out.bias": bias - torch.tensor([0.0, 0, 10, 0])})])
+        less = torch.tensor([0.0, 0, 1000 * self.settings.amount, 0])
+        return Unlearned([Weights({"unet.conv_out.bias": bias - less})])
 
 
 class SpoilSettings(Settings):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator, model_validator
 
 from orchestrator.core.settings import Settings
-from workers.data.files import PlaceText, digest_of, digest_of_file, place
+from workers.data.files import PlaceText, digest_of, digest_of_file, digest_of_files, place
 from workers.data.pinned import Source
 from workers.data.pipeline_files import (
     PICKLES,
@@ -19,6 +19,7 @@ from workers.data.pipeline_files import (
     refuse_bad_model,
     refuse_bad_repository,
     refuse_other_folders,
+    weight_shapes,
 )
 from workers.data.pipeline_loading import Dtype, load_pipeline
 from workers.interfaces.base import Base, WeightFiles
@@ -180,7 +181,7 @@ class Diffusers(Base):
         refuse_bad_model(path, s.variant, s.allow_pickle)
         if path.is_dir():
             refuse(config_faults(path), s.source)
-            return _digest_of(path, loaded_files(path, s.variant, s.allow_pickle))
+            return digest_of_files(path, loaded_files(path, s.variant, s.allow_pickle))
         if s.config is None:
             return digest_of_file(path)
         folder = place(s.config)
@@ -188,6 +189,11 @@ class Diffusers(Base):
         refuse(config_faults(folder), s.config)
         config = digest_of(folder, TEXT_FILES)
         return hashlib.sha256(f"{digest_of_file(path)}\n{config}".encode()).hexdigest()
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]] | None:
+        """Of a folder with its weights in safetensors."""
+        path = self._source.path
+        return weight_shapes(path, self.settings.variant) if path.is_dir() else None
 
     @property
     def _source(self) -> Source:
@@ -215,14 +221,6 @@ class Diffusers(Base):
             allow_pickle=s.allow_pickle,
             config=s.config,
         )
-
-
-def _digest_of(folder: Path, files: Sequence[Path]) -> str:
-    """sha256 of the files' names in the folder and their contents, wherever links lead."""
-    total = hashlib.sha256()
-    for file in files:
-        total.update(f"{file.relative_to(folder).as_posix()}\0{digest_of_file(file)}\n".encode())
-    return total.hexdigest()
 
 
 def _weights(path: Path, settings: DiffusersSettings) -> tuple[Path, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from orchestrator.core.errors import ResurgeError
 from orchestrator.core.hints import suggest
 from workers.data.files import digest_of
 from workers.data.pinned import Source
+from workers.data.pipeline_files import weight_shapes
 from workers.data.pipeline_loading import load_pipeline
 from workers.interfaces.base import Base
 from workers.interfaces.reading import as_clip_reads, cut_by_clip
@@ -74,6 +76,10 @@ class Shapes(Base):
     def fingerprint(self) -> str:
         """sha256 of the weights' names and contents."""
         return digest_of(_weights(), (".safetensors",))
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of the bundled weights."""
+        return weight_shapes(_weights())
 
     def load(self, device: str) -> Pipeline:
         """Read the bundled weights, stored in half precision, in fp32."""

@@ -73,6 +73,18 @@ def digest_of(root: Path, suffixes: tuple[str, ...] | None = None, also: Iterabl
     return total.hexdigest()
 
 
+def digest_of_files(folder: Path, files: Iterable[Path]) -> str:
+    """sha256 of some files' names in a folder and their contents, wherever links lead.
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    total = hashlib.sha256()
+    for file in files:
+        total.update(f"{file.relative_to(folder).as_posix()}\0{digest_of_file(file)}\n".encode())
+    return total.hexdigest()
+
+
 def files_of(root: Path, suffixes: tuple[str, ...] | None = None) -> dict[str, Path]:
     """A folder's files by their names in it, links followed; or one file, by the name ''.
 

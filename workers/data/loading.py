@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.core.errors import ResurgeError
+from orchestrator.core.text import some
 from workers.data.hub_access import asking_the_hub
 from workers.data.pinned import Source, sentence
 
@@ -94,8 +95,6 @@ def refuse_wrong_keys(
     Raises:
         ResurgeError: names a few of them.
     """
-    from workers.runtime.finite import some
-
     wrong: Mapping[str, Iterable[str]] = {
         "missing": missing, "not the model's": unexpected, "of another shape": mismatched,
     }  # fmt: skip

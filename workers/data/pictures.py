@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from orchestrator.core.artifacts import IMAGES, VALUES, ImageRow, Role, ValueRow
-from workers.interfaces.metric import Picture, Probe
+from orchestrator.core.artifacts import IMAGES, VALUES, ImageRow, Probe, Role, ValueRow
+from workers.interfaces.metric import Picture
 
 
 def write_pictures(path: Path, pictures: Sequence[Picture]) -> None:

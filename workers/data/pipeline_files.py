@@ -184,8 +184,8 @@ def refuse_bad_repository(source: Source) -> None:
 
 def config_faults(folder: Path) -> list[str]:
     """What is wrong with the configurations of a folder's parts."""
-    read = {part: _json_object(folder / part / name) for part, name in CONFIGS.items()}
-    return _faults(read, _json_object(folder / INDEX))
+    read = {part: json_object(folder / part / name) for part, name in CONFIGS.items()}
+    return _faults(read, json_object(folder / INDEX))
 
 
 def _faults(read: Mapping[str, Config], index: Config) -> list[str]:
@@ -220,8 +220,16 @@ def other_model(source: str, what: str) -> str:
     )
 
 
-def checkpoint_names(path: Path) -> list[str]:
-    """The names of a .safetensors file's tensors, from its header.
+@dataclass(frozen=True)
+class Header:
+    """What a .safetensors file says of its tensors before their numbers; `notes` are its own."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    notes: Mapping[str, str]
+
+
+def header_of(path: Path) -> Header:
+    """A .safetensors file's header.
 
     Raises:
         ResurgeError: it is no such file.
@@ -231,10 +239,36 @@ def checkpoint_names(path: Path) -> list[str]:
             size = int.from_bytes(file.read(8), "little")
             if not 0 < size <= _MAX_HEADER_BYTES:
                 raise ValueError(f"its header would have {size:,} bytes")
-            header = json.loads(file.read(size))
-            return [name for name in header if name != "__metadata__"]
-    except (ValueError, TypeError, OSError, RecursionError) as error:
+            found = dict(json.loads(file.read(size)))
+        notes = dict(found.pop("__metadata__", None) or {})
+        return Header({name: tuple(one["shape"]) for name, one in found.items()}, notes)
+    except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
         raise ResurgeError(f"{path} is no safetensors file: {error}") from error
+
+
+def checkpoint_names(path: Path) -> list[str]:
+    """The names of a .safetensors file's tensors.
+
+    Raises:
+        ResurgeError: it is no such file.
+    """
+    return list(header_of(path).shapes)
+
+
+def weight_shapes(folder: Path, variant: str | None = None) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model folder's UNet and text encoder, by "unet.…" and "text_encoder.…" as the
+    files have the names; of weights in safetensors only.
+
+    Raises:
+        ResurgeError: as `files_of`.
+    """
+    found = files_of(names_in(folder), variant, allow_pickle=False)
+    return {
+        f"{part}.{name}": shape
+        for part in ("unet", "text_encoder")
+        for file in found[part].files
+        for name, shape in header_of(folder / part / file).shapes.items()
+    }
 
 
 def _refuse_other_files(path: Path) -> None:
@@ -272,7 +306,7 @@ def refuse_other_folders(path: Path) -> None:
             f"{path} has no {INDEX}: it is no model in diffusers' layout{what}; give a folder that "
             "pipe.save_pretrained has written, or a .safetensors checkpoint file itself"
         )
-    if found := index_faults(_json_object(path / INDEX)):
+    if found := index_faults(json_object(path / INDEX)):
         raise ResurgeError(other_model(str(path), "; ".join(found)))
 
 
@@ -285,12 +319,12 @@ def _of_repository(source: Source, name: str) -> Mapping[str, Any] | None:
         return None
     found = try_to_load_from_cache(source.name, name, revision=source.revision)
     if isinstance(found, str):
-        return _json_object(Path(found))
+        return json_object(Path(found))
     if not _is_hub_there():
         return None
     disable_progress_bars()
     try:
-        return _json_object(Path(hf_hub_download(source.name, name, revision=source.revision)))
+        return json_object(Path(hf_hub_download(source.name, name, revision=source.revision)))
     except ResurgeError:
         raise
     except Exception:  # not there, or not for everybody
@@ -311,7 +345,7 @@ def _is_hub_there() -> bool:
     return True
 
 
-def _json_object(path: Path) -> Mapping[str, Any]:
+def json_object(path: Path) -> Mapping[str, Any]:
     """A configuration file.
 
     Raises:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from orchestrator.core.artifacts import Probe
 from workers.diffusion.denoise import Predict, ddim, denoise, guided, latent_shape
 from workers.diffusion.rng import normal
 from workers.diffusion.text import embed, refuse_cut
-from workers.interfaces.metric import Picture, Probe
+from workers.interfaces.metric import Picture
 from workers.recipes import SampleSettings
 from workers.runtime.finite import NotFinite
 from workers.runtime.parts import in_parts, part_size
@@ -52,8 +53,11 @@ def sample_floats(
     prompts: Sequence[str],
     settings: SampleSettings,
     text: Tensor | None = None,
+    noise_seeds: Sequence[int] | None = None,
 ) -> Tensor:
     """Pictures (prompts · images_per_prompt, 3, height, width) in [0, 1], fp32 on the CPU.
+
+    `noise_seeds` are the prompts' own, in place of the settings' one.
 
     Raises:
         NotFinite: a picture has numbers that are none; it would be stored as a black one.
@@ -64,12 +68,13 @@ def sample_floats(
         refuse_cut(pipe.tokenizer, prompts)
         text = embed(pipe, prompts)
     empty = embed(pipe, [""])
+    seeds = noise_seeds or [settings.noise_seed] * len(prompts)
     jobs = [(p, i) for p in range(len(prompts)) for i in range(settings.images_per_prompt)]
     pictures, size = [], part_size(settings.batch_size)
     with in_parts(1):  # the passes are small already
         for start in range(0, len(jobs), size):
             batch = jobs[start : start + size]
-            noise = [initial_noise(pipe, prompts[p], i, settings.noise_seed) for p, i in batch]
+            noise = [initial_noise(pipe, prompts[p], i, seeds[p]) for p, i in batch]
             rows = torch.tensor([p for p, _ in batch], device=text.device)
             latents = torch.stack(noise).to(pipe.device, pipe.unet.dtype)
             drawn = _draw(pipe, latents, text[rows], empty, settings, (start, len(jobs)))

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator.core.artifacts import Role
+from orchestrator.core.artifacts import KEPT, Probe
 from orchestrator.core.chosen import Chosen
 from orchestrator.core.concepts import Target
 from orchestrator.core.plugin import MetricPlugin
@@ -22,15 +22,6 @@ if TYPE_CHECKING:
     from workers.interfaces.pipeline import Pipeline
     from workers.recipes import SampleSettings
     from workers.runtime.progress import TellProgress
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A prompt that a model is asked, and why: `concept` is what the picture should show."""
-
-    role: Role
-    concept: str
-    prompt: str
 
 
 @dataclass(frozen=True)
@@ -126,19 +117,23 @@ class ChosenMetric(Chosen):
 
 
 def means(pictures: Sequence[Picture], values: Sequence[float]) -> dict[str, float]:
-    """Means by role ("erased"), and by concept for the retained ones ("retained.circle").
+    """Means by role ("erased"), and by concept for what should survive ("retained.circle"), and
+    for what is erased together ("erased.star").
 
     A value that is NaN says nothing of its picture and counts nowhere; a group of nothing but NaN
     is left out.
     """
+    concepts: dict[str, set[str]] = defaultdict(set)
+    for picture in pictures:
+        concepts[picture.probe.role].add(picture.probe.concept)
     groups: dict[str, list[float]] = defaultdict(list)
     for picture, value in zip(pictures, values, strict=True):
         if math.isnan(value):
             continue
         role, concept = picture.probe.role, picture.probe.concept
         groups[role].append(value)
-        if role == "retained":
-            groups[f"retained.{concept}"].append(value)
+        if role in KEPT or len(concepts[role]) > 1:
+            groups[f"{role}.{concept}"].append(value)
     return {name: sum(group) / len(group) for name, group in groups.items()}
 
 

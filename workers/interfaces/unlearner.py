@@ -116,8 +116,9 @@ class Erasure:
     `targets` are the concepts that are erased jointly, more than one only for a method that says
     `joint`: each has prompts that ask for it, and the same with another concept in its place;
     `prompts` and `anchor_prompts` are those of all targets, one after another. `retained_prompts`
-    ask for what should survive. `materials` are what the method asked for in `needs`. All
-    randomness is drawn by `workers.diffusion.rng` with `seed` and the step.
+    ask for what should survive. `materials` are what the method asked for in `needs`; `base` the
+    weights of the sweep's base, None where `pipe` has them. All randomness is drawn by
+    `workers.diffusion.rng` with `seed` and the step.
     """
 
     pipe: Pipeline
@@ -127,6 +128,7 @@ class Erasure:
     progress: TellProgress
     checkpoints: Checkpoints
     materials: Mapping[str, Any] = field(default_factory=dict)
+    base: Mapping[str, Tensor] | None = None
 
     @property
     def concept(self) -> str:

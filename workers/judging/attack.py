@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, field_validator
 
+from orchestrator.core.artifacts import Probe
 from orchestrator.core.hints import suggest
 from orchestrator.core.plugin import BasePlugin, MetricPlugin, Plugin
 from orchestrator.core.registry import registry
 from orchestrator.core.settings import Settings
-from workers.interfaces.metric import ChosenMetric, Metric, Probe, Score, Subject
+from workers.interfaces.metric import ChosenMetric, Metric, Score, Subject
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-SHOWN = 3
+from orchestrator.core.text import some
 
 
 class NotFinite(FloatingPointError):
@@ -42,12 +42,6 @@ def check_numbers(numbers: Mapping[str, float], where: str, advice: str) -> None
     wrong = [f"{name} = {value}" for name, value in numbers.items() if not math.isfinite(value)]
     if wrong:
         raise NotFinite(f"{where}: {some(wrong)}, not finite; {advice}")
-
-
-def some(names: list[str]) -> str:
-    """A few names, and how many more there are."""
-    rest = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _are(names: list[str]) -> str:

@@ -41,7 +41,7 @@ def show_plugin(kind: PluginKind, name: str, console: Console) -> None:
 
 def cost(plugin: type[UnlearnerPlugin]) -> str:
     """UNet passes with the defaults that ship."""
-    if not plugin.changes:
+    if not (plugin.changes and plugin.is_method):
         return "none"
     passes = _passes(plugin)
     return "?" if passes is None else f"{passes:,}" if passes else "closed form"
@@ -73,7 +73,7 @@ def _facts_of(plugin: type[Plugin]) -> Iterator[tuple[str, str]]:
         yield "cost", price + unit * price.replace(",", "").isdigit()
         yield "reads", ", ".join(_read_by(plugin))
         yield "works from", ", ".join(_materials(plugin))
-        if plugin.changes:
+        if plugin.changes and plugin.is_method:
             yield "golden numbers", _golden(plugin)
     if issubclass(plugin, MetricPlugin):
         yield "scores", scored(plugin)
@@ -96,6 +96,8 @@ def _read_by(plugin: type[UnlearnerPlugin]) -> Iterator[str]:
 
 def _materials(plugin: type[UnlearnerPlugin]) -> list[str]:
     """Of the bundled base, and with the defaults that ship."""
+    if missing(plugin.Settings, ()):
+        return []
     base = find("base", "shapes")
     try:
         star = ConceptSet.of("star")

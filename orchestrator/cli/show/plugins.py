@@ -18,6 +18,8 @@ KINDS: Mapping[str, PluginKind] = {
     "bases": "base",
     "unlearners": "unlearner",
     "datasets": "dataset",
+    "updates": "update",
+    "evaluations": "evaluation",
     "metrics": "metric",
     "executors": "executor",
 }

@@ -39,19 +39,27 @@ def show_results(job: Job, console: Console, by: Sequence[str] = ()) -> None:
     With `by`, averaged over all other axes. Of a search, without it, the worst cases.
     """
     if not by and job.is_search:
-        from orchestrator.cli.show.worst_cases import show_worst_cases
+        from orchestrator.cli.show.worst_cases import show_best_defences, show_worst_cases
 
-        show_worst_cases(job.worst_cases(), console)
+        cases, search = job.worst_cases(), job.points.search
+        show_worst_cases(cases, console)
+        if search.defend is not None:
+            show_best_defences(search, cases, console)
     else:
         show_settings(job.plan, job.store, console, by)
 
 
-def show_settings(plan: Plan, store: Store, console: Console, by: Sequence[str] = ()) -> None:
-    """The table of a grid's settings; with `by`, averaged over all other axes."""
-    from orchestrator.cli.show.settings import render
+def show_settings(
+    plan: Plan, store: Store, console: Console, by: Sequence[str] = (), groups: bool = False
+) -> None:
+    """The table of a grid's settings; with `by`, averaged over all other axes; of their `groups`
+    instead.
+    """
+    from orchestrator.cli.show.settings import render, render_groups
     from orchestrator.results.settings import aggregate, aggregate_by
 
-    render(aggregate_by(plan, store, by) if by else aggregate(plan, store), console)
+    summary = aggregate_by(plan, store, by) if by else aggregate(plan, store)
+    (render_groups if groups else render)(summary, console)
 
 
 def show_times(job: Job, console: Console, threshold: float | None) -> None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.text import Text
 
 from orchestrator.cli.show.tables import axis_cells, header, new_table, print_whole, score
+from orchestrator.core.artifacts import KEPT, Role
+from orchestrator.core.errors import ResurgeError
 from orchestrator.results.settings import Aggregate, Summary
+from orchestrator.stats.paired import Estimate
+
+KEPT_TITLES: Mapping[Role, str] = {"retained": "retained", "other": "others", "related": "related"}
 
 
 def render(summary: Summary, console: Console) -> None:
@@ -21,17 +28,54 @@ def render(summary: Summary, console: Console) -> None:
         sheet.add_column(header(axis, summary.axes), no_wrap=True)
     sheet.add_column("seeds", justify="right", no_wrap=True)
     scores = ("base", "un-\nlearned", "final", "resurgence", "p_holm", "re-\ncovery", "control")
-    for name in (*scores, "retained", "never\nknown"):
+    beside = _groups_shown(summary)
+    for name in (*scores, *beside.values(), KEPT_TITLES[summary.kept], "never\nknown"):
         sheet.add_column(name, justify="right", no_wrap=True)
     if any(flags):
         sheet.add_column("", style="yellow", no_wrap=True)
     for setting, flag in zip(summary.shown, flags, strict=True):
         cells = [*axis_cells(setting.params, summary.axes), *_number_cells(setting)]
+        cells += [_group_cell(setting, name) for name in beside]
+        cells += [score(setting.retained), score(setting.never_known)]
         sheet.add_row(*cells, *([flag] if any(flags) else []))
     print_whole(sheet, console)
     console.print(summary.caption, style="dim", soft_wrap=True, highlight=False)
     for warning in summary.warnings():
         console.print(warning, style="yellow", soft_wrap=True, highlight=False)
+
+
+def render_groups(summary: Summary, console: Console) -> None:
+    """Print each setting's groups: the erased concepts one by one, synonyms, related and others.
+
+    Raises:
+        ResurgeError: its evaluation set has no such rows.
+    """
+    if not any(setting.groups for setting in summary.shown):
+        raise ResurgeError(
+            "there are no groups to show: what was asked has neither synonyms nor related or other "
+            "concepts, and one erased concept; name a set that has (evaluate: {set: …})"
+        )
+    sheet = new_table()
+    for axis in summary.axes:
+        sheet.add_column(header(axis, summary.axes), no_wrap=True)
+    sheet.add_column("group", no_wrap=True)
+    for name in ("base", "un-\nlearned", "final", "resurgence", "re-\ncovery", "lost"):
+        sheet.add_column(name, justify="right", no_wrap=True)
+    for setting in summary.shown:
+        for one in setting.groups:
+            share = one.paired.recovery
+            means = [score(one.base), score(one.unlearned), score(one.final)]
+            numbers = [_estimate(one.paired.resurgence), f"{share.value:.0%}" if share else "–"]
+            cells = [*axis_cells(setting.params, summary.axes), one.group.name, *means, *numbers]
+            sheet.add_row(*cells, _estimate(one.lost))
+    print_whole(sheet, console)
+    console.print(summary.caption, style="dim", soft_wrap=True, highlight=False)
+    note = "lost: base − unlearned, what unlearning took; of other concepts the interference"
+    console.print(note, style="dim", soft_wrap=True, highlight=False)
+
+
+def _estimate(estimate: Estimate) -> str:
+    return f"{estimate.value:+.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
 def _number_cells(setting: Aggregate) -> list[str | Text]:
@@ -56,6 +100,27 @@ def _number_cells(setting: Aggregate) -> list[str | Text]:
         "–" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}",
         f"{share.value:.0%}" if share else "–",
         score(setting.control),
-        score(setting.retained),
-        score(setting.never_known),
     ]
+
+
+def _groups_shown(summary: Summary) -> dict[str, str]:
+    """The columns' titles of what is measured beside the erased concept, where a set asks for it:
+    `resurge results NAME --groups` has all of their numbers.
+    """
+    names = {one.group.role for s in summary.shown for one in s.groups if one.group.concept is None}
+    shown = {"synonym": "synonyms"} if "synonym" in names else {}
+    shown |= {"related": "related"} if "related" in names and summary.kept != "related" else {}
+    shown |= {"lost": f"{KEPT_TITLES[summary.kept]}\nlost"} if summary.kept in names else {}
+    return shown | ({"worst": "worst\nof the set"} if any(s.worst for s in summary.shown) else {})
+
+
+def _group_cell(setting: Aggregate, name: str) -> str:
+    """A group's final score; what unlearning took of the others; the worst concept of a set."""
+    if name == "worst":
+        worst = setting.worst
+        return f"{worst.paired.resurgence.value:+.2f} {worst.group.concept}" if worst else "–"
+    if name == "lost":
+        of = next((g for role in KEPT if (g := setting.of_role(role))), None)
+        return f"{of.lost.value:+.2f}" if of else "–"
+    group = setting.of_role("synonym" if name == "synonym" else "related")
+    return score(group.final if group else None)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
 from orchestrator.cli.show.screen import bold
 from orchestrator.cli.show.tables import new_table, print_whole, score
+from orchestrator.study.defence import best_defences, group_of, value_of
 from orchestrator.study.tried import Tried, in_order
 from orchestrator.study.words import (
     budget_text,
     counted_seeds,
     goals_text,
+    point_text,
     setting_text,
     values_text,
     when_text,
 )
 from orchestrator.study.worst_case import COVERAGE_RADIUS, Confirmed, WorstCase, missed
 from orchestrator.sweep.search import Search
+from orchestrator.sweep.space import Space
 from orchestrator.sweep.sweep import Sweep
 
 
@@ -35,10 +39,16 @@ def show_space(sweep: Sweep, search: Search, console: Console) -> None:
         console.print("largest" if search.aggregate.how == "max" else "mean")
     if search.subject_to and search.settings.sampler == "cmaes":
         console.print("  cmaes learns nothing from bounds; they decide on the worst case only")
-    table = new_table("setting", "values", "where")
-    for dimension in search.space.dimensions:
-        table.add_row(dimension.name, values_text(dimension), when_text(dimension))
-    print_whole(table, console)
+    _show_dimensions(search.space, console)
+    if search.defend is not None:
+        sought = ", ".join(f"{bound.name} {bound}" for bound in search.defend.subject_to)
+        limits = f", subject to {sought}" if sought else ""
+        trials = search.defend.settings.trials
+        console.print(
+            f"the least worst case of {trials} defences, each with a search of its own{limits}:",
+            soft_wrap=True,
+        )
+        _show_dimensions(search.defend.space, console)
     for fixed in search.studies(sweep.grid):
         space = search.space.within(fixed)
         size = "settings on no grid" if space.size is None else f"{space.size:,} settings"
@@ -51,8 +61,32 @@ def show_space(sweep: Sweep, search: Search, console: Console) -> None:
     )
 
 
+def _show_dimensions(space: Space, console: Console) -> None:
+    table = new_table("setting", "values", "where")
+    for dimension in space.dimensions:
+        table.add_row(dimension.name, values_text(dimension), when_text(dimension))
+    print_whole(table, console)
+
+
+def show_best_defences(search: Search, found: Sequence[WorstCase], console: Console) -> None:
+    """The settings of the unlearner whose worst case is the least bad, by `for_each`."""
+    assert search.defend is not None
+    tried = Counter(group_of(search, case.fixed) for case in found)
+    for case in best_defences(search, found):
+        group, value = group_of(search, case.fixed), value_of(case)
+        where = point_text(case.fixed, search.defend.space.within({}))
+        console.print(
+            f"{group or 'all'}: the best of {tried[group]} defences is {where}; its worst "
+            f"{search.goals[0].name} is {value:.2f}",
+            soft_wrap=True,
+        )
+
+
 def show_worst_cases(found: Sequence[WorstCase], console: Console) -> None:
     """A row a study, over what was tried and how much of the space it covers."""
+    if not found:
+        console.print("no study has begun")
+        return
     goal = found[0].goals[0]
     sheet = new_table()
     for name in ("study", "worst settings"):

@@ -16,7 +16,9 @@ from orchestrator.core.settings import PresetSettings
 
 Command = Callable[..., str]
 ALL = [(kind, name) for kind, one in KINDS.items() for name in registry(one)]
-METHODS = [(name, cls) for name, cls in registry("unlearner").items() if cls.changes]  # type: ignore[attr-defined]
+METHODS = [
+    (name, cls) for name, cls in registry("unlearner").items() if cls.changes and cls.is_method
+]  # type: ignore[attr-defined]
 
 
 def page(kind: str, name: str | None = None, width: int = 140) -> str:

@@ -79,3 +79,22 @@ def test_intervals_of_a_score_cover_what_they_say(seeds: int):
 def test_nothing_that_came_back_is_rarely_found(seeds: int):
     """Both models show the concept now and then, and as often: at most 1 in 20 is called clear."""
     assert power(World(seeds, unlearned=-1.0, final=-1.0, seed_sd=0.0, both_sd=0.0)) <= 0.06
+
+
+def test_clusters_of_one_size_vary_as_their_means_do():
+    values = np.random.default_rng(1).uniform(size=(1, 12, 2))
+    values += np.repeat(np.linspace(0, 2, 4), 3)[None, :, None]
+    mean = two_way_mean(values, clusters=[0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3])
+    means = values.mean(axis=(0, 2)).reshape(4, 3).mean(axis=1)
+    assert mean.variance == pytest.approx(means.var(ddof=1) / 4)
+    assert mean.df == pytest.approx(3)
+
+
+def test_clusters_never_make_an_interval_narrower_and_one_of_them_is_none():
+    rng = np.random.default_rng(2)
+    values = rng.uniform(size=(2, 6, 3))
+    plain = two_way_mean(values)
+    for _ in range(20):
+        clusters = [int(c) for c in rng.integers(0, 3, 6)]
+        assert two_way_mean(values, clusters=clusters).variance >= plain.variance
+    assert two_way_mean(values, clusters=[0] * 6) == plain

@@ -70,8 +70,8 @@ def test_points_speak_of_sets_by_name_and_of_lists_by_their_concepts() -> None:
 def test_what_is_retained_is_no_concept_of_the_set() -> None:
     [erased] = sweep("[[circle, square]]").grid.all_sets()
     probes = sweep("[[circle, square]]").evaluate.probes(sweep("star").base, erased)
-    assert {p["concept"] for p in probes if p["role"] == "erased"} == {"circle", "square"}
-    retained = {p["concept"] for p in probes if p["role"] == "retained"}
+    assert {p.concept for p in probes if p.role == "erased"} == {"circle", "square"}
+    retained = {p.concept for p in probes if p.role == "retained"}
     assert retained == {"triangle", "star", "heart", "cross", "crescent", "arrow"}
 
 

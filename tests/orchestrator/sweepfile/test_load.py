@@ -259,10 +259,15 @@ def test_problems_of_the_grid_and_of_the_rest_come_together(words: None) -> None
     assert others.startswith(beginning)
 
 
+def asked(sweep: Sweep, role: str) -> list[tuple[str, str]]:
+    probes = sweep.evaluate.probes(sweep.base, ConceptSet.of("dog"))
+    return [(probe.concept, probe.prompt) for probe in probes if probe.role == role]
+
+
 def test_evaluate_falls_back_on_the_base(words: None) -> None:
     sweep = eraser("")
-    assert sweep.evaluate.retained(sweep.base, ConceptSet.of("dog")) == ("tree",)
-    assert sweep.evaluate.prompts_for(sweep.base, "dog") == ("a dog",)
+    assert asked(sweep, "retained") == [("tree", "a tree")]
+    assert asked(sweep, "erased") == [("dog", "a dog")]
 
 
 def test_evaluate_takes_its_own_concepts_and_prompts(words: None) -> None:
@@ -270,8 +275,8 @@ def test_evaluate_takes_its_own_concepts_and_prompts(words: None) -> None:
         "metrics: count", "metrics: count, retain: [fox], prompts: ['{concept}!'], controls: false"
     )
     sweep = parse(text)
-    assert sweep.evaluate.retained(sweep.base, ConceptSet.of("dog")) == ("fox",)
-    assert sweep.evaluate.prompts_for(sweep.base, "dog") == ("dog!",)
+    assert asked(sweep, "retained") == [("fox", "fox!")]
+    assert asked(sweep, "erased") == [("dog", "dog!")]
     assert not sweep.evaluate.controls
 
 

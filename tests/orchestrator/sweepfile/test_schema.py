@@ -106,7 +106,7 @@ def test_refuses(sweep: dict[str, Any], validator: Any) -> None:
 
 def test_describes_every_plugin_and_setting() -> None:
     text = json.dumps(json_schema())
-    for kind in ("base", "unlearner", "dataset", "metric", "executor"):
+    for kind in ("base", "unlearner", "dataset", "evaluation", "metric", "executor"):
         for name, plugin in registry(kind).items():  # type: ignore[arg-type]
             assert json.dumps(plugin.summary()) in text
             assert f'"{name}"' in text

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from orchestrator.core.artifacts import Probe
 from workers.diffusion.sampling import initial_noise, sample, sample_floats
-from workers.interfaces.metric import Probe
 from workers.recipes import SampleSettings
 
 PROMPTS = ("a star", "a red circle", "a striped heart")

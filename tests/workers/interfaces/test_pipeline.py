@@ -69,7 +69,7 @@ def test_shapes_are_those_that_are_said(pipe: Pipeline) -> None:
 
 
 def test_what_plug_ins_subclass_loads_no_torch() -> None:
-    rooms = ["base", "dataset", "edit", "material", "metric", "pipeline", "unlearner"]
+    rooms = ["base", "dataset", "edit", "evaluation", "material", "metric", "pipeline", "unlearner"]
     code = (
         "import sys\n"
         + "".join(f"import workers.interfaces.{room}\n" for room in rooms)

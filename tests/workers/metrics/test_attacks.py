@@ -4,13 +4,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from orchestrator.core.artifacts import Probe
 from orchestrator.core.concepts import Target
 from tests.workers.unlearners.bundled import BASE, CONCEPT, unlearn
 from workers.diffusion.sampling import sample
 from workers.diffusion.soft_prompt import encode, token_ids
 from workers.diffusion.text import embed
 from workers.editing.pipeline import WarmPipeline
-from workers.interfaces.metric import ChosenMetric, Probe, Subject
+from workers.interfaces.metric import ChosenMetric, Subject
 from workers.metrics.concept_accuracy import ConceptAccuracy
 from workers.metrics.ring_a_bell import RingABell, without_words
 from workers.metrics.unlearn_diff_attack import UnlearnDiffAttack, nearest_tokens

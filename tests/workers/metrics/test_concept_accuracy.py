@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
+from orchestrator.core.artifacts import Probe
 from orchestrator.core.errors import ResurgeError
 from workers.bases.diffusers import Diffusers
 from workers.bases.shapes import Shapes
-from workers.interfaces.metric import Picture, Probe
+from workers.interfaces.metric import Picture
 from workers.metrics.concept_accuracy import ConceptAccuracy
 from workers.shapes.render import random_scene, render
 

@@ -11,7 +11,8 @@ from transformers import (
     ResNetForImageClassification,
 )
 
-from workers.interfaces.metric import Picture, Probe
+from orchestrator.core.artifacts import Probe
+from workers.interfaces.metric import Picture
 from workers.shapes.making.tokenizer import MAX_TOKENS, build_tokenizer
 
 SIDE_PX = 32

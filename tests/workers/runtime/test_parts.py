@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from orchestrator.core.artifacts import Probe
 from workers.diffusion.sampling import sample, sample_floats
-from workers.interfaces.metric import Probe
 from workers.recipes import FinetuneSettings, SampleSettings
 from workers.runtime.parts import by_parts, in_parts, part_size, passes
 from workers.runtime.progress import heard_by

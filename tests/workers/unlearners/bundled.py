@@ -1,10 +1,10 @@
 """Erasing the star from the bundled model, and what it draws then."""
 
+from orchestrator.core.artifacts import Probe
 from orchestrator.core.concepts import ConceptSet
 from tests.workers.unlearners.small import NoCheckpoints
 from workers.bases.shapes import Shapes
 from workers.diffusion.sampling import sample
-from workers.interfaces.metric import Probe
 from workers.interfaces.unlearner import Erasure
 from workers.metrics.concept_accuracy import ConceptAccuracy
 from workers.recipes import SampleSettings

@@ -1,0 +1,1 @@
+"""Changes of weights that were made elsewhere, one file each."""
