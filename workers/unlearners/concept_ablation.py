@@ -48,7 +48,7 @@ class ConceptAblationSettings(AnchoredSettings):
     prompts: Prompts = trained_on("base")
     iterations: int = Field(100, ge=1, description="optimiser steps")
     learning_rate: float = Field(
-        5e-4, gt=0, description="AdamW's effective rate: released configurations scale theirs by "
+        4e-4, gt=0, description="AdamW's effective rate: released configurations scale theirs by "
         "batch size and number of GPUs, and double it where there is a prior"
     )  # fmt: skip
     weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled weight decay")
@@ -75,7 +75,7 @@ class ConceptAblation(PictureUnlearner):
     """
 
     name = "concept_ablation"
-    version = 2
+    version = 3
     uses = frozenset({"anchors"})
     paper = "Kumari et al., ICCV 2023"
     golden = "three updates of each form: x_t, target, prediction, both losses and the weights"
