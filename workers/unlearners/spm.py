@@ -50,7 +50,7 @@ class SPMSettings(OutputSettings):
     scale: float = Field(1.0, gt=0, description="what the adapters' output is multiplied by")
     negative_guidance: float = Field(1.0, ge=0, description="η of the erased target")
     anchors: int = Field(1, ge=1, description="latent anchors of every latent; 4 as released")
-    anchor_weight: float = Field(10.0, ge=0, description="weight of the latent anchors' term")
+    anchor_weight: float = Field(3.0, ge=0, description="weight of the latent anchors' term")
     start_guidance: float = Field(3.0, ge=0, description="guidance of the partial denoising")
     sampler_steps: int = Field(10, ge=2, description="DDIM steps of the partial denoising")
     sizes: Literal["base", "smaller"] = Field(
@@ -75,7 +75,7 @@ class SPM(Unlearner):
     """
 
     name = "spm"
-    version = 2
+    version = 3
     paper = "Lyu et al., CVPR 2024"
     golden = "layers, anchors' share of the loss, three steps of training, gate, rate, time steps"
     Settings = SPMSettings
