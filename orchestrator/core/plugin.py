@@ -135,7 +135,7 @@ class _BaseOfSet(BasePlugin):
     def __init__(self, base: BasePlugin, erased: ConceptSet) -> None:
         super().__init__(base.settings)
         self.base, self.erased = base, erased
-        self._read = {base.as_read(concept) for concept in erased.concepts}
+        self._gone = {base.as_read(concept) for concept in erased.concepts}
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -159,10 +159,10 @@ class _BaseOfSet(BasePlugin):
         return retained_of(self.base, self.erased)
 
     def anchor(self, concept: str) -> str:
-        found = self.erased.anchors.get(concept) or self.base.anchor(concept)
-        if self.base.as_read(found) not in self._read:
-            return found
-        return next((o for o in self.base.retained(concept) if not self.is_erased(o)), "")
+        if concept in self.erased.anchors:
+            return self.erased.anchors[concept]
+        every = (self.base.anchor(concept), *self.base.retained(concept))
+        return next((other for other in every if self.base.as_read(other) not in self._gone), "")
 
     def never_known(self) -> str | None:
         return self.base.never_known()
@@ -175,9 +175,6 @@ class _BaseOfSet(BasePlugin):
 
     def unread(self, prompt: str) -> str:
         return self.base.unread(prompt)
-
-    def is_erased(self, concept: str) -> bool:
-        return self.base.as_read(concept) in self._read
 
 
 def base_of(base: BasePlugin, erased: ConceptSet) -> BasePlugin:
@@ -202,9 +199,9 @@ class UnlearnerPlugin(Plugin):
     "retained" (prompts of what should survive) and "anchors" (the erased prompts with another
     concept in its place) the method reads: the others are no part of its identity. `joint`
     is True for a method that can erase several concepts at once; `jointly` says how, and what was
-    published of it. `golden` says what of it is compared with numbers of its released code; "" if
-    nothing is. `is_method` is False for what applies weights that others made: it erases whatever
-    they erase.
+    published of it; `trains_each` that it has a training for each of them. `golden` says what of it
+    is compared with numbers of its released code; "" if nothing is. `is_method` is False for what
+    applies weights that others made: it erases whatever they erase.
     """
 
     kind = "unlearner"
@@ -213,6 +210,7 @@ class UnlearnerPlugin(Plugin):
     joint: ClassVar[bool] = False
     jointly: ClassVar[str] = ""
     is_method: ClassVar[bool] = True
+    trains_each: ClassVar[bool] = False
     uses: ClassVar[frozenset[str]] = frozenset()
     paper: ClassVar[str] = ""
     golden: ClassVar[str] = ""

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from orchestrator.core.concepts import targets_of
 from orchestrator.core.plugin import UnlearnerPlugin
 from orchestrator.core.registry import find
 from orchestrator.core.stage import Stage, StageKind
@@ -213,7 +214,8 @@ def _own_cost(stages: Iterable[Stage]) -> float:
             assert issubclass(plugin, UnlearnerPlugin)
             settings = plugin.Settings.model_validate(stage.settings["settings"])
             # A training step is a batch of 16, each three passes over a latent.
-            total += max(10.0, plugin(settings).passes() / (3 * 16))
+            times = len(targets_of(stage.settings)) if plugin.trains_each else 1
+            total += max(10.0, times * plugin(settings).passes() / (3 * 16))
         elif stage.kind == "sample":
             total += len(stage.settings["probes"])
         elif stage.kind == "prepare":
