@@ -135,7 +135,7 @@ class _BaseOfSet(BasePlugin):
     def __init__(self, base: BasePlugin, erased: ConceptSet) -> None:
         super().__init__(base.settings)
         self.base, self.erased = base, erased
-        self._gone = {base.as_read(concept) for concept in erased.concepts}
+        self._gone = {base.as_read(concept) for concept in erased.gone}
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -179,14 +179,14 @@ class _BaseOfSet(BasePlugin):
 
 def base_of(base: BasePlugin, erased: ConceptSet) -> BasePlugin:
     """The base as a method sees it that erases this."""
-    return base if erased.is_plain else _BaseOfSet(base, erased)
+    return base if erased.is_plain and not erased.beside else _BaseOfSet(base, erased)
 
 
 def retained_of(base: BasePlugin, erased: ConceptSet) -> tuple[str, ...]:
     """What should survive of all that the base retains beside the erased concepts."""
-    gone = {base.as_read(concept) for concept in erased.concepts}
-    every = (other for concept in erased.concepts for other in base.retained(concept))
-    if len(erased.concepts) == 1:
+    gone = {base.as_read(concept) for concept in erased.gone}
+    every = (other for concept in erased.gone for other in base.retained(concept))
+    if len(erased.gone) == 1:
         return tuple(every)
     return tuple(dict.fromkeys(other for other in every if base.as_read(other) not in gone))
 
@@ -274,14 +274,15 @@ class UnlearnerPlugin(Plugin):
             return [
                 f"unlearner {self.name!r} erases one concept at a time and cannot erase "
                 f"{len(erased.concepts)} jointly ({erased.name!r}); leave it out, or name them "
-                "one by one"
+                "one by one, or give the edit `order: continual`"
             ]
         found = super().problems_of(base_of(base, erased), erased)
-        return found if found or erased.is_plain else self._problems_of_set(base, erased)
+        is_alone = erased.is_plain and not erased.beside
+        return found if found or is_alone else self._problems_of_set(base, erased)
 
     def _problems_of_set(self, base: BasePlugin, erased: ConceptSet) -> list[str]:
         seen, found = base_of(base, erased), []
-        gone = {base.as_read(concept): concept for concept in erased.concepts}
+        gone = {base.as_read(concept): concept for concept in erased.gone}
         if "anchors" in self.uses:
             for concept in erased.concepts:
                 anchor = self.anchor(seen, concept)

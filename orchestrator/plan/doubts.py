@@ -58,7 +58,7 @@ def _leaks(trials: Sequence[PlannedTrial], base: BasePlugin) -> Iterator[str]:
             role: {base.as_read(probe["prompt"]) for probe in probes if probe["role"] == role}
             for role in ("erased", "retained")
         }
-        for stage in planned.unlearned.model.ancestry():
+        for stage in planned.unlearned.model.lineage:
             # A method that cannot be told its prompts has no way out.
             if stage.kind == "unlearn" and "prompts" in stage.settings["settings"]:
                 given = stage.settings

@@ -209,6 +209,7 @@ def _packed(plan: Plan) -> dict[str, Any]:
             rows.get(one.control or "", one.control),
             one.steps_param,
             one.starts_unlearned,
+            *([[point(at) for at in one.way]] if one.way else ()),
         ]
         for one in plan.trials
     ]
@@ -276,8 +277,9 @@ def _unpacked(packed: Mapping[str, Any]) -> Plan:
         points.append(Waypoint(stages[model], stages[sample], scored, primary))
     trials = []
     for row in packed["trials"]:
-        names, given, erased, seed, is_control, way, control, steps_param, starts_unlearned = row
-        base, unlearned, final = (points[at] for at in way)
+        names, given, erased, seed, is_control, main, control, steps_param, *rest = row
+        base, unlearned, final = (points[at] for at in main)
+        starts_unlearned, *way = rest
         params = dict(zip(packed["names"][names], given, strict=True))
         trials.append(
             PlannedTrial(
@@ -289,6 +291,7 @@ def _unpacked(packed: Mapping[str, Any]) -> Plan:
                 control=stages[control].digest if isinstance(control, int) else control,
                 steps_param=steps_param,
                 starts_unlearned=starts_unlearned,
+                way=tuple(points[at] for at in way[0]) if way else (),
             )
         )
     return Plan(

@@ -69,7 +69,11 @@ def make_tasks(
     needed = {model.digest for model in after.values() if model is not None}
     needed |= {i.digest for g in live for i in _inputs(pending[g.id]) if i.is_model}
     kept_kinds = {kind for name in keep for kind in _KEPT.get(name, ())}
-    kept = {stage.digest for stage in plan.stages if stage.kind in kept_kinds}
+    kept = {
+        stage.digest
+        for stage in plan.stages
+        if ("unlearn" if stage.unlearns else stage.kind) in kept_kinds
+    }
     costs = _path_costs(live, pending)
     tasks = [
         Task(

@@ -125,7 +125,7 @@ class Sweep:
             "name": self.name,
             "base": _named(grid.base),
             "concept": [grid.erased(name).canonical() for name in grid.concepts],
-            "edits": [_canonical_edit(edit) for edit in grid.edits],
+            "edits": [_canonical_edit(grid, edit) for edit in grid.edits],
             "evaluate": _canonical_evaluate(self.evaluate),
             "seeds": list(grid.seeds),
             "keep": list(self.keep),
@@ -163,13 +163,30 @@ def _included(grid: Grid, values: Mapping[str, tuple[Any, ...]]) -> dict[str, li
     found = _lists(values)
     if "concept" in found:
         found["concept"] = [grid.erased(name).canonical() for name in found["concept"]]
+    own = [f"{edit.key}.concepts" for edit in grid.edits if edit.kind == "unlearn"]
+    return found | _named_sets(grid, {n: found[n] for n in own if n in found}, own)
+
+
+def _named_sets(
+    grid: Grid, values: Mapping[str, Sequence[Any]], names: Sequence[str]
+) -> dict[str, list[Any]]:
+    """Values of which some are names of sets; a concept on its own is a list of one, because a list
+    of nothing but concepts would be one set.
+    """
+    found = {name: list(some) for name, some in values.items()}
+    for name in (name for name in names if name in found):
+        written = (grid.erased(value).canonical() for value in found[name])
+        found[name] = [[one] if isinstance(one, str) else one for one in written]
     return found
 
 
-def _canonical_edit(edit: EditAxes) -> dict[str, Any]:
+def _canonical_edit(grid: Grid, edit: EditAxes) -> dict[str, Any]:
     choices = [{choice.label: _lists(choice.settings)} for choice in edit.choices]
-    if edit.kind != "finetune":
-        return {edit.kind: choices}
+    if edit.kind == "unlearn":
+        own = _named_sets(grid, edit.settings, ("concepts",))
+        return {"unlearn": {"method": choices, **own} if own else choices}
+    if edit.kind == "merge":
+        return {"merge": choices}
     return {"finetune": {"dataset": choices, **_lists(edit.settings)}}
 
 

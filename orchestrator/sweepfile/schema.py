@@ -16,6 +16,7 @@ from orchestrator.core.settings import Settings
 from orchestrator.sweep.resources import Resources
 from orchestrator.sweep.search import AggregateHow, Confirm, DefendSettings, SearchSettings
 from orchestrator.sweep.sweep import Keep
+from orchestrator.sweep.trial import UnlearnSettings
 from orchestrator.sweepfile.load import KEYS, REQUIRED
 
 Schema = dict[str, Any]
@@ -76,6 +77,19 @@ def _top(definitions: Schema) -> Schema:
     return {name: {"description": about, **schema} for name, (about, schema) in described.items()}
 
 
+def _with_own(unlearner: Schema, definitions: Schema) -> list[Schema]:
+    """An unlearning that is told more than its method, by the method's name or under `method`."""
+    part: Schema = {"anyOf": [_TEXT, _list_of(_TEXT, unique=True), _set()]}
+    concepts = {"description": "what this edit erases, of the sweep's concept", **part}
+    concepts["anyOf"] = [*part["anyOf"], _list_of(part)]
+    order = _settings("edit", "unlearn", UnlearnSettings, definitions, are_axes=True)["properties"]
+    own = {"concepts": concepts, **order}
+    choices: list[Schema] = unlearner["anyOf"][0]["anyOf"]
+    named = {name: one for choice in choices for name, one in choice.get("properties", {}).items()}
+    beside = {**_mapping({**named, **own}), "anyOf": [{"required": [name]} for name in own]}
+    return [_mapping({"method": unlearner, **own}, ["method"]), beside]
+
+
 def _set() -> Schema:
     own = {"concepts": _list_of(_TEXT, unique=True), "file": _TEXT}
     anchors = {"type": "object", "additionalProperties": _TEXT, "minProperties": 1}
@@ -93,9 +107,10 @@ def _edits(definitions: Schema) -> Schema:
     finetune = _mapping({"dataset": dataset, **settings["properties"]})
     updates = {"anyOf": [_choice("update", definitions, are_axes=True), *_short_updates()]}
     merge = {"description": "add a change that was made elsewhere", **_one_or_more(updates)}
+    unlearn = {"anyOf": [*unlearner["anyOf"], *_with_own(unlearner, definitions)]}
     edit = {
         "anyOf": [
-            _mapping({"unlearn": {"description": "erase the concept", **unlearner}}, ["unlearn"]),
+            _mapping({"unlearn": {"description": "erase the concept", **unlearn}}, ["unlearn"]),
             _mapping({"finetune": {"description": recipe.summary(), **finetune}}, ["finetune"]),
             _mapping({"merge": merge}, ["merge"]),
         ]
