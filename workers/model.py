@@ -173,7 +173,10 @@ class Model:
         }
 
         targets = targets_of(asked)
-        refuse_cut(self.warm.pipe.tokenizer, [p for one in targets for p in one.prompts])
+        unknown = asked.get("never_known")
+        [stranger] = targets_of(unknown) if unknown else [None]
+        every = [*targets, *([stranger] if stranger else [])]
+        refuse_cut(self.warm.pipe.tokenizer, [p for one in every for p in one.prompts])
 
         @contextmanager
         def at(which: Which) -> Iterator[Pipeline]:
@@ -188,6 +191,7 @@ class Model:
             at=at,
             examples=lambda: self._examples(target) if target.kind == "finetune" else None,
             progress=self.tell,
+            stranger=stranger,
         )
 
     @property

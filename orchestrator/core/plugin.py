@@ -427,7 +427,8 @@ class MetricPlugin(Plugin):
     metric cannot be the one that resurgence is defined on. `values` are the bounds of its values,
     None where there is no bound; `higher` says what more of it means. `samples` is for a metric of
     the model at work that draws pictures: it is told how the sweep's are drawn. `joint` is True for
-    one that can be about several erased concepts; pictures and weights always can.
+    one that can be about several erased concepts; pictures and weights always can. `strangers` is
+    for one of the model at work that also looks at the concept that the base never knew.
     """
 
     kind = "metric"
@@ -439,6 +440,7 @@ class MetricPlugin(Plugin):
     higher: ClassVar[str] = "more of the concept"
     samples: ClassVar[bool] = False
     joint: ClassVar[bool] = False
+    strangers: ClassVar[bool] = False
 
     def problems_of(self, base: BasePlugin, erased: ConceptSet) -> list[str]:
         """Of several concepts also whether the metric can be about more than one."""

@@ -336,10 +336,13 @@ class Planner:
         mark: dict[str, Any] = {"fingerprint": self.fingerprint(metric)}
         if metric.needs == "pipeline":
             asked: dict[str, list[str]] = {concept: [] for concept in erased.concepts}
-            for probe in self.probes(erased):
+            probes = self.probes(erased)
+            for probe in probes:
                 if probe.role == "erased" and probe.prompt not in asked[probe.concept]:
                     asked[probe.concept].append(probe.prompt)
             mark |= as_settings([Target(c, tuple(prompts)) for c, prompts in asked.items()])
+            if metric.strangers and (stranger := _stranger(probes)) is not None:
+                mark["never_known"] = as_settings([stranger])
         full = dict(mark)
         if metric.samples:
             mark["sampling"] = self.sample.settings.identity()
@@ -374,6 +377,15 @@ class Planner:
 
     def unique(self, stage: Stage) -> Stage:
         return self.known.setdefault(stage.digest, stage)
+
+
+def _stranger(probes: Iterable[Probe]) -> Target | None:
+    """The first concept that is asked for and that the base never knew, with its prompts."""
+    asked: dict[str, list[str]] = {}
+    for probe in probes:
+        if probe.role == "never_known" and probe.prompt not in asked.setdefault(probe.concept, []):
+            asked[probe.concept].append(probe.prompt)
+    return next((Target(concept, tuple(found)) for concept, found in asked.items()), None)
 
 
 def _stage(
