@@ -35,9 +35,16 @@ def sample(
     left them open). A picture is a function of the weights, the prompt, its `image_index` and
     `noise_seed`, so it does not depend on what else is asked, and every model starts from the
     same noise. The batch size changes no more than floating-point rounding. `text` are embeddings
-    (probes, tokens, width) to draw from in place of the prompts' own.
+    (probes, tokens, width) to draw from in place of the prompts' own. A probe's own `noise_seed`
+    goes before the settings'.
     """
-    images = sample_floats(pipe, [probe.prompt for probe in probes], settings, text)
+    usual = settings.noise_seed
+    seeds = [usual if probe.noise_seed is None else probe.noise_seed for probe in probes]
+    prompts = [probe.prompt for probe in probes]
+    if text is None:
+        refuse_cut(pipe.tokenizer, [probe.prompt for probe in probes if not probe.may_be_cut])
+        text = embed(pipe, prompts)
+    images = sample_floats(pipe, prompts, settings, text, seeds)
     return as_pictures(images, probes)
 
 
