@@ -451,6 +451,19 @@ class MetricPlugin(Plugin):
             ]
         return super().problems_of(base, erased)
 
+    @property
+    def gives_resurgence(self) -> bool:
+        """Whether it has a value of every single picture, so that models can be paired by them."""
+        return self.needs == "images" and self.per_picture
+
+    def roles(self, asked: Asked) -> frozenset[str]:
+        """Of the roles that are asked those whose pictures it has values of."""
+        return frozenset(asked.pictures) if self.gives_resurgence else frozenset()
+
+    def judged_by(self) -> str:
+        """Who judges, in a few words: a model at a commit, and what of it is the value."""
+        return ""
+
     def problems_with(self, asked: Asked) -> list[str]:
         """Why this metric cannot score what the models are asked to draw; empty if it can.
 

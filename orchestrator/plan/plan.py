@@ -32,17 +32,23 @@ class Waypoint:
     """A model on a trial's way, with the stages that evaluate it.
 
     `primary` is the score that resurgence is defined on: of the sweep's first metric of single
-    pictures; None if it has no such metric.
+    pictures; None if it has no such metric. `sample` says what the model is asked, also where no
+    pictures are drawn: it is then no work that is done.
     """
 
     model: Stage
     sample: Stage
     scores: tuple[Stage, ...]
     primary: Stage | None
+    is_drawn: bool = True
+
+    def evaluation(self) -> tuple[Stage, ...]:
+        """Its pictures and its scores."""
+        return ((self.sample,) if self.is_drawn else ()) + self.scores
 
     def stages(self) -> tuple[Stage, ...]:
         """The model's whole chain (without the base), its materials, and its evaluation."""
-        return (*self.model.lineage, self.sample, *self.scores)
+        return (*self.model.lineage, *self.evaluation())
 
 
 @dataclass(frozen=True)
@@ -306,6 +312,7 @@ class Planner:
         """Made once a model and what is erased: many trials share the base and the unlearned."""
         key = (model.digest, erased.name)
         if key not in self.points:
+            draws = self.sweep.evaluate.draws
             sample = self.unique(self.sample_stage(model, erased))
             kind = "unlearn" if model.unlearns else model.kind
             metrics = [m for m in self.sweep.evaluate.metrics if kind in m.of]
@@ -315,7 +322,8 @@ class Planner:
                 for metric, score in zip(metrics, scores, strict=True)
                 if metric.needs == "images" and metric.per_picture
             )
-            self.points[key] = Waypoint(model, sample, tuple(scores), next(of_pictures, None))
+            primary = next(of_pictures, None)
+            self.points[key] = Waypoint(model, sample, tuple(scores), primary, draws)
         return self.points[key]
 
     def sample_stage(self, model: Stage, erased: ConceptSet) -> Stage:

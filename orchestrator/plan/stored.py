@@ -190,7 +190,9 @@ class _Numbered:
 
 def _packed(plan: Plan) -> dict[str, Any]:
     values, names, points = _Numbered(), _Numbered(), _Numbered()
-    every = dict.fromkeys((plan.root, *plan.stages))
+    ways = (at for one in plan.trials for at in (one.base, one.unlearned, one.final))
+    asked = dict.fromkeys(at.sample for at in ways)  # also those that are not drawn
+    every = dict.fromkeys((plan.root, *plan.stages, *asked))
     rows = {stage.digest: number for number, stage in enumerate(_parents_first(every))}
 
     def point(at: Waypoint) -> int:
@@ -270,11 +272,12 @@ def _unpacked(packed: Mapping[str, Any]) -> Plan:
         # What it was called then, and not what it would be called now.
         stage.__dict__["digest"] = digest
         stages.append(stage)
-    points = []
+    points, planned = [], set(packed["planned"])
     for model, sample, scores, first in packed["points"]:
         scored = tuple(stages[row] for row in scores)
         primary = None if first is None else scored[first]
-        points.append(Waypoint(stages[model], stages[sample], scored, primary))
+        is_drawn = sample in planned
+        points.append(Waypoint(stages[model], stages[sample], scored, primary, is_drawn))
     trials = []
     for row in packed["trials"]:
         names, given, erased, seed, is_control, main, control, steps_param, *rest = row

@@ -24,13 +24,15 @@ Keep = Literal["unlearned", "finetuned", "checkpoints"]
 class Evaluate:
     """How a model is judged.
 
-    `sets` say what it is asked, their rows pooled; `sample` is the recipe that makes the images.
+    `sets` say what it is asked, their rows pooled; `sample` is the recipe that makes the images,
+    unless none are drawn.
     """
 
     metrics: tuple[MetricPlugin, ...]
     sample: Plugin
     sets: tuple[EvaluationPlugin, ...]
     controls: bool = True
+    draws: bool = True
 
     def probes(self, base: BasePlugin, erased: ConceptSet) -> list[Probe]:
         """What every model is asked from which these concepts are erased.
@@ -50,12 +52,38 @@ class Evaluate:
             )
         return found
 
+    @property
+    def gives_resurgence(self) -> bool:
+        """Whether some metric scores single pictures, and there are some."""
+        return self.draws and any(metric.gives_resurgence for metric in self.metrics)
+
     def asked_of(self, probes: Sequence[Probe]) -> Asked:
         """The rows in numbers."""
         rows = Counter(probe.role for probe in probes)
         each = self.sample.settings.images_per_prompt
         kept = dict.fromkeys(probe.concept for probe in probes if probe.role in KEPT)
         return Asked(tuple(kept), {role: each * count for role, count in rows.items()})
+
+
+PUBLISHED = ("base", "unlearned", "retained")
+"""The numbers that a published row may have: of the erased concepts on the base and after
+unlearning, and of what should survive after unlearning.
+"""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Published numbers to be shown beside a sweep's own.
+
+    Each row names settings by axes ("unlearn.method") and has some of the numbers in `PUBLISHED`.
+    """
+
+    source: str
+    rows: tuple[Mapping[str, Any], ...]
+
+    def canonical(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"source": self.source, "rows": [dict(row) for row in self.rows]}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +107,7 @@ class Sweep:
     search: Search | None = None
     on_command_line: frozenset[str] = frozenset()
     overridden: str | None = None
+    reference: Reference | None = None
 
     @property
     def recorded(self) -> str:
@@ -133,6 +162,7 @@ class Sweep:
             "exclude": [_lists(point.values) for point in grid.exclude] or None,
             "include": [_included(grid, point.values) for point in grid.include] or None,
             "search": self.search.canonical() if self.search else None,
+            "reference": self.reference.canonical() if self.reference else None,
             "resources": resources,
             "store": self.store,
             "mlflow": self.mlflow,
@@ -196,6 +226,7 @@ def _canonical_evaluate(evaluate: Evaluate) -> dict[str, Any]:
         **given_settings(evaluate.sample.settings),
         **_canonical_sets(evaluate.sets),
         "controls": evaluate.controls,
+        **({} if evaluate.draws else {"pictures": "none"}),
     }
 
 

@@ -25,6 +25,7 @@ from orchestrator.sweep.sweep import Keep, Sweep, given_settings
 from orchestrator.sweepfile import overrides as command_line
 from orchestrator.sweepfile.evaluate import is_given, read_evaluate
 from orchestrator.sweepfile.grid import read_grid
+from orchestrator.sweepfile.reference import read_reference
 from orchestrator.sweepfile.search import read_search
 
 REQUIRED = ("name", "concept", "edits", "evaluate")
@@ -40,6 +41,7 @@ KEYS = (
     "exclude",
     "zip",
     "search",
+    "reference",
     "resources",
     "store",
     "mlflow",
@@ -154,7 +156,10 @@ def _sweep(root: At, source: str) -> Sweep | None:
     if search is not None and "storage" in top["search"].value:
         named["search.storage"] = top["search"].key("storage")
     here = frozenset(key for key, at in named.items() if command_line.is_origin(at.where))
-    return Sweep(name, grid, evaluate, keep, resources, store, mlflow, source, search, here)
+    found = Sweep(name, grid, evaluate, keep, resources, store, mlflow, source, search, here)
+    if is_given(top, "reference"):
+        return replace(found, reference=read_reference(top["reference"], grid))
+    return found
 
 
 def _name(at: At) -> str | None:

@@ -15,7 +15,7 @@ from orchestrator.core.registry import find, registry
 from orchestrator.core.settings import Settings
 from orchestrator.sweep.resources import Resources
 from orchestrator.sweep.search import AggregateHow, Confirm, DefendSettings, SearchSettings
-from orchestrator.sweep.sweep import Keep
+from orchestrator.sweep.sweep import PUBLISHED, Keep
 from orchestrator.sweep.trial import UnlearnSettings
 from orchestrator.sweepfile.load import KEYS, REQUIRED
 
@@ -70,6 +70,10 @@ def _top(definitions: Schema) -> Schema:
         "exclude": ("points to leave out; flat axis names and values", points),
         "zip": ("axes that move together", _list_of(_list_of(_TEXT, 2))),
         "search": ("seek the worst case in a space that replaces the axes", _search()),
+        "reference": (
+            "published numbers, which results show beside this sweep's own",
+            _or_null(_reference()),
+        ),
         "resources": ("what the sweep runs on", resources),
         "store": ("where results live: a folder or a URI", _or_null(_TEXT)),
         "mlflow": ("the MLflow tracking URI", _or_null(_TEXT)),
@@ -140,6 +144,7 @@ def _evaluate(definitions: Schema) -> Schema:
         "retain": _or_null(_one_or_more(_TEXT, 0)),
         "prompts": _or_null(_one_or_more({"type": "string", "pattern": r"\{concept\}"})),
         "controls": {"type": "boolean", "default": True},
+        "pictures": {"enum": ["all", "none"], "default": "all"},
     }
     abouts = {
         "metrics": "the metrics to compute",
@@ -147,9 +152,16 @@ def _evaluate(definitions: Schema) -> Schema:
         "retain": "concepts that should survive; null: the base's own",
         "prompts": "templates that contain {concept}; null: the base's own",
         "controls": "also run the controls",
+        "pictures": "none: draw no pictures, and compare weights and models at work only",
     }
     own = {name: {"description": abouts[name], **schema} for name, schema in own.items()}
     return _mapping({**own, **sample["properties"]}, ["metrics"])
+
+
+def _reference() -> Schema:
+    numbers: Schema = {name: {"type": "number"} for name in PUBLISHED}
+    rows = _list_of({"type": "object", "properties": numbers, "minProperties": 1})
+    return _mapping({"source": _TEXT, "rows": rows}, ["source", "rows"])
 
 
 def _search() -> Schema:
