@@ -157,6 +157,11 @@ class Grid:
         """The concepts that some trial erases, each once."""
         return tuple(dict.fromkeys(c for erased in self.all_sets() for c in erased.concepts))
 
+    @property
+    def reads_files(self) -> bool:
+        """Whether some of its concepts stand in files beside the sweep's own."""
+        return any(one.file is not None for one in self.sets.values())
+
     def known_sets(self) -> tuple[ConceptSet, ...]:
         """Of `all_sets` those whose every concept the base knows."""
         known = self.base.concepts()

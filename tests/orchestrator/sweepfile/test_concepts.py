@@ -91,6 +91,7 @@ def test_a_file_has_a_concept_a_line(
     assert made.grid.erased("two") == ConceptSet("two", ("circle", "square"), anchors)
     path.unlink()
     assert parse(json.dumps(made.canonical())) == made
+    assert parse(made.recorded) == made
 
 
 @pytest.mark.parametrize(
