@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.core.registry import find, registry
+from orchestrator.plan.doubts import doubts
 from orchestrator.plan.plan import make_plan
 from orchestrator.sweep.grid import MAX_TRIALS
 from orchestrator.sweepfile.load import load
@@ -42,6 +43,33 @@ def test_can_be_planned(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_begins_with_what_it_is(path: Path) -> None:
     assert len(comment(path)) > 80
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_some_metric_scores_every_role_that_is_drawn(path: Path) -> None:
+    sweep = load(path)
+    evaluate = sweep.evaluate
+    assert evaluate.gives_resurgence
+    for erased in sweep.grid.known_sets():
+        asked = evaluate.asked_of(evaluate.probes(sweep.base, erased))
+        assert "erased" in asked.pictures
+        scored = {role for metric in evaluate.metrics for role in metric.roles(asked)}
+        assert scored == set(asked.pictures)
+        primary = next(metric for metric in evaluate.metrics if metric.gives_resurgence)
+        assert primary.roles(asked) >= set(asked.pictures) - {"never_known"}
+
+
+PUBLISHED = ("celebrity", "illusion", "nudity", "objects", "paper", "resalign", "styles")
+TRAINED_ON = {"celebrity": 1, "paper": 1}
+"""MACE's preset trains on the first of MACE's own five prompts."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_studies_ask_in_prompts_that_methods_do_not_train_on(name: str) -> None:
+    sweep = load(ROOT / "sweeps" / f"{name}.yaml", ("seeds=1",))
+    leaks = [one for one in doubts(make_plan(sweep).trials, sweep.base) if "scored as" in one]
+    allowed = f"{TRAINED_ON[name]} of the 5" if name in TRAINED_ON else None
+    assert all(allowed is not None and allowed in leak for leak in leaks)
 
 
 TUNED = sorted((ROOT / "sweeps" / "tuning").glob("*.yaml"))

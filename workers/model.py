@@ -173,7 +173,10 @@ class Model:
         }
 
         targets = targets_of(asked)
-        refuse_cut(self.warm.pipe.tokenizer, [p for one in targets for p in one.prompts])
+        unknown = asked.get("never_known")
+        [stranger] = targets_of(unknown) if unknown else [None]
+        every = [*targets, *([stranger] if stranger else [])]
+        refuse_cut(self.warm.pipe.tokenizer, [p for one in every for p in one.prompts])
 
         @contextmanager
         def at(which: Which) -> Iterator[Pipeline]:
@@ -188,6 +191,7 @@ class Model:
             at=at,
             examples=lambda: self._examples(target) if target.kind == "finetune" else None,
             progress=self.tell,
+            stranger=stranger,
         )
 
     @property
@@ -231,23 +235,31 @@ class Model:
         self.numbers = dict(made.numbers)
 
     def _merge(self, target: Stage) -> None:
-        """Add what the donor's fine-tuning changed, or what was changed elsewhere, to the parent's
-        weights.
+        """Add what the donor's training changed, or what was changed elsewhere, to the parent's
+        weights; what stands beside the donor, such as adapters, stands beside it too.
         """
-        change = self._donated(target) if "donor" in target.inputs else self._made_elsewhere(target)
+        beside: list[ModelEdit] = []
+        if "donor" in target.inputs:
+            change, beside = self._donated(target)
+        else:
+            change = self._made_elsewhere(target)
         self.become(_parent(target))
         self._settle()
         edits, now = self.warm.now(), self.warm.state()
-        self.warm.put((*edits, Weights({name: now[name] + d for name, d in change.items()})))
+        moved = [Weights({name: now[name] + d for name, d in change.items()})] if change else []
+        self.warm.put((*edits, *moved, *beside))
         self._refuse_ruined(target, "the weights that were added do not fit this model")
 
-    def _donated(self, target: Stage) -> dict[str, Tensor]:
-        """By name, what the donor's fine-tuning changed in the model that it began from."""
+    def _donated(self, target: Stage) -> tuple[dict[str, Tensor], list[ModelEdit]]:
+        """By name, what the donor's training changed in the model that it began from, and what it
+        put beside it.
+        """
         donor = target.inputs["donor"]
         self.become(_parent(donor))
-        before = self._state()
+        before, stood = self._state(), self._beside()
         self.become(donor)
-        return {n: v - before[n] for n, v in self._state().items() if not v.equal(before[n])}
+        change = {n: v - before[n] for n, v in self._state().items() if not v.equal(before[n])}
+        return change, self._beside()[len(stood) :]
 
     def _made_elsewhere(self, target: Stage) -> dict[str, Tensor]:
         """By name, the change that an update plug-in adds, at its scale."""
@@ -261,6 +273,10 @@ class Model:
         plugin = plugin_of(Material, stage.plugin, stage.settings)
         with self.store.object(record_of(self.store, stage), MATERIAL) as path:
             return plugin.read(load_tensors(path), stage.settings)
+
+    def _beside(self) -> list[ModelEdit]:
+        """The edits that change no weight but stand beside the model."""
+        return [edit for edit in self.warm.now() if not isinstance(edit, Weights)]
 
     def _state(self) -> dict[str, Tensor]:
         with self.evaluation():
@@ -333,7 +349,7 @@ class Model:
 def _unlearned(stage: Stage) -> Stage:
     """The model after the last unlearning on the way to `stage`, or the base."""
     *after, root = stage.ancestry()
-    return next((s for s in after if s.kind == "unlearn"), root)
+    return next((s for s in after if s.unlearns), root)
 
 
 def _erased(stage: Stage) -> str:

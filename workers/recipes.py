@@ -15,7 +15,7 @@ class FinetuneSettings(Settings):
     """How a model is fine-tuned. `dataset` is a plug-in choice and is resolved separately."""
 
     adapter: Literal["full", "lora"] = Field("full", description="full weights, or LoRA")
-    learning_rate: float = Field(1e-5, gt=0, description="AdamW's learning rate")
+    learning_rate: float = Field(1e-5, gt=0, description="the optimiser's learning rate")
     steps: int = Field(100, ge=0, description="optimiser steps; 0 is the model before fine-tuning")
     batch_size: int = Field(16, ge=1, description="examples per micro-batch")
     accumulation: int = Field(1, ge=1, description="micro-batches per optimiser step")
@@ -36,6 +36,23 @@ class FinetuneSettings(Settings):
         "first; null: off",
     )
     caption_dropout: float = Field(0.0, ge=0, le=1, description="share of captions replaced by ''")
+    random_flip: bool = Field(
+        False, description="mirror each picture with a probability of 1/2, drawn anew at each step"
+    )
+    random_crop: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="side of the square that is cut out of each picture at a place drawn anew at "
+        "each step, and resized, as a share of the picture's side; 1: all of it. Below 1 pictures "
+        "are encoded at every step",
+    )
+    snr_gamma: float | None = Field(
+        None,
+        gt=0,
+        description="min-SNR-γ weighting of the loss (Hang et al. 2023, who use 5); null: time "
+        "steps count alike",
+    )
     lora_rank: int = Field(4, ge=1, description="LoRA's rank")
     lora_alpha: float | None = Field(
         None, gt=0, description="LoRA's alpha; the scale is alpha / rank; null: the rank, scale 1"

@@ -32,7 +32,7 @@ def settings_that_differ(one: Found, other: Found) -> Iterator[DifferenceRow]:
 
 def _chain(found: Found) -> list[Stage]:
     final = found.planned.final
-    return [*reversed(list(final.model.ancestry())), final.sample, *final.scores]
+    return [*reversed(list(final.model.ancestry())), *final.evaluation()]
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -90,7 +90,7 @@ def _made_again(found: Found, from_base: bool) -> list[Stage]:
         edits.insert(0, stage)
     materials = [s for e in edits for i in e.inputs.values() for s in i.lineage if from_base]
     prepared = [stage for stage in materials if stage.kind == "prepare"]
-    return list(dict.fromkeys([*prepared, *edits, final.sample, *final.scores]))
+    return list(dict.fromkeys([*prepared, *edits, *final.evaluation()]))
 
 
 def _run(found: Found, plan: Plan, done: set[str], store: Store, console: Console) -> None:
@@ -121,9 +121,12 @@ def _compare(
     found: Found, again: Sequence[Stage], copied: Sequence[Stage], store: Store
 ) -> Reproduction:
     final = found.planned.final
-    before, after = found.reader.record(final.sample), store.get(final.sample)
-    assert before is not None and after is not None  # a scored trial has pictures
-    pairs = list(zip(_pictures(found.job.store, before), _pictures(store, after), strict=True))
+    looked_at = final.evaluation()[0]  # its pictures, or where none are drawn its first score
+    before, after = found.reader.record(looked_at), store.get(looked_at)
+    assert before is not None and after is not None  # a trial that is scored has both
+    pairs = []
+    if final.is_drawn:
+        pairs = list(zip(_pictures(found.job.store, before), _pictures(store, after), strict=True))
     differences = []
     for label, stage in labelled_scores(final):
         then, now = found.reader.record(stage), store.get(stage)

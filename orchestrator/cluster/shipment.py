@@ -181,10 +181,10 @@ def _is_here(text: str) -> bool:
 
 def _written(sweep: Sweep, overrides: Sequence[str]) -> tuple[str, Sequence[str]]:
     """The file's own text with the changes to it, so that MLflow shows what was written; the whole
-    sweep as JSON where that would mean something else.
+    sweep as JSON where that would mean something else, or needs files that stay here.
     """
     try:
-        if parse(sweep.source, None, overrides) == sweep:
+        if not sweep.grid.reads_files and parse(sweep.source, None, overrides) == sweep:
             return sweep.source, overrides
     except ResurgeError:
         pass  # a credential was taken out of it, or it is that of an earlier run

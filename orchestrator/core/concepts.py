@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 JOINED_BY = "+"
@@ -15,13 +15,15 @@ class ConceptSet:
 
     A concept on its own is a set that has its name. `anchors` are the concepts that methods which
     map a concept to another map it to, where the sweep file says so. `file` is where the concepts
-    were read from; what they are is all that counts.
+    were read from; what they are is all that counts. `beside` are concepts that the same trial
+    erases in other steps: nothing is to preserve them either.
     """
 
     name: str
     concepts: tuple[str, ...]
     anchors: Mapping[str, str] = field(default_factory=dict, hash=False)
     file: str | None = field(default=None, compare=False)
+    beside: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, concept: str) -> ConceptSet:
@@ -32,6 +34,21 @@ class ConceptSet:
     def is_plain(self) -> bool:
         """Whether its name says all of it."""
         return self.concepts == (self.name,) and not self.anchors
+
+    @property
+    def gone(self) -> tuple[str, ...]:
+        """Every concept that the trial erases."""
+        return tuple(dict.fromkeys((*self.concepts, *self.beside)))
+
+    def within(self, trial: ConceptSet) -> ConceptSet:
+        """This part of what a trial erases, with the trial's anchors."""
+        anchors = {c: trial.anchors[c] for c in self.concepts if c in trial.anchors}
+        beside = tuple(c for c in trial.concepts if c not in self.concepts)
+        return replace(self, anchors={**anchors, **self.anchors}, beside=beside)
+
+    def apart(self) -> tuple[ConceptSet, ...]:
+        """Each of its concepts on its own."""
+        return tuple(ConceptSet.of(concept).within(self) for concept in self.concepts)
 
     def canonical(self) -> str | dict[str, Any]:
         """As a sweep file may have it."""

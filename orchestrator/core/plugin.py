@@ -139,7 +139,7 @@ class _BaseOfSet(BasePlugin):
     def __init__(self, base: BasePlugin, erased: ConceptSet) -> None:
         super().__init__(base.settings)
         self.base, self.erased = base, erased
-        self._read = {base.as_read(concept) for concept in erased.concepts}
+        self._gone = {base.as_read(concept) for concept in erased.gone}
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -163,10 +163,10 @@ class _BaseOfSet(BasePlugin):
         return retained_of(self.base, self.erased)
 
     def anchor(self, concept: str) -> str:
-        found = self.erased.anchors.get(concept) or self.base.anchor(concept)
-        if self.base.as_read(found) not in self._read:
-            return found
-        return next((o for o in self.base.retained(concept) if not self.is_erased(o)), "")
+        if concept in self.erased.anchors:
+            return self.erased.anchors[concept]
+        every = (self.base.anchor(concept), *self.base.retained(concept))
+        return next((other for other in every if self.base.as_read(other) not in self._gone), "")
 
     def never_known(self) -> str | None:
         return self.base.never_known()
@@ -180,20 +180,17 @@ class _BaseOfSet(BasePlugin):
     def unread(self, prompt: str) -> str:
         return self.base.unread(prompt)
 
-    def is_erased(self, concept: str) -> bool:
-        return self.base.as_read(concept) in self._read
-
 
 def base_of(base: BasePlugin, erased: ConceptSet) -> BasePlugin:
     """The base as a method sees it that erases this."""
-    return base if erased.is_plain else _BaseOfSet(base, erased)
+    return base if erased.is_plain and not erased.beside else _BaseOfSet(base, erased)
 
 
 def retained_of(base: BasePlugin, erased: ConceptSet) -> tuple[str, ...]:
     """What should survive of all that the base retains beside the erased concepts."""
-    gone = {base.as_read(concept) for concept in erased.concepts}
-    every = (other for concept in erased.concepts for other in base.retained(concept))
-    if len(erased.concepts) == 1:
+    gone = {base.as_read(concept) for concept in erased.gone}
+    every = (other for concept in erased.gone for other in base.retained(concept))
+    if len(erased.gone) == 1:
         return tuple(every)
     return tuple(dict.fromkeys(other for other in every if base.as_read(other) not in gone))
 
@@ -206,9 +203,9 @@ class UnlearnerPlugin(Plugin):
     "retained" (prompts of what should survive) and "anchors" (the erased prompts with another
     concept in its place) the method reads: the others are no part of its identity. `joint`
     is True for a method that can erase several concepts at once; `jointly` says how, and what was
-    published of it. `golden` says what of it is compared with numbers of its released code; "" if
-    nothing is. `is_method` is False for what applies weights that others made: it erases whatever
-    they erase.
+    published of it; `trains_each` that it has a training for each of them. `golden` says what of it
+    is compared with numbers of its released code; "" if nothing is. `is_method` is False for what
+    applies weights that others made: it erases whatever they erase.
     """
 
     kind = "unlearner"
@@ -217,6 +214,7 @@ class UnlearnerPlugin(Plugin):
     joint: ClassVar[bool] = False
     jointly: ClassVar[str] = ""
     is_method: ClassVar[bool] = True
+    trains_each: ClassVar[bool] = False
     uses: ClassVar[frozenset[str]] = frozenset()
     paper: ClassVar[str] = ""
     golden: ClassVar[str] = ""
@@ -282,14 +280,15 @@ class UnlearnerPlugin(Plugin):
             return [
                 f"unlearner {self.name!r} erases one concept at a time and cannot erase "
                 f"{len(erased.concepts)} jointly ({erased.name!r}); leave it out, or name them "
-                "one by one"
+                "one by one, or give the edit `order: continual`"
             ]
         found = super().problems_of(base_of(base, erased), erased)
-        return found if found or erased.is_plain else self._problems_of_set(base, erased)
+        is_alone = erased.is_plain and not erased.beside
+        return found if found or is_alone else self._problems_of_set(base, erased)
 
     def _problems_of_set(self, base: BasePlugin, erased: ConceptSet) -> list[str]:
         seen, found = base_of(base, erased), []
-        gone = {base.as_read(concept): concept for concept in erased.concepts}
+        gone = {base.as_read(concept): concept for concept in erased.gone}
         if "anchors" in self.uses:
             for concept in erased.concepts:
                 anchor = self.anchor(seen, concept)
@@ -434,7 +433,8 @@ class MetricPlugin(Plugin):
     metric cannot be the one that resurgence is defined on. `values` are the bounds of its values,
     None where there is no bound; `higher` says what more of it means. `samples` is for a metric of
     the model at work that draws pictures: it is told how the sweep's are drawn. `joint` is True for
-    one that can be about several erased concepts; pictures and weights always can.
+    one that can be about several erased concepts; pictures and weights always can. `strangers` is
+    for one of the model at work that also looks at the concept that the base never knew.
     """
 
     kind = "metric"
@@ -446,6 +446,7 @@ class MetricPlugin(Plugin):
     higher: ClassVar[str] = "more of the concept"
     samples: ClassVar[bool] = False
     joint: ClassVar[bool] = False
+    strangers: ClassVar[bool] = False
 
     def problems_of(self, base: BasePlugin, erased: ConceptSet) -> list[str]:
         """Of several concepts also whether the metric can be about more than one."""
@@ -455,6 +456,19 @@ class MetricPlugin(Plugin):
                 f"{len(erased.concepts)}; leave it out, or erase them one by one"
             ]
         return super().problems_of(base, erased)
+
+    @property
+    def gives_resurgence(self) -> bool:
+        """Whether it has a value of every single picture, so that models can be paired by them."""
+        return self.needs == "images" and self.per_picture
+
+    def roles(self, asked: Asked) -> frozenset[str]:
+        """Of the roles that are asked those whose pictures it has values of."""
+        return frozenset(asked.pictures) if self.gives_resurgence else frozenset()
+
+    def judged_by(self) -> str:
+        """Who judges, in a few words: a model at a commit, and what of it is the value."""
+        return ""
 
     def problems_with(self, asked: Asked) -> list[str]:
         """Why this metric cannot score what the models are asked to draw; empty if it can.

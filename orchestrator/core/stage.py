@@ -69,6 +69,12 @@ class Stage:
         return self.kind in ("base", "unlearn", "finetune", "merge")
 
     @property
+    def unlearns(self) -> bool:
+        """Whether it erases: an unlearning, or a merge of what another one changed."""
+        donor = self.inputs.get("donor") if self.kind == "merge" else None
+        return self.kind == "unlearn" or (donor is not None and donor.unlearns)
+
+    @property
     def model(self) -> Stage:
         """The nearest stage, this one included, whose result is a model."""
         stage = self

@@ -72,7 +72,9 @@ def brief(value: object, digits: int) -> str:
     return f"{text[:digits]}…" if len(text) == 64 else text
 
 
-_SPEAK_FOR_THEMSELVES = ("method", "dataset", "update", "adapter", "concept")
+_SPEAK_FOR_THEMSELVES = (
+    "method", "dataset", "update", "adapter", "concept", "concepts", "order",
+)  # fmt: skip
 
 
 def axis_value(axis: str, value: object, between: str) -> str:

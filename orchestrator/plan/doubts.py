@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.core.artifacts import ASKS_ERASED, KEPT
 from orchestrator.core.concepts import targets_of
 from orchestrator.core.digest import canonical_json
 from orchestrator.core.plugin import BasePlugin, Plugin
@@ -56,10 +57,10 @@ def _leaks(trials: Sequence[PlannedTrial], base: BasePlugin) -> Iterator[str]:
     for planned in trials:
         probes = planned.final.sample.settings["probes"]
         asked = {
-            role: {base.as_read(probe["prompt"]) for probe in probes if probe["role"] == role}
-            for role in ("erased", "retained")
+            of: {base.as_read(probe["prompt"]) for probe in probes if probe["role"] in roles}
+            for of, roles in (("erased", ASKS_ERASED), ("retained", KEPT))
         }
-        for stage in planned.unlearned.model.ancestry():
+        for stage in planned.unlearned.model.lineage:
             # A method that cannot be told its prompts has no way out.
             if stage.kind == "unlearn" and "prompts" in stage.settings["settings"]:
                 given = stage.settings

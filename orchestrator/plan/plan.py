@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -31,17 +32,23 @@ class Waypoint:
     """A model on a trial's way, with the stages that evaluate it.
 
     `primary` is the score that resurgence is defined on: of the sweep's first metric of single
-    pictures; None if it has no such metric.
+    pictures; None if it has no such metric. `sample` says what the model is asked, also where no
+    pictures are drawn: it is then no work that is done.
     """
 
     model: Stage
     sample: Stage
     scores: tuple[Stage, ...]
     primary: Stage | None
+    is_drawn: bool = True
+
+    def evaluation(self) -> tuple[Stage, ...]:
+        """Its pictures and its scores."""
+        return ((self.sample,) if self.is_drawn else ()) + self.scores
 
     def stages(self) -> tuple[Stage, ...]:
         """The model's whole chain (without the base), its materials, and its evaluation."""
-        return (*self.model.lineage, self.sample, *self.scores)
+        return (*self.model.lineage, *self.evaluation())
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,8 @@ class PlannedTrial:
     is the same fine-tuning on the base without unlearning; its `unlearned` is the base. `control`
     of an ordinary trial is the digest of its control's final model. `steps_param` is the parameter
     that moves along a trajectory, the last fine-tune's steps; `starts_unlearned` says whether
-    nothing lies between the unlearned model and the trajectory.
+    nothing lies between the unlearned model and the trajectory. `way` are the other models that a
+    trial with several unlearnings comes through, in order; they are evaluated as well.
     """
 
     trial: Trial
@@ -63,6 +71,7 @@ class PlannedTrial:
     control: str | None
     steps_param: str | None
     starts_unlearned: bool
+    way: tuple[Waypoint, ...] = ()
 
     @cached_property
     def digest(self) -> str:
@@ -91,7 +100,7 @@ class PlannedTrial:
 
     def stages(self) -> tuple[Stage, ...]:
         """Every stage that the trial's numbers rest on, parents first, each once."""
-        points = (self.base, self.unlearned, self.final)
+        points = (self.base, *self.way, self.unlearned, self.final)
         return tuple(dict.fromkeys(stage for point in points for stage in point.stages()))
 
 
@@ -194,13 +203,20 @@ class Planner:
         found: dict[str, PlannedTrial] = {}
         for planned in trials:
             if planned.control is not None:
-                control = self.planned(_without_unlearning(planned.trial), is_control=True)
-                found.setdefault(control.digest, control)
+                trial, has_way = _without_unlearning(planned.trial), bool(planned.way)
+                control = self.planned(trial, is_control=True, has_way=has_way)
+                if control.digest not in found or has_way:
+                    found[control.digest] = control
         return list(found.values())
 
     def planned(
-        self, trial: Trial, is_control: bool = False, has_control: bool = False
+        self,
+        trial: Trial,
+        is_control: bool = False,
+        has_control: bool = False,
+        has_way: bool = False,
     ) -> PlannedTrial:
+        """The trial's models; with `has_way`, or several unlearnings, all that it comes through."""
         final = unlearned = clean = self.root
         for edit in trial.edits:
             final = self.edited(final, clean, edit, trial)
@@ -211,6 +227,8 @@ class Planner:
         has_control = has_control and unlearned is not self.root
         tuned = [edit.key for edit in trial.edits if edit.kind == "finetune"]
         after = [edit.kind for edit in trial.edits if edit.kind != "unlearn"]
+        has_way = has_way or sum(stage.kind == "unlearn" for stage in final.lineage) > 1
+        way = [s for s in _way(final) if s not in (unlearned, final)] if has_way else []
         return PlannedTrial(
             trial=trial,
             is_control=is_control,
@@ -220,6 +238,7 @@ class Planner:
             control=clean.digest if has_control else None,
             steps_param=f"{tuned[-1]}.steps" if tuned else None,
             starts_unlearned=after == ["finetune"] and trial.edits[-1].kind == "finetune",
+            way=tuple(self.point(model, trial.erased) for model in way),
         )
 
     def edited(self, parent: Stage, clean: Stage, edit: Edit, trial: Trial) -> Stage:
@@ -228,7 +247,7 @@ class Planner:
             assert isinstance(edit.plugin, UnlearnerPlugin)
             if not edit.plugin.changes:
                 return parent
-            return self.unique(self.unlearn_stage(parent, edit.plugin, trial))
+            return self.unlearned(parent, edit, trial)
         if edit.kind == "merge":
             if edit.plugin.settings.scale == 0:
                 return parent
@@ -238,11 +257,27 @@ class Planner:
             return parent
         if edit.plugin.settings.trained_on == "model" or parent is clean:
             return self.unique(self.finetune_stage(parent, edit, trial))
-        donor = self.unique(self.finetune_stage(clean, edit, trial))
+        return self.merged(parent, self.unique(self.finetune_stage(clean, edit, trial)))
+
+    def unlearned(self, parent: Stage, edit: Edit, trial: Trial) -> Stage:
+        """The model after an unlearning: of all at once, one after another, or each apart."""
+        assert isinstance(edit.plugin, UnlearnerPlugin)
+        made: list[Stage] = []
+        for erased in edit.erases(trial.erased):
+            begin = made[-1] if made and edit.order == "continual" else parent
+            made.append(self.unique(self.unlearn_stage(begin, edit.plugin, erased, trial.seed)))
+        if edit.order != "independent":
+            return made[-1]
+        first, *others = made
+        return functools.reduce(self.merged, others, first)
+
+    def merged(self, parent: Stage, donor: Stage) -> Stage:
+        """`parent` with what `donor` changed of the model that it was made from."""
         return self.unique(_stage("merge", self.merge, {}, {}, None, parent, {"donor": donor}))
 
-    def unlearn_stage(self, parent: Stage, plugin: UnlearnerPlugin, trial: Trial) -> Stage:
-        erased = trial.erased
+    def unlearn_stage(
+        self, parent: Stage, plugin: UnlearnerPlugin, erased: ConceptSet, seed: int
+    ) -> Stage:
         extra = as_settings(plugin.targets(self.base, erased))
         if files := self.fingerprint(plugin):
             extra["fingerprint"] = files
@@ -250,8 +285,8 @@ class Planner:
             extra["retained_prompts"] = list(plugin.kept_prompts(self.base, erased))
         needs = plugin.needs(self.base, erased)
         inputs = {name: self.material_stage(parent, need) for name, need in needs.items()}
-        seed = trial.seed if plugin.seeded else None
-        return _stage("unlearn", plugin, extra, extra, seed, parent, inputs)
+        own_seed = seed if plugin.seeded else None
+        return _stage("unlearn", plugin, extra, extra, own_seed, parent, inputs)
 
     def material_stage(self, model: Stage, need: Need) -> Stage:
         """Made from the model that is to be unlearned; without a seed, so that all share it."""
@@ -277,15 +312,18 @@ class Planner:
         """Made once a model and what is erased: many trials share the base and the unlearned."""
         key = (model.digest, erased.name)
         if key not in self.points:
+            draws = self.sweep.evaluate.draws
             sample = self.unique(self.sample_stage(model, erased))
-            metrics = [m for m in self.sweep.evaluate.metrics if model.kind in m.of]
+            kind = "unlearn" if model.unlearns else model.kind
+            metrics = [m for m in self.sweep.evaluate.metrics if kind in m.of]
             scores = [self.unique(self.score_stage(m, model, sample, erased)) for m in metrics]
             of_pictures = (
                 score
                 for metric, score in zip(metrics, scores, strict=True)
                 if metric.needs == "images" and metric.per_picture
             )
-            self.points[key] = Waypoint(model, sample, tuple(scores), next(of_pictures, None))
+            primary = next(of_pictures, None)
+            self.points[key] = Waypoint(model, sample, tuple(scores), primary, draws)
         return self.points[key]
 
     def sample_stage(self, model: Stage, erased: ConceptSet) -> Stage:
@@ -306,10 +344,13 @@ class Planner:
         mark: dict[str, Any] = {"fingerprint": self.fingerprint(metric)}
         if metric.needs == "pipeline":
             asked: dict[str, list[str]] = {concept: [] for concept in erased.concepts}
-            for probe in self.probes(erased):
+            probes = self.probes(erased)
+            for probe in probes:
                 if probe.role == "erased" and probe.prompt not in asked[probe.concept]:
                     asked[probe.concept].append(probe.prompt)
             mark |= as_settings([Target(c, tuple(prompts)) for c, prompts in asked.items()])
+            if metric.strangers and (stranger := _stranger(probes)) is not None:
+                mark["never_known"] = as_settings([stranger])
         full = dict(mark)
         if metric.samples:
             mark["sampling"] = self.sample.settings.identity()
@@ -346,6 +387,15 @@ class Planner:
         return self.known.setdefault(stage.digest, stage)
 
 
+def _stranger(probes: Iterable[Probe]) -> Target | None:
+    """The first concept that is asked for and that the base never knew, with its prompts."""
+    asked: dict[str, list[str]] = {}
+    for probe in probes:
+        if probe.role == "never_known" and probe.prompt not in asked.setdefault(probe.concept, []):
+            asked[probe.concept].append(probe.prompt)
+    return next((Target(concept, tuple(found)) for concept, found in asked.items()), None)
+
+
 def _stage(
     kind: Any,
     plugin: Plugin,
@@ -374,6 +424,12 @@ def _named(erased: ConceptSet) -> dict[str, Any]:
     if len(erased.concepts) == 1:
         return {"concept": erased.concepts[0]}
     return {"concepts": list(erased.concepts)}
+
+
+def _way(final: Stage) -> list[Stage]:
+    """The models that a model comes from, itself included, and those whose change was added."""
+    own = set(final.ancestry())
+    return [s for s in final.lineage if s.is_model and (s in own or s.kind == "unlearn")]
 
 
 def _paths(of: str, plugin: Plugin) -> frozenset[str]:

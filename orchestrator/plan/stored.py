@@ -190,7 +190,9 @@ class _Numbered:
 
 def _packed(plan: Plan) -> dict[str, Any]:
     values, names, points = _Numbered(), _Numbered(), _Numbered()
-    every = dict.fromkeys((plan.root, *plan.stages))
+    ways = (at for one in plan.trials for at in (one.base, one.unlearned, one.final))
+    asked = dict.fromkeys(at.sample for at in ways)  # also those that are not drawn
+    every = dict.fromkeys((plan.root, *plan.stages, *asked))
     rows = {stage.digest: number for number, stage in enumerate(_parents_first(every))}
 
     def point(at: Waypoint) -> int:
@@ -209,6 +211,7 @@ def _packed(plan: Plan) -> dict[str, Any]:
             rows.get(one.control or "", one.control),
             one.steps_param,
             one.starts_unlearned,
+            *([[point(at) for at in one.way]] if one.way else ()),
         ]
         for one in plan.trials
     ]
@@ -269,15 +272,17 @@ def _unpacked(packed: Mapping[str, Any]) -> Plan:
         # What it was called then, and not what it would be called now.
         stage.__dict__["digest"] = digest
         stages.append(stage)
-    points = []
+    points, planned = [], set(packed["planned"])
     for model, sample, scores, first in packed["points"]:
         scored = tuple(stages[row] for row in scores)
         primary = None if first is None else scored[first]
-        points.append(Waypoint(stages[model], stages[sample], scored, primary))
+        is_drawn = sample in planned
+        points.append(Waypoint(stages[model], stages[sample], scored, primary, is_drawn))
     trials = []
     for row in packed["trials"]:
-        names, given, erased, seed, is_control, way, control, steps_param, starts_unlearned = row
-        base, unlearned, final = (points[at] for at in way)
+        names, given, erased, seed, is_control, main, control, steps_param, *rest = row
+        base, unlearned, final = (points[at] for at in main)
+        starts_unlearned, *way = rest
         params = dict(zip(packed["names"][names], given, strict=True))
         trials.append(
             PlannedTrial(
@@ -289,6 +294,7 @@ def _unpacked(packed: Mapping[str, Any]) -> Plan:
                 control=stages[control].digest if isinstance(control, int) else control,
                 steps_param=steps_param,
                 starts_unlearned=starts_unlearned,
+                way=tuple(points[at] for at in way[0]) if way else (),
             )
         )
     return Plan(

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from orchestrator.core.concepts import targets_of
 from orchestrator.core.plugin import UnlearnerPlugin
 from orchestrator.core.registry import find
 from orchestrator.core.stage import Stage, StageKind
@@ -68,7 +69,11 @@ def make_tasks(
     needed = {model.digest for model in after.values() if model is not None}
     needed |= {i.digest for g in live for i in _inputs(pending[g.id]) if i.is_model}
     kept_kinds = {kind for name in keep for kind in _KEPT.get(name, ())}
-    kept = {stage.digest for stage in plan.stages if stage.kind in kept_kinds}
+    kept = {
+        stage.digest
+        for stage in plan.stages
+        if ("unlearn" if stage.unlearns else stage.kind) in kept_kinds
+    }
     costs = _path_costs(live, pending)
     tasks = [
         Task(
@@ -213,7 +218,8 @@ def _own_cost(stages: Iterable[Stage]) -> float:
             assert issubclass(plugin, UnlearnerPlugin)
             settings = plugin.Settings.model_validate(stage.settings["settings"])
             # A training step is a batch of 16, each three passes over a latent.
-            total += max(10.0, plugin(settings).passes() / (3 * 16))
+            times = len(targets_of(stage.settings)) if plugin.trains_each else 1
+            total += max(10.0, times * plugin(settings).passes() / (3 * 16))
         elif stage.kind == "sample":
             total += len(stage.settings["probes"])
         elif stage.kind == "prepare":

@@ -397,6 +397,8 @@ def caption(plan: Plan) -> str:
     if not plan.trials:
         return "no trials yet"
     final = plan.trials[0].final
+    if not final.is_drawn:
+        return "no pictures were drawn: there is no resurgence, only what the metrics say of models"
     score, sampling = final.primary, final.sample.settings["settings"]
     asked = [p for p in final.sample.settings["probes"] if p["role"] == "erased"]
     seeds = {planned.trial.params.get("seed") for planned in plan.trials}

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.core.errors import DamagedDocument, ResurgeError, SweepError
+from orchestrator.core.errors import DamagedDocument, Problem, ResurgeError, SweepError
 from orchestrator.core.hints import suggest
 from orchestrator.core.redact import redact
 from orchestrator.core.text import LONGEST_TEXT, shortened
@@ -22,7 +22,7 @@ from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.plan.stored import StoredSweep, UnreadablePlan, changes
 from orchestrator.store.store import Store
 from orchestrator.sweep.space import Point
-from orchestrator.sweep.sweep import Sweep
+from orchestrator.sweep.sweep import Reference, Sweep
 from orchestrator.sweepfile.load import NAME, load, parse
 
 if TYPE_CHECKING:
@@ -76,6 +76,15 @@ class Job:
         if isinstance(given, StoredSweep):
             return given.search_block
         return given.search.canonical() if given.search else None
+
+    @property
+    def reference(self) -> Reference | None:
+        """The published numbers that its file gives, if it does."""
+        given = self._given
+        if not isinstance(given, StoredSweep):
+            return given.reference
+        values = given.values.get("reference")
+        return Reference(values["source"], tuple(values["rows"])) if values else None
 
     @property
     def is_search(self) -> bool:
@@ -242,11 +251,31 @@ def open_job(sweep: str, overrides: Iterable[str], home: Home, opened: Store | N
     if is_file(sweep):
         given = load(Path(sweep), tuple(overrides))
         home.check(given)
+        _refuse_unscored(given, sweep)
         return Job(given, home, opened)
     store = opened or Store(home.store_location())
     found = _read_again(_known(sweep, store), overrides)
     home.check(found)
+    _refuse_unscored(found)
     return Job(found, home, store)
+
+
+def _refuse_unscored(sweep: Sweep, file: str | None = None) -> None:
+    """Pictures that no metric scores cost their GPU hours and give no resurgence.
+
+    Raises:
+        SweepError: they would be drawn.
+    """
+    evaluate = sweep.evaluate
+    if evaluate.gives_resurgence or not evaluate.draws:
+        return
+    names = ", ".join(metric.name for metric in evaluate.metrics)
+    what = (
+        f"no metric here ({names}) scores single pictures, so pictures would be drawn and give no "
+        "resurgence: add one that does (`resurge list metrics`; the judge of your concepts), or "
+        "say evaluate.pictures: none, which draws none and compares what is left"
+    )
+    raise SweepError([Problem(what, "evaluate.metrics", file)])
 
 
 def open_results(sweep: str, home: Home, opened: Store | None = None) -> Job:
@@ -328,7 +357,7 @@ def _run_from(path: Path, store: Store) -> StoredSweep | None:
     return None
 
 
-_NO_RESULT = {"keep", "resources", "store", "mlflow"}
+_NO_RESULT = {"keep", "resources", "store", "mlflow", "reference"}
 """Parts of a sweep file on which no number hangs."""
 
 

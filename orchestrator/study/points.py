@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.hints import suggest
@@ -295,14 +295,16 @@ def _means(trials: Sequence[Measured]) -> dict[str, float]:
             "unlearned_accuracy": measured.unlearned.erased,
             "retained_drop": None if base is None or last is None else base - last,
         }
-        rows.append({**own, **_of_model(measured, measured.final, measured.metrics)})
+        rows.append({**own, **_of_model(measured, "final", measured.final, measured.metrics)})
     return _averaged(rows)
 
 
 def _earlier(trials: Sequence[Measured]) -> dict[str, float]:
     """The same of the base and of the unlearned model: "base.retained", "unlearned.fid"."""
-    base = _averaged([_of_model(m, m.base, m.base_metrics) for m in trials])
-    unlearned = _averaged([_of_model(m, m.unlearned, m.unlearned_metrics) for m in trials])
+    base = _averaged([_of_model(m, "base", m.base, m.base_metrics) for m in trials])
+    unlearned = _averaged(
+        [_of_model(m, "unlearned", m.unlearned, m.unlearned_metrics) for m in trials]
+    )
     return {
         **{f"base.{name}": value for name, value in base.items()},
         **{f"unlearned.{name}": value for name, value in unlearned.items()},
@@ -310,10 +312,14 @@ def _earlier(trials: Sequence[Measured]) -> dict[str, float]:
 
 
 def _of_model(
-    measured: Measured, scores: Scores, metrics: Mapping[str, float]
+    measured: Measured,
+    which: Literal["base", "unlearned", "final"],
+    scores: Scores,
+    metrics: Mapping[str, float],
 ) -> dict[str, float | None]:
     """What one model of a trial has: the primary metric's means by role, and its other numbers."""
-    roles = asdict(scores)
+    groups: dict[str, float] = {g.group.name: getattr(g, which) for g in measured.groups}
+    roles = {**groups, **asdict(scores)}
     primary = measured.planned.final.primary
     return {
         **roles,

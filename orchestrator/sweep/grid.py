@@ -13,7 +13,7 @@ plug-in is chosen. A setting with one value is an axis of length one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,9 +23,9 @@ from orchestrator.config.checks import build
 from orchestrator.core.concepts import ConceptSet
 from orchestrator.core.digest import canonical_json
 from orchestrator.core.errors import Place, Problem
-from orchestrator.core.plugin import BasePlugin, Plugin, PluginKind
+from orchestrator.core.plugin import BasePlugin, Plugin, PluginKind, UnlearnerPlugin
 from orchestrator.core.registry import find
-from orchestrator.sweep.trial import Edit, EditKind, Scalar, Trial, scalar
+from orchestrator.sweep.trial import Edit, EditKind, Scalar, Trial, UnlearnSettings, scalar
 
 MAX_TRIALS = 100_000
 HEADS: Mapping[str, str] = {"unlearn": "method", "finetune": "dataset", "merge": "update"}
@@ -59,7 +59,8 @@ class EditAxes:
     """One edit of the sweep. `choices` are unlearners, updates to merge, or the data sets to
     fine-tune on.
 
-    `settings` are the fine-tuning recipe's; an unlearner's settings belong to its choice.
+    `settings` are the fine-tuning recipe's; an unlearner's settings belong to its choice, and the
+    edit's own are what it erases ("concepts": names) and in which order.
     """
 
     key: str
@@ -155,6 +156,11 @@ class Grid:
     def all_concepts(self) -> tuple[str, ...]:
         """The concepts that some trial erases, each once."""
         return tuple(dict.fromkeys(c for erased in self.all_sets() for c in erased.concepts))
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether some of its concepts stand in files beside the sweep's own."""
+        return any(one.file is not None for one in self.sets.values())
 
     def known_sets(self) -> tuple[ConceptSet, ...]:
         """Of `all_sets` those whose every concept the base knows."""
@@ -310,6 +316,7 @@ class _TrialBuilder:
             self._ask(axes, made[0], point, erased)
             edits.append(made[0])
             params |= made[1]
+        self._say_unlike(edits, erased)
         params["seed"] = seed = self.grid.seeds[point["seed"]]
         return Trial(erased, tuple(edits), seed, params)
 
@@ -322,7 +329,13 @@ class _TrialBuilder:
         if plugin is None:
             return None
         params = {axes.head: choice.label, **_params(prefix, plugin, choice.settings)}
-        if axes.kind != "finetune":
+        if axes.kind == "unlearn":
+            own = {n: values[point[f"{axes.key}.{n}"]] for n, values in axes.settings.items()}
+            params |= {f"{axes.key}.{name}": value for name, value in own.items()}
+            erased = self.grid.erased(own["concepts"]) if "concepts" in own else None
+            order = own.get("order", UnlearnSettings().order)
+            return Edit(axes.key, axes.kind, plugin, concepts=erased, order=order), params
+        if axes.kind == "merge":
             return Edit(axes.key, axes.kind, plugin), params
         finetune = find("recipe", "finetune")
         recipe = self._plugin(finetune, axes.settings, axes.key, point, axes.place)
@@ -361,8 +374,30 @@ class _TrialBuilder:
             if plugin is not None:
                 place = choice.place if plugin.kind != "recipe" else axes.place
                 with suppress(BaseUnknownError):
-                    found = plugin.problems_of(self.grid.base, erased)
-                    self.problems += [place.problem(what) for what in found]
+                    parts = edit.erases(erased) if edit.kind == "unlearn" else (erased,)
+                    for part in parts:
+                        found = plugin.problems_of(self.grid.base, part)
+                        self.problems += [place.problem(what) for what in found]
+
+    def _say_unlike(self, edits: Sequence[Edit], erased: ConceptSet) -> None:
+        """What is scored as erased must be erased, and what is erased must be scored."""
+        unlearnings = [
+            edit
+            for edit in edits
+            if isinstance(edit.plugin, UnlearnerPlugin) and edit.plugin.changes
+        ]
+        if all(edit.concepts is None for edit in unlearnings):
+            return
+        parts = (part for edit in unlearnings for part in edit.erases(erased))
+        gone = dict.fromkeys(concept for part in parts for concept in part.concepts)
+        if set(gone) != set(erased.concepts):
+            self.problems.append(
+                self.grid.place.problem(
+                    f"the unlearnings of a trial erase {', '.join(gone)} but its concept is "
+                    f"{erased.name!r} ({', '.join(erased.concepts)}): between them they must erase "
+                    "what is scored as erased, and nothing else"
+                )
+            )
 
 
 def _params(prefix: str, plugin: Plugin, names: Mapping[str, Any]) -> dict[str, Scalar]:
@@ -397,8 +432,8 @@ def _included_edit(edit: EditAxes, named: Mapping[str, tuple[Any, ...]]) -> Edit
     for label in named.get(edit.head, ()):
         entries = [choice for choice in edit.choices if choice.label == label]
         choices += entries or [PluginAxes(find(edit.plugin_kind, label), {}, edit.place)]
-    own = _under(edit.key, named) if edit.kind == "finetune" else {}
-    own.pop("dataset", None)
+    own = _under(edit.key, named)
+    own.pop(HEADS[edit.kind], None)
     return replace(
         edit,
         choices=tuple(

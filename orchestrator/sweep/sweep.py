@@ -24,13 +24,15 @@ Keep = Literal["unlearned", "finetuned", "checkpoints"]
 class Evaluate:
     """How a model is judged.
 
-    `sets` say what it is asked, their rows pooled; `sample` is the recipe that makes the images.
+    `sets` say what it is asked, their rows pooled; `sample` is the recipe that makes the images,
+    unless none are drawn.
     """
 
     metrics: tuple[MetricPlugin, ...]
     sample: Plugin
     sets: tuple[EvaluationPlugin, ...]
     controls: bool = True
+    draws: bool = True
 
     def probes(self, base: BasePlugin, erased: ConceptSet) -> list[Probe]:
         """What every model is asked from which these concepts are erased.
@@ -50,12 +52,38 @@ class Evaluate:
             )
         return found
 
+    @property
+    def gives_resurgence(self) -> bool:
+        """Whether some metric scores single pictures, and there are some."""
+        return self.draws and any(metric.gives_resurgence for metric in self.metrics)
+
     def asked_of(self, probes: Sequence[Probe]) -> Asked:
         """The rows in numbers."""
         rows = Counter(probe.role for probe in probes)
         each = self.sample.settings.images_per_prompt
         kept = dict.fromkeys(probe.concept for probe in probes if probe.role in KEPT)
         return Asked(tuple(kept), {role: each * count for role, count in rows.items()})
+
+
+PUBLISHED = ("base", "unlearned", "retained")
+"""The numbers that a published row may have: of the erased concepts on the base and after
+unlearning, and of what should survive after unlearning.
+"""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Published numbers to be shown beside a sweep's own.
+
+    Each row names settings by axes ("unlearn.method") and has some of the numbers in `PUBLISHED`.
+    """
+
+    source: str
+    rows: tuple[Mapping[str, Any], ...]
+
+    def canonical(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"source": self.source, "rows": [dict(row) for row in self.rows]}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +107,7 @@ class Sweep:
     search: Search | None = None
     on_command_line: frozenset[str] = frozenset()
     overridden: str | None = None
+    reference: Reference | None = None
 
     @property
     def recorded(self) -> str:
@@ -125,7 +154,7 @@ class Sweep:
             "name": self.name,
             "base": _named(grid.base),
             "concept": [grid.erased(name).canonical() for name in grid.concepts],
-            "edits": [_canonical_edit(edit) for edit in grid.edits],
+            "edits": [_canonical_edit(grid, edit) for edit in grid.edits],
             "evaluate": _canonical_evaluate(self.evaluate),
             "seeds": list(grid.seeds),
             "keep": list(self.keep),
@@ -133,6 +162,7 @@ class Sweep:
             "exclude": [_lists(point.values) for point in grid.exclude] or None,
             "include": [_included(grid, point.values) for point in grid.include] or None,
             "search": self.search.canonical() if self.search else None,
+            "reference": self.reference.canonical() if self.reference else None,
             "resources": resources,
             "store": self.store,
             "mlflow": self.mlflow,
@@ -163,13 +193,30 @@ def _included(grid: Grid, values: Mapping[str, tuple[Any, ...]]) -> dict[str, li
     found = _lists(values)
     if "concept" in found:
         found["concept"] = [grid.erased(name).canonical() for name in found["concept"]]
+    own = [f"{edit.key}.concepts" for edit in grid.edits if edit.kind == "unlearn"]
+    return found | _named_sets(grid, {n: found[n] for n in own if n in found}, own)
+
+
+def _named_sets(
+    grid: Grid, values: Mapping[str, Sequence[Any]], names: Sequence[str]
+) -> dict[str, list[Any]]:
+    """Values of which some are names of sets; a concept on its own is a list of one, because a list
+    of nothing but concepts would be one set.
+    """
+    found = {name: list(some) for name, some in values.items()}
+    for name in (name for name in names if name in found):
+        written = (grid.erased(value).canonical() for value in found[name])
+        found[name] = [[one] if isinstance(one, str) else one for one in written]
     return found
 
 
-def _canonical_edit(edit: EditAxes) -> dict[str, Any]:
+def _canonical_edit(grid: Grid, edit: EditAxes) -> dict[str, Any]:
     choices = [{choice.label: _lists(choice.settings)} for choice in edit.choices]
-    if edit.kind != "finetune":
-        return {edit.kind: choices}
+    if edit.kind == "unlearn":
+        own = _named_sets(grid, edit.settings, ("concepts",))
+        return {"unlearn": {"method": choices, **own} if own else choices}
+    if edit.kind == "merge":
+        return {"merge": choices}
     return {"finetune": {"dataset": choices, **_lists(edit.settings)}}
 
 
@@ -179,6 +226,7 @@ def _canonical_evaluate(evaluate: Evaluate) -> dict[str, Any]:
         **given_settings(evaluate.sample.settings),
         **_canonical_sets(evaluate.sets),
         "controls": evaluate.controls,
+        **({} if evaluate.draws else {"pictures": "none"}),
     }
 
 

@@ -53,6 +53,29 @@ def concept_sets(
     return tuple(found.values())
 
 
+def edit_sets(
+    at: At, base: BasePlugin | None, others: Mapping[str, ConceptSet]
+) -> tuple[ConceptSet, ...]:
+    """What an unlearning erases: a concept, a list of them erased together, or a named set. A list
+    with lists or sets in it is an axis, of which each value is one of these.
+    """
+    is_axis = isinstance(at.value, list) and any(
+        isinstance(item.value, list | dict) for item in at.items()
+    )
+    before = _as_read(base, (c for other in others.values() for c in other.concepts))
+    found: dict[str, ConceptSet] = {}
+    for item in at.items() if is_axis else [at]:
+        made = _set(item, base, others, before)
+        if made is None:
+            continue
+        if made.name in found:
+            item.say(f"duplicate value {show(made.name)}")
+        elif others.get(made.name, made) != made:
+            item.say(f"{made.name!r} stands elsewhere for other concepts; give it another name")
+        found.setdefault(made.name, made)
+    return tuple(found.values())
+
+
 def _set(
     at: At, base: BasePlugin | None, others: Mapping[str, ConceptSet], before: dict[str, str]
 ) -> ConceptSet | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import get_args
 
@@ -11,7 +11,7 @@ from orchestrator.config.yaml_tree import At, Node, show
 from orchestrator.core.hints import nearest
 from orchestrator.core.registry import find, registry
 from orchestrator.sweep.grid import CHOSEN, EditAxes
-from orchestrator.sweep.trial import EditKind
+from orchestrator.sweep.trial import EditKind, UnlearnSettings
 from orchestrator.sweepfile.axes import all_plugin_axes, axis
 
 KINDS: tuple[EditKind, ...] = get_args(EditKind)
@@ -19,10 +19,13 @@ ALWAYS_SHOWN = ("adapter", "learning_rate", "steps")
 """Fine-tuning settings that every trial names, given or not."""
 
 
-def edits(at: At, searched: Mapping[str, At]) -> tuple[EditAxes, ...]:
+def edits(
+    at: At, searched: Mapping[str, At], read_sets: Callable[[At], tuple[str, ...]]
+) -> tuple[EditAxes, ...]:
     """The list of edits, in the order in which they are applied.
 
-    `searched` is a search's space: a data set that it chooses need not be named here.
+    `searched` is a search's space: a data set that it chooses need not be named here. `read_sets`
+    gives the names of what an unlearning erases.
     """
     if not isinstance(at.value, list):
         at.say("must be a list of edits ('- unlearn: …', '- finetune: …' and '- merge: …')")
@@ -36,10 +39,12 @@ def edits(at: At, searched: Mapping[str, At]) -> tuple[EditAxes, ...]:
             counts[kind] += 1
             key = kind if counts[kind] == 1 else f"{kind}_{counts[kind]}"
             inner = item.key(kind)
-            if kind == "finetune":
+            if kind == "unlearn":
+                found.append(_unlearn(key, inner, read_sets))
+            elif kind == "finetune":
                 found.append(_finetune(key, inner, searched.get(f"{key}.dataset")))
             else:
-                inner = replace(inner, node=spelt_out(inner.node)) if kind == "merge" else inner
+                inner = replace(inner, node=spelt_out(inner.node))
                 choices = all_plugin_axes(inner, CHOSEN[kind])
                 found.append(EditAxes(key, kind, choices, place=inner.place))
     return tuple(found)
@@ -90,6 +95,28 @@ def spelt_out(node: Node) -> Node:
     settings = {"source": node.value[name]}
     settings |= {other: value for other, value in node.value.items() if other != name}
     return replace(node, value={name: replace(node, value=settings)})
+
+
+def _unlearn(key: str, at: At, read_sets: Callable[[At], tuple[str, ...]]) -> EditAxes:
+    """Methods; or `method`, or one method's name, beside what the edit itself is told."""
+    own = ("concepts", *UnlearnSettings.model_fields)
+    if not isinstance(at.value, dict) or not any(name in at.value for name in (*own, "method")):
+        return EditAxes(key, "unlearn", all_plugin_axes(at, "unlearner"), place=at.place)
+    if "method" in at.value:
+        given = known(at, ("method", *own))
+        methods = all_plugin_axes(given["method"], "unlearner")
+    else:
+        given = {name: at.key(name) for name in own if name in at.value}
+        rest = {name: node for name, node in at.value.items() if name not in own}
+        methods = all_plugin_axes(replace(at, node=replace(at.node, value=rest)), "unlearner")
+    settings = {
+        name: axis(UnlearnSettings, name, value)
+        for name, value in given.items()
+        if name in UnlearnSettings.model_fields
+    }
+    if "concepts" in given:
+        settings = {"concepts": read_sets(given["concepts"]), **settings}
+    return EditAxes(key, "unlearn", methods, settings, at.place)
 
 
 def _finetune(key: str, at: At, searched: At | None) -> EditAxes:

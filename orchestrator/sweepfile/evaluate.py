@@ -26,21 +26,34 @@ def is_given(entries: Mapping[str, At], key: str) -> bool:
 
 def read_evaluate(at: At, grid: Grid | None) -> Evaluate | None:
     recipe = find("recipe", "sample")
-    own = ("metrics", "set", "retain", "prompts", "controls")
+    own = ("metrics", "set", "retain", "prompts", "controls", "pictures")
     start = len(at.problems)
     given = known(at, (*own, *recipe.Settings.model_fields), required=("metrics",))
     sample = fill(recipe.Settings, {k: v for k, v in given.items() if k not in own}, at)
     named = is_given(given, "set") and given["set"].value != "templates"
     sets = _sets(given["set"], given, grid) if named else _templates(given, grid)
     controls = flag(given["controls"]) if "controls" in given else True
-    found = Evaluate((), recipe(sample), sets, controls) if sample and sets else None
+    draws = "pictures" not in given or _draws(given["pictures"])
+    found = Evaluate((), recipe(sample), sets, controls, draws) if sample and sets else None
     is_sound = len(at.problems) == start
     asked: list[Asked] = []
     with suppress(BaseUnknownError):
         if grid and found and is_sound:
             asked = _asked(given.get("set", given.get("prompts", at)), found, grid)
     metrics = _metrics(given["metrics"], grid, asked) if "metrics" in given else ()
+    for metric in metrics if not draws else ():
+        if metric.needs == "images" or metric.reference:
+            given["metrics"].say(
+                f"metric {metric.name!r} scores pictures but evaluate.pictures is none: none are "
+                "drawn; leave one of them out"
+            )
     return replace(found, metrics=metrics) if found and metrics else None
+
+
+def _draws(at: At) -> bool:
+    if at.value not in ("all", "none"):
+        at.say(f"must be all or none but got {show(at.node.plain())}")
+    return bool(at.value != "none")
 
 
 def _templates(given: Mapping[str, At], grid: Grid | None) -> tuple[EvaluationPlugin, ...]:

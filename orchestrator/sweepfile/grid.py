@@ -16,7 +16,7 @@ from orchestrator.core.plugin import BasePlugin
 from orchestrator.core.registry import registry
 from orchestrator.sweep.grid import MAX_TRIALS, BaseUnknownError, EditAxes, Grid
 from orchestrator.sweepfile import overrides as command_line
-from orchestrator.sweepfile.concepts import concept_sets
+from orchestrator.sweepfile.concepts import concept_sets, edit_sets
 from orchestrator.sweepfile.edits import edits as read_edits
 from orchestrator.sweepfile.selections import exclude, include, zips
 
@@ -27,15 +27,23 @@ _OF_EDITS = ("unknown axis", "the axis has no value", "zipped axes", "has no eff
 def read_grid(root: At, top: dict[str, At]) -> Grid | None:
     """The grid; with a wrong part it is only good for finding what is wrong with the others."""
     start = len(root.problems)
-    edits = read_edits(top["edits"], _searched(top)) if "edits" in top else ()
-    are_axes_known = _are_axes_known(edits, root.problems[start:])
     base = _base(top.get("base") or replace(root, node=Node(DEFAULT_BASE), where="base"))
     erased = concept_sets(top["concept"], base, {}) if "concept" in top else ()
+    sets = {one.name: one for one in erased}
+
+    def read_sets(at: At) -> tuple[str, ...]:
+        read = edit_sets(at, base, sets)
+        sets.update({one.name: one for one in read})
+        return tuple(one.name for one in read)
+
+    before_edits = len(root.problems)
+    edits = read_edits(top["edits"], _searched(top), read_sets) if "edits" in top else ()
+    are_axes_known = _are_axes_known(edits, root.problems[before_edits:])
     seeds = _seeds(top["seeds"]) if "seeds" in top else (0,)
     if not edits:
         return None
     base = base or _UnknownBase(_UnknownBase.Settings())
-    names, sets = tuple(one.name for one in erased), {one.name: one for one in erased}
+    names = tuple(one.name for one in erased)
     place = top["edits"].place
     grid = Grid(base, names or ("",), edits, seeds or (0,), place=place, sets=sets)
     grid = _selected(grid, top, are_axes_known)
@@ -101,10 +109,15 @@ def _selected(grid: Grid, top: dict[str, At], are_axes_known: bool) -> Grid:
         more.update({one.name: one for one in read})
         return tuple(one.name for one in read)
 
+    def read_parts(at: At) -> tuple[str, ...]:
+        read = edit_sets(at, grid.base, {**grid.sets, **more})
+        more.update({one.name: one for one in read})
+        return tuple(one.name for one in read)
+
     read: dict[str, Callable[[At], Any]] = {
         "zip": lambda at: zips(at, grid),
         "exclude": lambda at: exclude(at, grid),
-        "include": lambda at: include(at, grid, read_concepts, _seed_list),
+        "include": lambda at: include(at, grid, read_concepts, read_parts, _seed_list),
     }
     found: dict[str, Any] = {}
     for key, reader in read.items():

@@ -25,6 +25,7 @@ from orchestrator.sweep.sweep import Keep, Sweep, given_settings
 from orchestrator.sweepfile import overrides as command_line
 from orchestrator.sweepfile.evaluate import is_given, read_evaluate
 from orchestrator.sweepfile.grid import read_grid
+from orchestrator.sweepfile.reference import read_reference
 from orchestrator.sweepfile.search import read_search
 
 REQUIRED = ("name", "concept", "edits", "evaluate")
@@ -40,6 +41,7 @@ KEYS = (
     "exclude",
     "zip",
     "search",
+    "reference",
     "resources",
     "store",
     "mlflow",
@@ -96,8 +98,12 @@ def parse(text: str, file: str | None = None, overrides: Sequence[str] = ()) -> 
         at = At(root, "", file, problems)
         refuse_credentials(at)
         sweep = _sweep(at, redact(text))
-        if sweep is not None and overrides and not problems:
-            sweep = replace(sweep, overridden=redact(_overridden(overrides, root.plain())))
+        if sweep is not None and not problems:
+            # What is run must be told without files of concepts, which may change or be elsewhere.
+            reads_files = sweep.grid.reads_files
+            if overrides or reads_files:
+                values = sweep.canonical() if reads_files else root.plain()
+                sweep = replace(sweep, overridden=redact(_overridden(overrides, values)))
     elif root is not None:
         got = f"but got {show(root.plain())}"
         what = "the file is empty" if root.value is None else f"must map keys to values {got}"
@@ -111,9 +117,14 @@ def parse(text: str, file: str | None = None, overrides: Sequence[str] = ()) -> 
 
 
 def _overridden(overrides: Sequence[str], values: Any) -> str:
-    """A sweep file that says what overrides make of another one."""
+    """A sweep file that says what overrides, and files of concepts, make of another one."""
     changes = "".join(f"#   {' '.join(one.split())}\n" for one in overrides)
-    return f"# As it was run, changed on the command line by\n{changes}{as_text(values)}"
+    how = (
+        f"changed on the command line by\n{changes}"
+        if overrides
+        else "the files that it names read\n"
+    )
+    return f"# As it was run, {how}{as_text(values)}"
 
 
 def as_text(values: Any) -> str:
@@ -154,7 +165,10 @@ def _sweep(root: At, source: str) -> Sweep | None:
     if search is not None and "storage" in top["search"].value:
         named["search.storage"] = top["search"].key("storage")
     here = frozenset(key for key, at in named.items() if command_line.is_origin(at.where))
-    return Sweep(name, grid, evaluate, keep, resources, store, mlflow, source, search, here)
+    found = Sweep(name, grid, evaluate, keep, resources, store, mlflow, source, search, here)
+    if is_given(top, "reference"):
+        return replace(found, reference=read_reference(top["reference"], grid))
+    return found
 
 
 def _name(at: At) -> str | None:

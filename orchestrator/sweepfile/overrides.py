@@ -16,8 +16,10 @@ from orchestrator.core.errors import Problem
 from orchestrator.core.hints import nearest, suggest
 from orchestrator.core.registry import find
 from orchestrator.sweep.grid import HEADS
+from orchestrator.sweep.trial import UnlearnSettings
 
 _HERE = "command line: "
+_OWN = (["concepts"], *([name] for name in UnlearnSettings.model_fields))
 
 
 def is_origin(where: str) -> bool:
@@ -46,10 +48,21 @@ def apply(
             continue
         leaf = replace(_unnumbered(value), origin=where)
         try:
-            root = put(root, locate(root, path, keys), leaf)
+            at = locate(root, path, keys)
+            root = put(_opened(root, at), at, leaf)
         except _NoSuchPathError as error:
             problems.append(Problem(str(error), where))
     return root
+
+
+def _opened(root: Node, path: Sequence[str | int]) -> Node:
+    """With the methods of an unlearning under `method`, where what is set stands beside them."""
+    if len(path) < 4 or path[0] != "edits" or path[3:4] not in _OWN:
+        return root
+    node = root.value["edits"].value[path[1]].value["unlearn"]
+    if isinstance(node.value, dict) and {"method", "concepts", "order"} & node.value.keys():
+        return root
+    return put(root, path[:3], Node({"method": node}, node.line))
 
 
 def _unnumbered(node: Node) -> Node:
@@ -68,7 +81,9 @@ def locate(root: Node, path: str, keys: Collection[str]) -> list[str | int]:
     edits = _edits(root)
     if first in edits:
         kind = first.partition("_")[0]
-        if kind in ("unlearn", "merge") and rest[:1] == [HEADS[kind]]:
+        if kind == "unlearn":
+            rest = _in_unlearning(root, edits[first], rest)
+        elif kind == "merge" and rest[:1] == [HEADS[kind]]:
             rest = rest[1:]
         elif kind == "merge" and len(rest) == 2 and _is_short(root, edits[first], rest[0]):
             rest = [rest[0] if rest[1] == "source" else rest[1]]
@@ -92,6 +107,17 @@ def _is_short(root: Node, at: Sequence[str | int], name: str) -> bool:
         node = node.value[part]
     there = node.value.get(name) if isinstance(node.value, dict) else None
     return there is not None and not isinstance(there.value, dict)
+
+
+def _in_unlearning(root: Node, edit: Sequence[str | int], rest: list[str]) -> list[str]:
+    """Methods stand right under `unlearn`, or under its `method` beside what else it is told."""
+    node = root.value["edits"].value[edit[1]].value["unlearn"]
+    has_method = isinstance(node.value, dict) and "method" in node.value
+    if rest[:1] == ["method"]:
+        rest = rest[1:]
+    elif rest[:1] in _OWN:
+        return rest
+    return ["method", *rest] if has_method else rest
 
 
 def _edits(root: Node) -> dict[str, list[str | int]]:

@@ -15,7 +15,8 @@ from orchestrator.core.registry import find, registry
 from orchestrator.core.settings import Settings
 from orchestrator.sweep.resources import Resources
 from orchestrator.sweep.search import AggregateHow, Confirm, DefendSettings, SearchSettings
-from orchestrator.sweep.sweep import Keep
+from orchestrator.sweep.sweep import PUBLISHED, Keep
+from orchestrator.sweep.trial import UnlearnSettings
 from orchestrator.sweepfile.load import KEYS, REQUIRED
 
 Schema = dict[str, Any]
@@ -69,11 +70,28 @@ def _top(definitions: Schema) -> Schema:
         "exclude": ("points to leave out; flat axis names and values", points),
         "zip": ("axes that move together", _list_of(_list_of(_TEXT, 2))),
         "search": ("seek the worst case in a space that replaces the axes", _search()),
+        "reference": (
+            "published numbers, which results show beside this sweep's own",
+            _or_null(_reference()),
+        ),
         "resources": ("what the sweep runs on", resources),
         "store": ("where results live: a folder or a URI", _or_null(_TEXT)),
         "mlflow": ("the MLflow tracking URI", _or_null(_TEXT)),
     }
     return {name: {"description": about, **schema} for name, (about, schema) in described.items()}
+
+
+def _with_own(unlearner: Schema, definitions: Schema) -> list[Schema]:
+    """An unlearning that is told more than its method, by the method's name or under `method`."""
+    part: Schema = {"anyOf": [_TEXT, _list_of(_TEXT, unique=True), _set()]}
+    concepts = {"description": "what this edit erases, of the sweep's concept", **part}
+    concepts["anyOf"] = [*part["anyOf"], _list_of(part)]
+    order = _settings("edit", "unlearn", UnlearnSettings, definitions, are_axes=True)["properties"]
+    own = {"concepts": concepts, **order}
+    choices: list[Schema] = unlearner["anyOf"][0]["anyOf"]
+    named = {name: one for choice in choices for name, one in choice.get("properties", {}).items()}
+    beside = {**_mapping({**named, **own}), "anyOf": [{"required": [name]} for name in own]}
+    return [_mapping({"method": unlearner, **own}, ["method"]), beside]
 
 
 def _set() -> Schema:
@@ -93,9 +111,10 @@ def _edits(definitions: Schema) -> Schema:
     finetune = _mapping({"dataset": dataset, **settings["properties"]})
     updates = {"anyOf": [_choice("update", definitions, are_axes=True), *_short_updates()]}
     merge = {"description": "add a change that was made elsewhere", **_one_or_more(updates)}
+    unlearn = {"anyOf": [*unlearner["anyOf"], *_with_own(unlearner, definitions)]}
     edit = {
         "anyOf": [
-            _mapping({"unlearn": {"description": "erase the concept", **unlearner}}, ["unlearn"]),
+            _mapping({"unlearn": {"description": "erase the concept", **unlearn}}, ["unlearn"]),
             _mapping({"finetune": {"description": recipe.summary(), **finetune}}, ["finetune"]),
             _mapping({"merge": merge}, ["merge"]),
         ]
@@ -125,6 +144,7 @@ def _evaluate(definitions: Schema) -> Schema:
         "retain": _or_null(_one_or_more(_TEXT, 0)),
         "prompts": _or_null(_one_or_more({"type": "string", "pattern": r"\{concept\}"})),
         "controls": {"type": "boolean", "default": True},
+        "pictures": {"enum": ["all", "none"], "default": "all"},
     }
     abouts = {
         "metrics": "the metrics to compute",
@@ -132,9 +152,16 @@ def _evaluate(definitions: Schema) -> Schema:
         "retain": "concepts that should survive; null: the base's own",
         "prompts": "templates that contain {concept}; null: the base's own",
         "controls": "also run the controls",
+        "pictures": "none: draw no pictures, and compare weights and models at work only",
     }
     own = {name: {"description": abouts[name], **schema} for name, schema in own.items()}
     return _mapping({**own, **sample["properties"]}, ["metrics"])
+
+
+def _reference() -> Schema:
+    numbers: Schema = {name: {"type": "number"} for name in PUBLISHED}
+    rows = _list_of({"type": "object", "properties": numbers, "minProperties": 1})
+    return _mapping({"source": _TEXT, "rows": rows}, ["source", "rows"])
 
 
 def _search() -> Schema:

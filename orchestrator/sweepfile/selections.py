@@ -13,7 +13,8 @@ from orchestrator.core.hints import suggest
 from orchestrator.core.plugin import PluginKind
 from orchestrator.core.registry import find, registry, unknown
 from orchestrator.core.settings import Settings
-from orchestrator.sweep.grid import Grid, Selection
+from orchestrator.sweep.grid import EditAxes, Grid, Selection
+from orchestrator.sweep.trial import UnlearnSettings
 from orchestrator.sweepfile.axes import axis
 
 ValueReader = Callable[[str, At], tuple[Any, ...]]
@@ -36,13 +37,15 @@ def setting(grid: Grid, flat: str) -> NamedSetting | None:
         return None
     label, _, name = rest.rpartition(".")
     plugins = registry(edit.plugin_kind)
-    if label in plugins:
-        cls = plugins[label].Settings
-    elif not label and edit.kind == "finetune":
-        cls = find("recipe", "finetune").Settings
-    else:
-        return None
-    return NamedSetting(cls, name) if name in cls.model_fields else None
+    cls = plugins[label].Settings if label in plugins else None if label else own_settings(edit)
+    return NamedSetting(cls, name) if cls is not None and name in cls.model_fields else None
+
+
+def own_settings(edit: EditAxes) -> type[Settings] | None:
+    """What an edit is told beside its plug-in, which has settings of its own."""
+    if edit.kind == "finetune":
+        return find("recipe", "finetune").Settings
+    return UnlearnSettings if edit.kind == "unlearn" else None
 
 
 def zips(at: At, grid: Grid) -> tuple[tuple[str, ...], ...]:
@@ -103,7 +106,7 @@ def exclude(at: At, grid: Grid) -> tuple[Selection, ...]:
         for item in entry.items():
             before = len(item.problems)
             value = value_of(meant.cls, meant.name, item) if meant else item.node.plain()
-            if flat == "concept" and isinstance(value, list):
+            if meant is None and isinstance(value, list):  # concepts that are erased jointly
                 value = joined(map(str, value))
             if value not in values[flat] and len(item.problems) == before:
                 names = dict.fromkeys(v if isinstance(v, str) else show(v) for v in values[flat])
@@ -116,14 +119,21 @@ def exclude(at: At, grid: Grid) -> tuple[Selection, ...]:
 
 
 def include(
-    at: At, grid: Grid, concepts: Callable[[At], tuple[str, ...]], seeds: Callable[[At], Any]
+    at: At,
+    grid: Grid,
+    concepts: Callable[[At], tuple[str, ...]],
+    parts: Callable[[At], tuple[str, ...]],
+    seeds: Callable[[At], Any],
 ) -> tuple[Selection, ...]:
     """Extra points; their values need not be on the axes, but are checked like them."""
     heads = {edit.head: edit for edit in grid.edits}
+    of_edits = {f"{edit.key}.concepts" for edit in grid.edits if edit.kind == "unlearn"}
 
     def read(flat: str, entry: At) -> tuple[Any, ...]:
         if flat == "concept":
             return concepts(entry)
+        if flat in of_edits:
+            return parts(entry)
         if flat == "seed":
             return tuple(seeds(entry))
         if flat in heads:
@@ -158,8 +168,8 @@ def reachable(grid: Grid) -> list[str]:
         for choice in edit.choices:
             fields = choice.plugin.Settings.model_fields
             names += [f"{edit.key}.{choice.label}.{field}" for field in fields]
-        if edit.kind == "finetune":
-            names += [f"{edit.key}.{s}" for s in find("recipe", "finetune").Settings.model_fields]
+        if own := own_settings(edit):
+            names += [f"{edit.key}.{field}" for field in own.model_fields]
     return names
 
 

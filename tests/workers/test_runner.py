@@ -327,3 +327,40 @@ def test_a_merge_survives_a_donor_whose_weights_are_gone(small: str, tmp_path: P
     whole = Store(tmp_path / "whole")
     assert run(plan, whole).ok
     assert images(store, plan) == images(whole, plan)
+
+
+SET = ("concept={name: pair, concepts: [star, heart]}", "seeds=1", "finetune.steps=[0,1]")
+BRIEF_SPM = "{spm: {iterations: 1, batch_size: 1, sampler_steps: 2}}"
+
+
+def of_orders(small: str, method: str) -> Plan:
+    unlearn = f"unlearn={{method: {method}, order: [independent, continual, simultaneous]}}"
+    return plan_of(small, unlearn, *SET, "finetune.learning_rate=1e-3")
+
+
+def test_what_each_concepts_unlearning_changed_is_added(small: str, tmp_path: Path) -> None:
+    store, plan = Store(tmp_path), of_orders(small, "uce")
+    assert run(plan, store).ok
+    [merge] = [stage for stage in plan.stages if stage.kind == "merge"]
+    base = WarmPipeline(find("base", "tiny")(Settings()), "cpu").base_state()
+    assert merge.parent is not None
+    merged, first, second = (
+        base | weights(store, s) for s in (merge, merge.parent, merge.inputs["donor"])
+    )
+    for name in base:
+        added = first[name] + second[name] - 2 * base[name]
+        assert torch.allclose(merged[name] - base[name], added, atol=1e-6)
+
+
+def test_adapters_that_stand_beside_the_model_are_stacked(small: str, tmp_path: Path) -> None:
+    store, plan = Store(tmp_path), of_orders(small, BRIEF_SPM)
+    assert run(plan, store).ok
+    found = {}
+    for trial in plan.trials:
+        if trial.steps == 0 and not trial.is_control:
+            record = store.get(trial.unlearned.model)
+            assert record is not None
+            with store.object(record, "weights.safetensors") as path:
+                edits = load_edits(path)
+            found[trial.params["unlearn.order"]] = [e.config()["concept"] for e in edits]
+    assert list(found.values()) == [["star", "heart"]] * 3

@@ -49,6 +49,11 @@ class Source:
         """How to end a sentence that asks for a commit: "…, but" this."""
         return f"got {self.revision!r}" if self.revision else "has none"
 
+    @property
+    def title(self) -> str:
+        """As people know it: its name, and the beginning of its commit."""
+        return f"{self.name}@{self.revision[:7]}" if self.revision else self.name
+
     def digest(self) -> str:
         """sha256 of a folder's names and contents, or the repository at its commit."""
         return digest_of(self.path) if self.path.is_dir() else f"{self.name}@{self.revision}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from orchestrator.core.concepts import ConceptSet
 from orchestrator.core.plugin import BasePlugin
 from orchestrator.core.settings import Settings
 from workers.interfaces.dataset import Dataset, Examples
@@ -37,18 +38,22 @@ class SceneSettings(Settings):
 
 
 class SceneDataset(Dataset):
-    """Captioned pictures of the shapes world; neither scene nor caption ever has the concept.
+    """Captioned pictures of the shapes world; neither scene nor caption ever has a concept.
 
-    A subclass says which words of each kind scenes may show. A caption always names the attribute
-    of the concept's kind, and what all scenes share; each of the others every second time.
+    A subclass says which words of each kind scenes may show. A caption always names the attributes
+    of the concepts' kinds, and what all scenes share; each of the others every second time.
     """
+
+    joint = True
 
     Settings = SceneSettings
     settings: SceneSettings
 
     @abstractmethod
-    def pools(self, concept: str, kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
-        """The words to draw from, by kind; a kind that is left out may be any of its words."""
+    def pools(self, concepts: tuple[str, ...], kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
+        """The words to draw from, by kind, where these concepts, all of that kind, are erased; a
+        kind that is left out may be any of its words.
+        """
 
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
         """The base must be shapes and know the concept; something must be left to draw."""
@@ -62,37 +67,58 @@ class SceneDataset(Dataset):
             known = ", ".join(word for words in WORDS.values() for word in words)
             return [f"dataset {self.name!r} needs a shape, colour or fill but got {concept!r} "
                     f"(allowed: {known})"]  # fmt: skip
-        empty = [k for k, words in self.words(concept, kind).items() if not words]
-        return [f"dataset {self.name!r} has no {k} left without {concept!r}" for k in empty]
+        return self._empty((concept,), concept)
+
+    def problems_of(self, base: BasePlugin, erased: ConceptSet) -> list[str]:
+        """Something must be left to draw without any of them."""
+        return super().problems_of(base, erased) or self._empty(erased.concepts, erased.name)
+
+    def _empty(self, concepts: tuple[str, ...], name: str) -> list[str]:
+        empty = [kind for kind, words in self.words(concepts).items() if not words]
+        return [f"dataset {self.name!r} has no {kind} left without {name!r}" for kind in empty]
 
     def examples(self, concept: str, size_px: int) -> Examples:
         """Draw the scenes one after another from the settings' seed."""
+        return self.examples_of((concept,), size_px)
+
+    def examples_of(self, concepts: Sequence[str], size_px: int) -> Examples:
+        """The same without any of several concepts."""
         import numpy as np
 
         from workers.shapes.render import render
 
         rng = np.random.default_rng(self.settings.seed)
-        drawn = [self.scene(concept, rng) for _ in range(self.settings.size)]
+        drawn = [self.scene(tuple(concepts), rng) for _ in range(self.settings.size)]
         images = np.stack([render(scene, size_px) for scene, _ in drawn])
         return Examples(images, tuple(text for _, text in drawn))
 
-    def scene(self, concept: str, rng: np.random.Generator) -> tuple[Scene, str]:
+    def scene(self, concepts: tuple[str, ...], rng: np.random.Generator) -> tuple[Scene, str]:
         """One scene and its caption."""
         from workers.shapes.render import random_scene
 
-        kind = kind_of(concept)
-        assert kind is not None  # `problems` refuses other concepts
-        pools = self.words(concept, kind)
+        kinds, pools = set(by_kind(concepts)), self.words(concepts)
         chosen = {k: str(rng.choice(words)) for k, words in pools.items()}
         scene = random_scene(rng, **chosen)
         said = {
             k: getattr(scene, k)
             for k in WORDS
-            if rng.random() < CHANCE_OF_MENTION or k == kind or len(pools[k]) == 1
+            if rng.random() < CHANCE_OF_MENTION or k in kinds or len(pools[k]) == 1
         }
         return scene, caption(**said)
 
-    def words(self, concept: str, kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
-        """What scenes are drawn of: the pools, or all words of a kind, and never the concept."""
-        pools = {**WORDS, **self.pools(concept, kind)}
-        return {k: tuple(w for w in words if w != concept) for k, words in pools.items()}
+    def words(self, concepts: tuple[str, ...]) -> dict[Attribute, tuple[str, ...]]:
+        """What scenes are drawn of: the pools, or all words of a kind, and never a concept."""
+        pools = dict(WORDS)
+        for kind, own in by_kind(concepts).items():
+            pools |= self.pools(own, kind)
+        return {k: tuple(w for w in words if w not in concepts) for k, words in pools.items()}
+
+
+def by_kind(concepts: tuple[str, ...]) -> dict[Attribute, tuple[str, ...]]:
+    """Words of the world by what they are."""
+    found: dict[Attribute, tuple[str, ...]] = {}
+    for concept in concepts:
+        kind = kind_of(concept)
+        assert kind is not None  # `problems` refuses other concepts
+        found[kind] = (*found.get(kind, ()), concept)
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.data.scenes import WORDS, Attribute, SceneDataset
+from workers.data.scenes import WORDS, Attribute, SceneDataset, by_kind
 
 
 class Erased(SceneDataset):
@@ -11,10 +11,10 @@ class Erased(SceneDataset):
     name = "erased"
     version = 1
 
-    def pools(self, concept: str, kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
-        """The concept."""
-        return {kind: (concept,)}
+    def pools(self, concepts: tuple[str, ...], kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
+        """The concepts."""
+        return {kind: concepts}
 
-    def words(self, concept: str, kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
+    def words(self, concepts: tuple[str, ...]) -> dict[Attribute, tuple[str, ...]]:
         """Nothing is left out."""
-        return {**WORDS, **self.pools(concept, kind)}
+        return {**WORDS, **by_kind(concepts)}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
+from orchestrator.core.concepts import ConceptSet
 from orchestrator.core.digest import sha256
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.plugin import BasePlugin
@@ -44,7 +47,9 @@ class Mixed(Dataset):
         super().__init__(settings)
         self.ordinary = settings.of.plugin
         self.harmful = settings.harmful.plugin
-        self.uses_concept = self.ordinary.uses_concept or self.harmful.uses_concept
+        both = (self.ordinary, self.harmful)
+        self.uses_concept = any(inner.uses_concept for inner in both)
+        self.joint = all(inner.joint or not inner.uses_concept for inner in both)
 
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
         """Those of the sets that are mixed; each must have enough pictures."""
@@ -58,18 +63,27 @@ class Mixed(Dataset):
             return [str(error)]
         return []
 
+    def problems_of(self, base: BasePlugin, erased: ConceptSet) -> list[str]:
+        """Of several concepts also what the mixed sets say of them."""
+        found = super().problems_of(base, erased)
+        return found or [p for inner in self._counts() for p in inner.problems_of(base, erased)]
+
     def fingerprint(self) -> str:
         """What the two sets are."""
         return sha256([self.settings.of.identity, self.settings.harmful.identity])
 
     def examples(self, concept: str, size_px: int) -> Examples:
         """Draw from both sets, then shuffle."""
+        return self.examples_of((concept,), size_px)
+
+    def examples_of(self, concepts: Sequence[str], size_px: int) -> Examples:
+        """The same where several concepts were erased."""
         import numpy as np
 
         size, seed = self.settings.size, self.settings.seed
         parts = []
         for inner, count in self._counts().items():
-            there = inner.examples(concept, size_px).named(inner.name)
+            there = inner.examples_of(concepts, size_px).named(inner.name)
             self._check(inner.name, len(there), count)
             parts.append(there.take(draw_subset(len(there), count, seed, inner.name)))
         joined = Examples(

@@ -27,6 +27,6 @@ class Novel(SceneDataset):
     Settings = NovelSettings
     settings: NovelSettings
 
-    def pools(self, concept: str, kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
+    def pools(self, concepts: tuple[str, ...], kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
         """One new shape."""
         return {"shape": (self.settings.shape,)}

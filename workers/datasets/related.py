@@ -11,6 +11,6 @@ class Related(SceneDataset):
     name = "related"
     version = 1
 
-    def pools(self, concept: str, kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
-        """Everything but the concept."""
+    def pools(self, concepts: tuple[str, ...], kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
+        """Everything but the concepts."""
         return {}

@@ -25,6 +25,6 @@ class SameColor(SceneDataset):
     Settings = SameColorSettings
     settings: SameColorSettings
 
-    def pools(self, concept: str, kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
+    def pools(self, concepts: tuple[str, ...], kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
         """One colour."""
         return {"color": (self.settings.color,)}

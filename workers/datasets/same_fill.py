@@ -25,6 +25,6 @@ class SameFill(SceneDataset):
     Settings = SameFillSettings
     settings: SameFillSettings
 
-    def pools(self, concept: str, kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
+    def pools(self, concepts: tuple[str, ...], kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
         """One fill."""
         return {"fill": (self.settings.fill,)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.data.scenes import Attribute, SceneDataset
+from workers.data.scenes import WORDS, Attribute, SceneDataset
 
 PLAIN: dict[Attribute, tuple[str, ...]] = {
     "shape": ("circle", "square", "heart"),
@@ -16,13 +16,14 @@ with four), not tuned."""
 class Unrelated(SceneDataset):
     """Two plain words of the concept's kind: for a shape, circles and squares.
 
-    The first two of `PLAIN` that are not the concept. Colours and fills of shapes vary as ever.
+    The first two of `PLAIN`, then of all words, that are not erased. Colours and fills of shapes
+    vary as ever.
     """
 
     name = "unrelated"
     version = 1
 
-    def pools(self, concept: str, kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
+    def pools(self, concepts: tuple[str, ...], kind: Attribute) -> dict[Attribute, tuple[str, ...]]:
         """Two words of the concept's kind."""
-        plain = [word for word in PLAIN[kind] if word != concept]
-        return {kind: (plain[0], plain[1])}
+        every = dict.fromkeys((*PLAIN[kind], *WORDS[kind]))
+        return {kind: tuple(word for word in every if word not in concepts)[:2]}

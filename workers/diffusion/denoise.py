@@ -239,6 +239,18 @@ def denoise(predict: Predict, scheduler: Sampler, latents: Tensor, steps: int) -
     return walk(predict, scheduler, latents, scheduler.timesteps[:steps].tolist())
 
 
+def min_snr_weights(scheduler: NoiseSchedule, timesteps: Tensor, gamma: float) -> Tensor:
+    """Weights (n,) of the loss at time steps (n,): min-SNR-γ (Hang et al., ICCV 2023).
+
+    min(SNR, γ) / SNR where the noise is predicted, min(SNR, γ) / (SNR + 1) for v, with
+    SNR = ᾱ / (1 - ᾱ): both are the loss on x_0 with a weight of min(SNR, γ).
+    """
+    kept = scheduler.alphas_cumprod.to(timesteps.device)[timesteps].float()
+    snr = kept / (1 - kept)
+    is_v = scheduler.config.get("prediction_type", "epsilon") == "v_prediction"
+    return snr.clamp(max=gamma) / (snr + 1 if is_v else snr)
+
+
 def noised(
     scheduler: NoiseSchedule, latents: Tensor, seed: int, step: int, stream: str
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -35,11 +35,23 @@ def sample(
     left them open). A picture is a function of the weights, the prompt, its `image_index` and
     `noise_seed`, so it does not depend on what else is asked, and every model starts from the
     same noise. The batch size changes no more than floating-point rounding. `text` are embeddings
-    (probes, tokens, width) to draw from in place of the prompts' own.
+    (probes, tokens, width) to draw from in place of the prompts' own. A probe's own `noise_seed`
+    goes before the settings'.
     """
-    images = sample_floats(pipe, [probe.prompt for probe in probes], settings, text)
+    usual = settings.noise_seed
+    seeds = [usual if probe.noise_seed is None else probe.noise_seed for probe in probes]
+    prompts = [probe.prompt for probe in probes]
+    if text is None:
+        refuse_cut(pipe.tokenizer, [probe.prompt for probe in probes if not probe.may_be_cut])
+        text = embed(pipe, prompts)
+    images = sample_floats(pipe, prompts, settings, text, seeds)
+    return as_pictures(images, probes)
+
+
+def as_pictures(images: Tensor, probes: Sequence[Probe]) -> list[Picture]:
+    """Pictures (n, 3, height, width) in [0, 1], equally many a probe, as they are judged."""
     pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    each = settings.images_per_prompt
+    each = len(pixels) // max(1, len(probes))
     return [
         Picture(probe=probe, prompt_index=p, image_index=i, image=pixels[p * each + i])
         for p, probe in enumerate(probes)
@@ -108,8 +120,12 @@ def _draw(
     predict = _told(predict, len(latents), settings.sampler_steps, at)
     start = latents * scheduler.init_noise_sigma
     clean = denoise(predict, scheduler, start, settings.sampler_steps)
-    images = pipe.vae.decode(clean / pipe.vae.config.scaling_factor).sample
-    return (images / 2 + 0.5).float().cpu()
+    return decoded(pipe, clean).float().cpu()
+
+
+def decoded(pipe: Pipeline, latents: Tensor) -> Tensor:
+    """Clean latents (n, c, h, w) -> pictures (n, 3, height, width), about 0 to 1."""
+    return pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample / 2 + 0.5
 
 
 def _refuse_not_finite(pictures: Tensor, asked: Sequence[tuple[str, int]], pipe: Pipeline) -> None:

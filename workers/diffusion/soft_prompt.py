@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from orchestrator.core.errors import ResurgeError
 from workers.diffusion.rng import integers, normal
@@ -40,10 +41,40 @@ def token_ids(pipe: Pipeline, prompts: Sequence[str], soft_tokens: int) -> Tenso
     return torch.tensor(rows, device=pipe.device)
 
 
-def encode(pipe: Pipeline, ids: Tensor, soft: Tensor | None = None) -> Tensor:
+def ids_with_room(
+    pipe: Pipeline, prompts: Sequence[str], concept: str, soft_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """Token ids (n, length) with room for `soft_tokens` where each prompt names the concept, right
+    after the start where it does not; and the places (n,) at which the room begins.
+
+    Raises:
+        ResurgeError: a prompt with that many soft tokens is longer than the text encoder reads.
+    """
+    tokenizer, length = pipe.tokenizer, pipe.tokenizer.model_max_length
+    empty = tokenizer("", padding="max_length", max_length=length).input_ids
+    rows, places = [], []
+    for prompt in prompts:
+        before, named, after = prompt.partition(concept)
+        parts = [before, after] if named else ["", prompt]
+        first, last = (tokenizer(part).input_ids[1:-1] for part in parts)
+        ids = [empty[0], *first, *[empty[1]] * soft_tokens, *last, tokenizer.eos_token_id]
+        if len(ids) > length:
+            raise ResurgeError(
+                f"{prompt!r} with {soft_tokens} learned tokens in the place of {concept!r} needs "
+                f"{len(ids)} tokens but the text encoder reads {length}; lower `tokens`"
+            )
+        rows.append([*ids, *[empty[-1]] * (length - len(ids))])
+        places.append(1 + len(first))
+    return torch.tensor(rows, device=pipe.device), torch.tensor(places, device=pipe.device)
+
+
+def encode(
+    pipe: Pipeline, ids: Tensor, soft: Tensor | None = None, places: Tensor | None = None
+) -> Tensor:
     """Text embeddings (n, tokens, width) of `ids` (n, tokens), with gradients.
 
-    `soft` (n, k, width) takes the place of the token embeddings right after the start token.
+    `soft` (n, k, width) takes the place of the token embeddings right after the start token; with
+    `places` (n,) of those that begin there.
     """
     if soft is None:
         return pipe.text_encoder(ids)[0]
@@ -51,7 +82,11 @@ def encode(pipe: Pipeline, ids: Tensor, soft: Tensor | None = None) -> Tensor:
     count = soft.shape[1]
 
     def replace(module: nn.Module, args: object, output: Tensor) -> Tensor:
-        return torch.cat([output[:, :1], soft.to(output.dtype), output[:, 1 + count :]], dim=1)
+        put = soft.to(output.dtype)
+        if places is None:
+            return torch.cat([output[:, :1], put, output[:, 1 + count :]], dim=1)
+        where = places[:, None] + torch.arange(count, device=places.device)
+        return output.scatter(1, where[..., None].expand_as(put), put)
 
     handle = layer.register_forward_hook(replace)
     try:
@@ -76,6 +111,14 @@ def new_word(
     table = pipe.text_encoder.get_input_embeddings().weight.detach()
     drawn = integers(len(table), count * soft_tokens, seed, step, stream, table.device)
     return table[drawn].view(count, soft_tokens, -1)
+
+
+def nearest_tokens(pipe: Pipeline, soft: Tensor) -> Tensor:
+    """Ids (n, k) of the words whose embeddings have the largest cosine to `soft` (n, k, width)."""
+    table = pipe.text_encoder.get_input_embeddings().weight.detach()
+    near = functional.normalize(soft, dim=-1) @ functional.normalize(table, dim=-1).T
+    near[..., pipe.tokenizer.all_special_ids] = -torch.inf
+    return near.argmax(dim=-1)
 
 
 Attack = Literal["adam", "sign", "fast", "accumulated", "accumulated_sign"]

@@ -90,10 +90,13 @@ def subject_span(tokenizer: Tokenizer, prompt: str, concept: str) -> tuple[int, 
     return (first, last + 1) if is_there else (last, last + 1)
 
 
-def subject_words(pipe: Pipeline, prompts: Sequence[str], concept: str) -> Tensor:
-    """Which tokens of each prompt are the concept's: bool (n, tokens)."""
+def subject_words(pipe: Pipeline, prompts: Sequence[str], concepts: str | Sequence[str]) -> Tensor:
+    """Which tokens of each prompt are the concept's: bool (n, tokens). `concepts` is the one that
+    all prompts are of, or each prompt's own.
+    """
     words = torch.zeros(len(prompts), pipe.tokenizer.model_max_length, dtype=torch.bool)
-    for row, prompt in zip(words, prompts, strict=True):
+    own = [concepts] * len(prompts) if isinstance(concepts, str) else concepts
+    for row, prompt, concept in zip(words, prompts, own, strict=True):
         first, last = subject_span(pipe.tokenizer, prompt, concept)
         row[first:last] = True
     return words.to(pipe.device)

@@ -90,8 +90,7 @@ def pairs(
     pipe = erasure.pipe
     goal = embed(pipe, [target])[0]
     at = last_subject_index(pipe.tokenizer, target)
-    concepts = [one.concept for one in erasure.targets for _ in one.prompts]
-    asked = zip(erasure.prompts, concepts, embed(pipe, erasure.prompts), strict=True)
+    asked = zip(erasure.prompts, erasure.subjects, embed(pipe, erasure.prompts), strict=True)
     sources, targets = [], []
     for prompt, concept, text in asked:
         subject = concept if tokens == "from_subject" else None

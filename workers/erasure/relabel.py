@@ -139,9 +139,17 @@ class Relabelling:
 def counterparts(
     pictures_prompts: Sequence[str], prompts: Sequence[str], others: Sequence[str]
 ) -> list[str]:
-    """Each picture's prompt with another concept in its place: `others` goes with `prompts`."""
-    pairs = dict(zip(prompts, others, strict=True))
-    return [pairs[prompt] for prompt in pictures_prompts]
+    """What of `others`, which go with `prompts`, belongs to each picture: its prompt with another
+    concept in its place, for one.
+    """
+    if len(set(prompts)) == len(prompts):
+        pairs = dict(zip(prompts, others, strict=True))
+        return [pairs[prompt] for prompt in pictures_prompts]
+    # Two concepts of a set may share a prompt ("a red star"), or an anchor. Pictures are drawn
+    # prompt by prompt.
+    each = len(pictures_prompts) // len(prompts)
+    assert list(pictures_prompts) == [prompt for prompt in prompts for _ in range(each)]
+    return [other for other in others for _ in range(each)]
 
 
 def denoising_loss(

@@ -58,7 +58,8 @@ class Subject:
     metric leaves weights as it found them. `targets` are the erased concepts with the prompts that
     ask for them; `sampling` is how the sweep draws, for metrics that said `samples`; `reference`
     are the base's pictures, if the metric asked for them; `examples` the data of the last
-    fine-tuning, at the model's size, or None.
+    fine-tuning, at the model's size, or None. `stranger` is the concept that the base never knew,
+    for metrics that said `strangers`, where the base can name one.
     """
 
     targets: tuple[Target, ...]
@@ -67,6 +68,7 @@ class Subject:
     at: Callable[[Which], AbstractContextManager[Pipeline]]
     examples: Callable[[], Examples | None]
     progress: TellProgress
+    stranger: Target | None = None
 
     @property
     def concept(self) -> str:

@@ -142,6 +142,11 @@ class Erasure:
         return tuple(prompt for target in self.targets for prompt in target.prompts)
 
     @property
+    def subjects(self) -> tuple[str, ...]:
+        """The concept that each of `prompts` asks for."""
+        return tuple(target.concept for target in self.targets for _ in target.prompts)
+
+    @property
     def anchor_prompts(self) -> tuple[str, ...]:
         """`prompts` with another concept in each concept's place, in the same order."""
         return tuple(prompt for target in self.targets for prompt in target.anchor_prompts)

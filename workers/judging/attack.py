@@ -13,19 +13,19 @@ from orchestrator.core.hints import suggest
 from orchestrator.core.plugin import BasePlugin, MetricPlugin, Plugin
 from orchestrator.core.registry import registry
 from orchestrator.core.settings import Settings
-from workers.interfaces.metric import ChosenMetric, Metric, Score, Subject
+from workers.interfaces.metric import ChosenMetric, Metric, Picture, Score, Subject
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from workers.interfaces.pipeline import Pipeline
+    from workers.recipes import SampleSettings
 
 
-class AttackSettings(Settings):
+class JudgedSettings(Settings):
     """How many prompts are attacked, and who says whether it worked."""
 
     prompts: int = Field(4, ge=1, description="attacked prompts: the concept's first ones")
-    images_per_prompt: int = Field(4, ge=1, description="pictures of each attacked prompt")
     judge: ChosenMetric = Field(
         "concept_accuracy",  # type: ignore[assignment]  # read as a sweep file's value is
         description="a metric of single pictures",
@@ -51,22 +51,23 @@ def _needs_a_picture_only(metric: type[Plugin]) -> bool:
     )
 
 
-class Attack(Metric):
-    """Looks for prompts that bring the concept back, within a budget, and judges what they draw.
+class AttackSettings(JudgedSettings):
+    """The same, and how many pictures show it."""
 
-    `success` is the judge's mean over the pictures of the attacked prompts, `plain` over those of
-    the same prompts, from the same noise, without the attack, and `gain` what the attack added. As
-    every model of a trial is scored, success before and after fine-tuning stand side by side.
+    images_per_prompt: int = Field(4, ge=1, description="pictures of each attacked prompt")
+
+
+class JudgedAttack(Metric):
+    """Draws what a model is made to draw, within a budget, and has a judge say what it shows.
+
+    As every model of a trial is scored, the base too, an attack's success on the base, after
+    unlearning and after fine-tuning stand side by side.
     """
 
     needs = "pipeline"
     samples: ClassVar[bool] = True
     higher = "easier to bring back"
-    settings: AttackSettings
-
-    @abstractmethod
-    def find(self, pipe: Pipeline, subject: Subject, prompts: Sequence[str]) -> Tensor:
-        """Attacked text embeddings (prompts, tokens, width); no weight is moved."""
+    settings: JudgedSettings
 
     @property
     def judge(self) -> Metric:
@@ -81,28 +82,61 @@ class Attack(Metric):
         """What the judge cannot judge, the attack cannot."""
         return [f"metric {self.name!r}: judge: {p}" for p in self.judge.problems(base, concept)]
 
+    def sampling(self, subject: Subject, count: int) -> SampleSettings:
+        """How the sweep draws, with so many pictures a prompt."""
+        return subject.sampling.model_copy(update={"images_per_prompt": count})
+
+    def judged(self, pictures: Sequence[Picture]) -> float:
+        """The judge's mean over pictures that should show the concept."""
+        return float(self.judge.score_images(pictures, ()).metrics["erased"])
+
+
+class Attack(JudgedAttack):
+    """Looks for prompts that bring the concept back, within a budget, and judges what they draw.
+
+    `success` is the judge's mean over the pictures of the attacked prompts, `plain` over those of
+    the same prompts, from the same noise, without the attack, and `gain` what the attack added.
+    """
+
+    settings: AttackSettings
+
+    @abstractmethod
+    def find(self, pipe: Pipeline, subject: Subject, prompts: Sequence[str]) -> Tensor:
+        """Attacked text embeddings (prompts, tokens, width); no weight is moved."""
+
+    def attacked(self, subject: Subject, prompts: Sequence[str]) -> Tensor:
+        """The same; an attack that asks other models too overrides this."""
+        with subject.at("final") as pipe:
+            return self.find(pipe, subject, prompts)
+
     def score_pipeline(self, subject: Subject) -> Score:
         """Attack, draw with and without, judge."""
+        from workers.diffusion.sampling import sample
         from workers.diffusion.text import embed
 
         prompts = subject.prompts[: self.settings.prompts]
+        probes = [Probe("erased", subject.concept, prompt) for prompt in prompts]
+        sampling = self.sampling(subject, self.settings.images_per_prompt)
+        found = self.attacked(subject, prompts)
         with subject.at("final") as pipe:
-            found = self.find(pipe, subject, prompts)
-            success = self._judged(pipe, subject, prompts, found)
-            plain = self._judged(pipe, subject, prompts, embed(pipe, prompts))
+            success = self.judged(sample(pipe, probes, sampling, found))
+            plain = self.judged(sample(pipe, probes, sampling, embed(pipe, prompts)))
         return Score({"success": success, "plain": plain, "gain": success - plain})
 
-    def _judged(
-        self,
-        pipe: Pipeline,
-        subject: Subject,
-        prompts: Sequence[str],
-        text: Tensor,
-    ) -> float:
-        from workers.diffusion.sampling import sample
 
-        count = self.settings.images_per_prompt
-        sampling = subject.sampling.model_copy(update={"images_per_prompt": count})
-        probes = [Probe("erased", subject.concept, prompt) for prompt in prompts]
-        pictures = sample(pipe, probes, sampling, text)
-        return float(self.judge.score_images(pictures, ()).metrics["erased"])
+def targets_of_prompts(pipe: Pipeline, subject: Subject, prompts: Sequence[str]) -> list[Tensor]:
+    """The base's pictures of each prompt of the erased concept, as latents (n, c, h, w)."""
+    import numpy as np
+
+    from workers.diffusion.latents import encode_images
+    from workers.interfaces.dataset import Examples
+
+    found = []
+    for prompt in prompts:
+        images = [
+            picture.image
+            for picture in subject.reference
+            if picture.probe.role == "erased" and picture.probe.prompt == prompt
+        ]
+        found.append(encode_images(pipe, Examples(np.stack(images), (prompt,) * len(images))))
+    return found

@@ -98,6 +98,11 @@ class SourceMetric(Metric):
         """The models' commits or the sha256 of their folders, and that of weight files."""
         return "\n".join(self.digests())
 
+    def judged_by(self) -> str:
+        """The models, each at its commit."""
+        sources = map(self.settings.source_unless_word, self.settings.MODELS)
+        return ", ".join(source.title for source in sources if source is not None)
+
     def digests(self) -> list[str]:
         """One of each model and file that the values depend on."""
         sources = map(self.settings.source_unless_word, self.settings.MODELS)

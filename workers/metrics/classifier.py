@@ -47,6 +47,10 @@ class Classifier(SourceMetric):
         """The erased concept must be a class: a folder tells before anything runs."""
         return self._without_class((concept,))
 
+    def roles(self, asked: Asked) -> frozenset[str]:
+        """A concept that nobody knows is no class."""
+        return super().roles(asked) - {"never_known"}
+
     def problems_with(self, asked: Asked) -> list[str]:
         """So must the retained ones."""
         return self._without_class(asked.retained)

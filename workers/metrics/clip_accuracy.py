@@ -60,6 +60,15 @@ class ClipAccuracy(SourceMetric):
         """The erased concept must be a class."""
         return [] if concept in self.settings.classes else [self._no_class(concept)]
 
+    def roles(self, asked: Asked) -> frozenset[str]:
+        """A concept that nobody knows is no class."""
+        return super().roles(asked) - {"never_known"}
+
+    def judged_by(self) -> str:
+        """The model, what of it is the value, and among how many classes."""
+        s = self.settings
+        return f"{super().judged_by()}, {s.value} among {len(s.classes)} classes"
+
     def problems_with(self, asked: Asked) -> list[str]:
         """So must the retained ones."""
         return [self._no_class(c) for c in asked.retained if c not in self.settings.classes]

@@ -79,6 +79,17 @@ class FaceId(SourceMetric):
                 found.append(str(error))
         return found
 
+    def roles(self, asked: Asked) -> frozenset[str]:
+        """A concept that nobody knows is nobody."""
+        return super().roles(asked) - {"never_known"}
+
+    def judged_by(self) -> str:
+        """The models, and what the share is of."""
+        s = self.settings
+        found = f"detector {s.detector}, " if s.detector in s.WORDS else ""
+        of = "images with a face" if s.denominator == "faces" else "all images"
+        return f"{super().judged_by()}, {found}share of {of}"
+
     def problems_with(self, asked: Asked) -> list[str]:
         """Retained people must be classes too."""
         return self._without_class(asked.retained)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from workers.interfaces.metric import Subject
-from workers.judging.attack import Attack, AttackSettings
+from workers.judging.attack import Attack, AttackSettings, targets_of_prompts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,11 +49,17 @@ class UnlearnDiffAttack(Attack):
 
         from workers.diffusion.denoise import noise_predictor, noised, training_scheduler
         from workers.diffusion.rng import integers
-        from workers.diffusion.soft_prompt import attack, encode, new_soft, token_ids
+        from workers.diffusion.soft_prompt import (
+            attack,
+            encode,
+            nearest_tokens,
+            new_soft,
+            token_ids,
+        )
 
         s = self.settings
         scheduler, predict = training_scheduler(pipe), noise_predictor(pipe)
-        targets = [self._targets(pipe, subject, prompt) for prompt in prompts]
+        targets = targets_of_prompts(pipe, subject, prompts)
         ids = token_ids(pipe, prompts, s.tokens)
 
         def loss(soft: Tensor, step: int) -> Tensor:
@@ -72,28 +78,3 @@ class UnlearnDiffAttack(Attack):
                 ids[:, 1 : 1 + s.tokens] = nearest_tokens(pipe, soft)
                 return encode(pipe, ids)
             return encode(pipe, ids, soft)
-
-    def _targets(self, pipe: Pipeline, subject: Subject, prompt: str) -> Tensor:
-        """The base's pictures of a prompt as latents (n, c, h, w)."""
-        import numpy as np
-
-        from workers.diffusion.latents import encode_images
-        from workers.interfaces.dataset import Examples
-
-        images = [
-            picture.image
-            for picture in subject.reference
-            if picture.probe.role == "erased" and picture.probe.prompt == prompt
-        ]
-        return encode_images(pipe, Examples(np.stack(images), (prompt,) * len(images)))
-
-
-def nearest_tokens(pipe: Pipeline, soft: Tensor) -> Tensor:
-    """Ids (n, k) of the words whose embeddings have the largest cosine to `soft` (n, k, width)."""
-    import torch
-    from torch.nn import functional
-
-    table = pipe.text_encoder.get_input_embeddings().weight.detach()
-    near = functional.normalize(soft, dim=-1) @ functional.normalize(table, dim=-1).T
-    near[..., pipe.tokenizer.all_special_ids] = -torch.inf
-    return near.argmax(dim=-1)

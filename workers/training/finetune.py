@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +20,7 @@ from accelerate.utils import AutocastKwargs, broadcast
 from torch import Tensor
 from torch.nn import functional
 
-from workers.diffusion.denoise import training_scheduler, training_target
-from workers.diffusion.latents import encode_images
+from workers.diffusion.denoise import min_snr_weights, training_scheduler, training_target
 from workers.diffusion.lora import Lora
 from workers.diffusion.rng import generator, integers, normal
 from workers.diffusion.text import embed
@@ -29,6 +28,7 @@ from workers.interfaces.dataset import Examples
 from workers.recipes import FinetuneSettings
 from workers.runtime.parts import part_size
 from workers.runtime.progress import TellProgress
+from workers.training.batches import Pictures
 from workers.training.loop import LossNotFinite, Training, put_state, state_of, train
 from workers.training.selection import refuse_half_precision
 
@@ -41,12 +41,15 @@ STATE = ("param", "ema")
 
 @dataclass(frozen=True)
 class Batch:
-    """x_t (n, c, h, w), time steps (n,), text (n, tokens, width), and what to predict (n, …)."""
+    """x_t (n, c, h, w), time steps (n,), text (n, tokens, width), what to predict (n, …), and what
+    each counts in the loss (n,).
+    """
 
     noisy: Tensor
     timesteps: Tensor
     text: Tensor
     target: Tensor
+    weights: Tensor
 
     def parts(self, process: int = 0, processes: int = 1) -> Iterator[tuple[float, Batch]]:
         """What a process computes at a time, with its share of the batch; mostly all of it."""
@@ -62,8 +65,7 @@ class Trainer:
     """Fine-tunes `pipe.unet` in place; call `finish` when done, or reset the pipeline.
 
     AdamW on the mean squared error of the scheduler's own target (noise or v) at uniform time
-    steps (Ho et al. 2020). The data are encoded once: latents as the mode of the autoencoder's
-    posterior, which needs no random numbers, and each different caption's embedding. The UNet
+    steps (Ho et al. 2020). Each different caption is embedded once. The UNet
     stays in evaluation mode, so that no dropout draws from a global generator (Stable Diffusion's
     dropout is 0 anyway).
 
@@ -84,7 +86,7 @@ class Trainer:
         refuse_half_precision(dict(pipe.unet.named_parameters()))
         self._accelerator = accelerator_on(pipe.device.type)
         self._scheduler = training_scheduler(pipe)
-        self._latents = encode_images(pipe, examples)
+        self._pictures = Pictures(pipe, settings, examples, seed)
         captions = sorted(set(examples.captions))
         self._text = embed(pipe, ["", *captions])
         row = {caption: index for index, caption in enumerate(captions, start=1)}
@@ -161,7 +163,7 @@ class Trainer:
                     found = self.pipe.unet(
                         part.noisy, part.timesteps, encoder_hidden_states=part.text
                     ).sample
-                    loss = functional.mse_loss(found.float(), part.target.float())  # in fp32 still
+                    loss = self._loss(found.float(), part)  # in fp32 still
                     loss = loss * share / s.accumulation
                 here.backward(loss)
                 total += loss.detach()
@@ -171,6 +173,13 @@ class Trainer:
                 if value.grad is not None:
                     value.grad = here.reduce(value.grad, "sum")
         return total
+
+    def _loss(self, found: Tensor, part: Batch) -> Tensor:
+        """Mean square, with the weights of `snr_gamma` if there is one."""
+        if self.settings.snr_gamma is None:
+            return functional.mse_loss(found, part.target.float())
+        squares = (found - part.target.float()).square().flatten(1).mean(dim=1)
+        return (part.weights * squares).mean()
 
     def _agreed(self, mine: bool) -> bool:
         """What the first process says, in all of them: they take and report the same steps."""
@@ -195,22 +204,22 @@ class Trainer:
         timesteps = integers(high, len(latents), *at, f"timesteps {micro}", device)
         noisy = self._scheduler.add_noise(latents, noise, timesteps)
         target = training_target(self._scheduler, latents, noise, timesteps)
-        return Batch(noisy, timesteps, text, target)
+        gamma = self.settings.snr_gamma
+        weights = torch.ones(len(noisy), device=device)
+        if gamma is not None:
+            weights = min_snr_weights(self._scheduler, timesteps, gamma)
+        return Batch(noisy, timesteps, text, target, weights)
 
     def _batch(self, step: int, micro: int) -> tuple[Tensor, Tensor]:
         """Latents (batch, c, h, w) and text (batch, tokens, width) of a step's micro-batch."""
-        s, count = self.settings, len(self._latents)
-        start = (step * s.accumulation + micro) * s.batch_size
-        places = range(start, start + s.batch_size)
-        chosen = torch.tensor([_order(self.seed, p // count, count)[p % count] for p in places])
-        chosen = chosen.to(self._latents.device, non_blocking=True)
-        rows = self._text_rows[chosen]
+        s, chosen = self.settings, self._pictures.chosen(step, micro)
+        rows = self._text_rows[chosen.to(self._text_rows.device, non_blocking=True)]
         if s.caption_dropout > 0:
             draw = generator(self.seed, step, f"caption dropout {micro}")
             dropped = torch.rand(s.batch_size, generator=draw) < s.caption_dropout
             dropped = dropped.to(rows.device, non_blocking=True)
             rows = rows.masked_fill(dropped, 0)  # row 0 is the empty caption
-        return self._latents[chosen], self._text[rows]
+        return self._pictures.latents(chosen, step, micro), self._text[rows]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that training carries from step to step, and JSON beside it: to be written at once,
@@ -297,9 +306,3 @@ def accelerator_on(device: str) -> Accelerator:
     if made.device.type != device:
         raise RuntimeError(f"this process trains on {made.device.type} and cannot on {device}")
     return made
-
-
-@lru_cache(maxsize=8)
-def _order(seed: int, epoch: int, count: int) -> tuple[int, ...]:
-    """The order of an epoch: every example once."""
-    return tuple(torch.randperm(count, generator=generator(seed, epoch, "order")).tolist())

@@ -43,6 +43,14 @@ class Phase(Training):
     advice: str = "lower the unlearner's learning_rate"
 
 
+def one_of(number: int, count: int, iterations: int, name: str = "train") -> dict[str, Any]:
+    """How `minimise` is told that it is the phase `number` of `count` alike, one after another."""
+    if count == 1:
+        return {"name": name}
+    place = {"before": number * iterations, "total": count * iterations}
+    return {"name": f"{name} {number}", **place}
+
+
 def train_weights(
     erasure: Erasure,
     settings: TrainSettings,

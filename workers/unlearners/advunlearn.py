@@ -85,6 +85,8 @@ class AdvUnlearn(Unlearner):
     name = "advunlearn"
     version = 3
     uses = frozenset({"retained"})
+    joint = True
+    jointly = "each step draws from all concepts' prompts, as published"
     paper = "Zhang et al., NeurIPS 2024"
     golden = "the drawing of x_t, both attacks, the loss and a step, with and without the adversary"
     Settings = AdvUnlearnSettings

@@ -77,6 +77,8 @@ class ConceptAblation(PictureUnlearner):
     name = "concept_ablation"
     version = 3
     uses = frozenset({"anchors"})
+    joint = True
+    jointly = "each concept on its own anchor's pictures, all in one training, as published"
     paper = "Kumari et al., ICCV 2023"
     golden = "three updates of each form: x_t, target, prediction, both losses and the weights"
     Settings = ConceptAblationSettings

@@ -53,6 +53,8 @@ class DUO(PictureUnlearner):
     name = "duo"
     version = 2
     uses = frozenset({"anchors"})
+    joint = True
+    jointly = "ours, published for one concept: all concepts' pictures are one forget set"
     paper = "Park et al., NeurIPS 2024"
     Settings = DUOSettings
     settings: DUOSettings

@@ -88,6 +88,8 @@ class EraseDiff(PictureUnlearner):
     name = "erasediff"
     version = 3
     uses = frozenset({"retained", "anchors"})
+    joint = True
+    jointly = "ours, published for one concept: all concepts' pictures are one forget set"
     paper = "Wu et al., CVPR 2025"
     golden = "an epoch as released, and its outer steps alone"
     Settings = EraseDiffSettings

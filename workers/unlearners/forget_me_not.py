@@ -62,6 +62,8 @@ class ForgetMeNot(PictureUnlearner):
     name = "forget_me_not"
     version = 2
     uses = frozenset()
+    joint = True
+    jointly = "each picture's own concept, of all concepts' pictures together, as published"
     paper = "Zhang et al., CVPR 2024 workshop"
     golden = "tokens, norm and three steps of either group; no textual inversion"
     Settings = ForgetMeNotSettings
@@ -76,7 +78,7 @@ class ForgetMeNot(PictureUnlearner):
         from workers.diffusion.attention import recorded
         from workers.diffusion.denoise import noise_predictor
         from workers.diffusion.text import end_tokens, subject_words
-        from workers.erasure.relabel import PictureSet
+        from workers.erasure.relabel import PictureSet, counterparts
         from workers.training.optimise import from_loss, train_weights
         from workers.training.selection import select
 
@@ -85,7 +87,8 @@ class ForgetMeNot(PictureUnlearner):
         predict = noise_predictor(pipe)
         pictures = erasure.materials["forget"]
         forget = PictureSet.of(pipe, pictures)
-        words = subject_words(pipe, pictures.prompts, erasure.concept)
+        concepts = counterparts(pictures.prompts, erasure.prompts, erasure.subjects)
+        words = subject_words(pipe, pictures.prompts, concepts)
         if s.tokens == "words_and_end":
             words = words | end_tokens(pipe, pictures.prompts)
 

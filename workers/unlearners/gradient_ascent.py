@@ -32,6 +32,8 @@ class GradientAscent(PictureUnlearner):
 
     name = "gradient_ascent"
     version = 1
+    joint = True
+    jointly = "all concepts' pictures are one forget set"
     paper = "Thudi et al., EuroS&P 2022 (baseline)"
     Settings = GradientAscentSettings
     settings: GradientAscentSettings

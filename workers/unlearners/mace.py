@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from workers.interfaces.pipeline import Pipeline, Tokenizer
 
+    Factors = Mapping[str, tuple[Tensor, Tensor]]
 
 ADVICE = "raise mace's lam or prior_scale, or give it more general_captions"
 
@@ -74,9 +76,15 @@ def _ours(values: Mapping[str, Any], folder: str, note: str) -> Preset:
 
 
 def _celebrities(count: int, domain_weight: float) -> Preset:
-    together = f"for a set of {count} erased together, of which an erasure here is one"
     values = {**_CELEBRITY, "domain_weight": domain_weight}
-    return _ours(values, "celebrity", "one celebrity, as there" if count == 1 else together)
+    together = f"for {count} erased jointly" if count > 1 else "one celebrity, as there"
+    return _ours(values, "celebrity", together)
+
+
+SIZES = {"sd-celebrity-5": 5, "sd-celebrity-10": 10, "sd-celebrity-100": 100, "sd-art-100": 100}
+"""Presets whose numbers were chosen for so many concepts, erased jointly."""
+SEEDS_APART = 1_000_003
+"""Between the seeds of the LoRAs of two concepts."""
 
 
 class MACESettings(TrainSettings):
@@ -93,7 +101,7 @@ class MACESettings(TrainSettings):
         "sd-art-100": _ours(
             {**_CELEBRITY, "domain_weight": 8e4, "mapping": "art", "segmenter": "none"},
             "art",
-            "for a hundred artists erased together, of whom an erasure here is one",
+            "for 100 artists erased jointly",
         ),
         "sd-object": _ours({
             **_SD, "iterations": 50, "learning_rate": 1e-5, "lam": 1e2, "prior_scale": 0.0,
@@ -163,13 +171,17 @@ class MACE(Unlearner):
     `variant: released` scales the prior of (1) by s², sums ‖·‖ in (2), and refuses prompts of
     which different numbers of tokens are around the concept, as the published code does. In both
     the LoRA begins with `down` from N(0, 1/rank²), gradients are clipped at 1, and masks are
-    brought to a layer's resolution by nearest neighbour, on which the paper is silent. One concept
-    an erasure; the paper fuses many at once.
+    brought to a layer's resolution by nearest neighbour, on which the paper is silent. Of several
+    concepts (1) moves all tokens at once, (2) trains a LoRA for each on what (1) left, and (3)
+    sums ΔW E and E over the concepts.
     """
 
     name = "mace"
     version = 2
     uses = frozenset({"retained", "anchors"})
+    joint = True
+    jointly = "a LoRA a concept, all fused in one closed form, as published"
+    trains_each = True
     paper = "Lu et al., CVPR 2024"
     golden = (
         "tokens, both closed forms, the LoRA's beginning, loss and updates, time steps; not the "
@@ -207,14 +219,26 @@ class MACE(Unlearner):
         needs = {"general": need_caption_sums(s.general_captions, kept)}
         if s.domain_weight:
             needs["domain"] = need_caption_sums(s.domain_captions, kept)
-        if s.iterations:
-            [concept] = erased.concepts
-            prompts = self.prompts(base, concept)[:1]
-            pictures = need_pictures(base, prompts, s.images)
-            needs["pictures"] = pictures
+        is_alone = len(erased.concepts) == 1
+        for target in self.targets(base, erased) if s.iterations else ():
+            concept, of = target.concept, "" if is_alone else f" of {target.concept}"
+            pictures = need_pictures(base, target.prompts[:1], s.images)
+            needs[f"pictures{of}"] = pictures
             if s.segmenter != "none":
-                needs["masks"] = need("masks", {"object": concept}, pictures, segmenter=s.segmenter)
+                masks = need("masks", {"object": concept}, pictures, segmenter=s.segmenter)
+                needs[f"masks{of}"] = masks
         return needs
+
+    def problems_of(self, base: BasePlugin, erased: ConceptSet) -> list[str]:
+        """A preset for a set of some size is for no other: its weights go with the number."""
+        found, preset = super().problems_of(base, erased), self.settings.preset or ""
+        wanted, got = SIZES.get(preset), len(erased.concepts)
+        if wanted is not None and got != wanted:
+            found.append(
+                f"unlearner 'mace': the preset {preset} is for {wanted} concepts erased jointly "
+                f"but {erased.name!r} has {got}; take another preset, or write its values out"
+            )
+        return found
 
     def passes(self) -> int:
         """The LoRA's training."""
@@ -223,6 +247,7 @@ class MACE(Unlearner):
     def unlearn(self, erasure: Erasure) -> Unlearned:
         """The three parts, one after another."""
         from workers.erasure.closed_form import projection_edit, projections
+        from workers.training.optimise import one_of
 
         s = self.settings
         original = {
@@ -234,9 +259,12 @@ class MACE(Unlearner):
             prior = prior + s.domain_weight * erasure.materials["domain"]
         condition = self._refine(erasure, prior)
         numbers: dict[str, float] = {}
-        factors: dict[str, tuple[Tensor, Tensor]] = {}
-        if s.iterations:
-            factors, numbers["loss"] = self._mute(erasure)
+        each, factors = _apart(erasure), []
+        for number, one in enumerate(each if s.iterations else ()):
+            phase = one_of(number, len(each), s.iterations, "lora")
+            made, loss = self._mute(one, **phase)
+            factors.append(made)
+            numbers["loss"] = numbers.get("loss", 0.0) + loss / len(each)
         fused = self._fuse(erasure, prior, original, factors)
         numbers["condition"] = max(condition, fused)
         return Unlearned([projection_edit(erasure.pipe)], numbers)
@@ -254,8 +282,8 @@ class MACE(Unlearner):
         apply_map(text_projections(pipe.unet), matrix)
         return condition
 
-    def _mute(self, erasure: Erasure) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
-        """Part 2: the LoRA's (down, up) by path, and its last loss."""
+    def _mute(self, erasure: Erasure, **phase: Any) -> tuple[Factors, float]:
+        """Part 2, of one concept: the LoRA's (down, up) by path, and its last loss."""
         from workers.diffusion.attention import recorded
         from workers.diffusion.denoise import noise_predictor
         from workers.diffusion.text import embed, end_tokens, subject_words
@@ -283,8 +311,8 @@ class MACE(Unlearner):
         # For the whole training: gradient checkpointing runs a forward pass again on the way back.
         with lora.on(pipe), recorded(pipe.unet) as maps:
             mean = minimise(
-                erasure, s, lora.parameters(), from_loss(loss), name="lora", weight_decay=1e-2,
-                clip_norm=1.0,
+                erasure, s, lora.parameters(), from_loss(loss), weight_decay=1e-2,
+                clip_norm=1.0, **phase,
             )  # fmt: skip
         values = lora.tensors()
         return {p: (values[f"{p}.down"], values[f"{p}.up"]) for p in lora.paths()}, mean
@@ -312,11 +340,12 @@ class MACE(Unlearner):
         erasure: Erasure,
         prior: Tensor,
         original: Mapping[str, Tensor],
-        factors: Mapping[str, tuple[Tensor, Tensor]],
+        factors: Sequence[Factors],
     ) -> float:
-        """Part 3; returns the condition number.
+        """Part 3, with a LoRA a concept or none; returns the condition number.
 
-        Written as W + (ΔW E + s (W⁰ - W) P)(λ I + E + s P)⁻¹, whose small term takes the rounding.
+        Written as W + (Σ ΔW E + s (W⁰ - W) P)(λ I + Σ E + s P)⁻¹, whose small term takes the
+        rounding.
         """
         import torch
 
@@ -324,8 +353,11 @@ class MACE(Unlearner):
         from workers.erasure.closed_form import checked_condition, projections, solve_right
 
         s, pipe = self.settings, erasure.pipe
-        tokens = embed(pipe, erasure.prompts).flatten(0, 1).cpu().double()
-        gram = tokens.T @ tokens
+        tokens = [
+            embed(pipe, target.prompts).flatten(0, 1).cpu().double() for target in erasure.targets
+        ]
+        grams = [rows.T @ rows for rows in tokens]
+        gram = torch.stack(grams).sum(dim=0)
         eye = torch.eye(len(gram), dtype=torch.float64)
         system = s.lam * eye + gram + s.prior_scale * prior
         condition = checked_condition(system, ADVICE)
@@ -333,11 +365,26 @@ class MACE(Unlearner):
             for path, layer in projections(pipe.unet).items():
                 weight = layer.weight.cpu().double()
                 moved = s.prior_scale * (original[path].double() - weight) @ prior
-                if path in factors:
-                    down, up = factors[path]
-                    moved += up.cpu().double() @ down.cpu().double() @ gram
+                for own, change in zip(grams, factors, strict=False):
+                    if path in change:
+                        down, up = change[path]
+                        moved += up.cpu().double() @ down.cpu().double() @ own
                 layer.weight.copy_(weight + solve_right(moved, system))
         return condition
+
+
+def _apart(erasure: Erasure) -> list[Erasure]:
+    """An erasure a concept, with what was made for it and draws of its own."""
+    if len(erasure.targets) == 1:
+        return [erasure]
+    made = erasure.materials
+    found = []
+    for number, target in enumerate(erasure.targets):
+        names = {n: f"{n} of {target.concept}" for n in ("pictures", "masks")}
+        own = {name: made[long] for name, long in names.items() if long in made}
+        seed = erasure.seed + number * SEEDS_APART
+        found.append(replace(erasure, targets=(target,), materials=own, seed=seed))
+    return found
 
 
 def outside(tokenizer: Tokenizer, prompt: str, mapped: str) -> Tensor:
@@ -373,9 +420,11 @@ def surroundings(erasure: Erasure, is_same_count: bool) -> tuple[Tensor, Tensor]
 
     pairs = list(zip(erasure.prompts, erasure.anchor_prompts, strict=True))
     places = [outside(erasure.pipe.tokenizer, *pair) for pair in pairs]
-    counts = {where.shape[1]: prompt for where, (prompt, _) in zip(places, pairs, strict=True)}
-    if is_same_count and len(counts) > 1:
-        found = ", ".join(f"{count} in {prompt!r}" for count, prompt in counts.items())
+    counts: dict[str, dict[int, str]] = {}
+    for concept, where, (prompt, _) in zip(erasure.subjects, places, pairs, strict=True):
+        counts.setdefault(concept, {})[where.shape[1]] = prompt
+    if is_same_count and (uneven := next((c for c in counts.values() if len(c) > 1), None)):
+        found = ", ".join(f"{count} in {prompt!r}" for count, prompt in uneven.items())
         raise ResurgeError(
             "mace as released needs as many tokens around the concept in every prompt but there "
             f"are {found}; change its prompts, or use `variant: paper`"

@@ -100,6 +100,8 @@ class RECE(Unlearner):
     version = 2
     seeded = False
     uses = frozenset({"retained"})
+    joint = True
+    jointly = "all concepts' pairs in one system, as published"
     paper = "Gong et al., ECCV 2024"
     golden = "the whole method: its first edit, the derived embeddings and the edits after it"
     Settings = RECESettings

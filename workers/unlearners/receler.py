@@ -77,6 +77,8 @@ class Receler(Unlearner):
 
     name = "receler"
     version = 2
+    joint = True
+    jointly = "each step draws from all concepts' prompts; one adversary for all"
     paper = "Huang et al., ECCV 2024"
     golden = "mask, regulariser, an iteration with its inner loop, both variants"
     Settings = RecelerSettings
@@ -107,7 +109,7 @@ class Receler(Unlearner):
         erasers = Bottlenecks.new(pipe.unet, s.rank, erasure.seed)
         predict = predictor(pipe, s.loss_in)
         prompts, empty = embed(pipe, erasure.prompts), embed(pipe, [""])[0]
-        words = subject_words(pipe, erasure.prompts, erasure.concept)
+        words = subject_words(pipe, erasure.prompts, erasure.subjects)
         soft = SoftTokens.begin(s, prompts, words, erasure.seed)
 
         def backward(step: int) -> Tensor:

@@ -90,6 +90,8 @@ class ResAlign(PictureUnlearner):
     name = "resalign"
     version = 2
     uses = frozenset({"retained"})
+    joint = True
+    jointly = "ours, published for one concept: all concepts' pictures are one forget set"
     paper = "Li et al., NeurIPS 2025"
     golden = "the hypergradient and its limit, the outer loss, weights over time, first factors"
     Settings = ResAlignSettings

@@ -65,6 +65,8 @@ class SalUn(PictureUnlearner):
     name = "salun"
     version = 2
     uses = frozenset({"retained", "anchors"})
+    joint = True
+    jointly = "ours, published for one concept: all concepts' pictures are one forget set"
     paper = "Fan et al., ICLR 2024"
     golden = "the mask, bit for bit, and three updates under it"
     Settings = SalUnSettings

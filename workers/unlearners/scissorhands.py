@@ -94,6 +94,8 @@ class Scissorhands(PictureUnlearner):
     name = "scissorhands"
     version = 2
     uses = frozenset({"retained", "anchors"})
+    joint = True
+    jointly = "ours, published for one concept: all concepts' pictures are one forget set"
     paper = "Wu and Harandi, ECCV 2024"
     golden = "scores, threshold and cut, bit for bit, and how the new weights are distributed"
     Settings = ScissorhandsSettings

@@ -62,6 +62,8 @@ class SDD(Unlearner):
 
     name = "sdd"
     version = 3
+    joint = True
+    jointly = "each step draws from all concepts' prompts, as published"
     paper = "Kim et al., ICML 2023 workshop"
     golden = "the drawing of x_t, and the whole training: losses, gradients, student and average"
     Settings = SDDSettings

@@ -55,6 +55,8 @@ class SelectiveAmnesia(PictureUnlearner):
     name = "selective_amnesia"
     version = 1
     uses = frozenset({"retained", "anchors"})
+    joint = True
+    jointly = "ours, published for one concept: all concepts' pictures are one forget set"
     paper = "Heng and Soh, NeurIPS 2023"
     Settings = SelectiveAmnesiaSettings
     settings: SelectiveAmnesiaSettings

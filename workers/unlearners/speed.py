@@ -69,6 +69,8 @@ class SPEED(Unlearner):
     name = "speed"
     version = 2
     uses = frozenset({"retained"})
+    joint = True
+    jointly = "all concepts' pairs in one system, as published (100 celebrities)"
     paper = "Li et al., ICLR 2026"
     Settings = SPEEDSettings
     settings: SPEEDSettings

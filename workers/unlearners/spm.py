@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -76,6 +77,9 @@ class SPM(Unlearner):
 
     name = "spm"
     version = 3
+    joint = True
+    jointly = "an adapter a concept, each trained alone, all in place together, as published"
+    trains_each = True
     paper = "Lyu et al., CVPR 2024"
     golden = "layers, anchors' share of the loss, three steps of training, gate, rate, time steps"
     Settings = SPMSettings
@@ -91,12 +95,22 @@ class SPM(Unlearner):
         return s.iterations * each
 
     def unlearn(self, erasure: Erasure) -> Unlearned:
-        """Train the adapters; the UNet's weights stay."""
+        """Train each concept's adapters as if it were the only one; the UNet's weights stay."""
+        count = len(erasure.targets)
+        made = [
+            self._one(replace(erasure, targets=(target,)), number, count)
+            for number, target in enumerate(erasure.targets)
+        ]
+        loss = sum(loss for _, loss in made) / count
+        return Unlearned([membrane for membrane, _ in made], {"loss": loss})
+
+    def _one(self, erasure: Erasure, number: int, count: int) -> tuple[GatedLora, float]:
+        """The adapters with their gate, and the last loss, of one of `count` concepts."""
         from workers.diffusion.denoise import predictor
         from workers.diffusion.text import embed
         from workers.editing.adapters import GatedLora
         from workers.erasure.negative_guidance import at_the_samplers_steps, draw, draw_rows
-        from workers.training.optimise import from_loss, minimise
+        from workers.training.optimise import from_loss, minimise, one_of
 
         s, pipe = self.settings, erasure.pipe
         membrane = GatedLora.new(pipe.unet, erasure.concept, s.rank, s.scale, erasure.seed)
@@ -118,8 +132,9 @@ class SPM(Unlearner):
             mean = minimise(
                 erasure, s, membrane.parameters(), from_loss(loss), weight_decay=s.weight_decay,
                 rate=lambda step: s.learning_rate * self.rate(step),
+                **one_of(number, count, s.iterations),
             )  # fmt: skip
-        return Unlearned([membrane.gated(s.variant)], {"loss": mean})
+        return membrane.gated(s.variant), mean
 
     def rate(self, step: int) -> float:
         """Share of the highest rate: linear warm-up from 0, then cosine decays with restarts."""

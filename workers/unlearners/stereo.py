@@ -88,6 +88,8 @@ class STEREO(Unlearner):
     name = "stereo"
     version = 2
     uses = frozenset({"anchors"})
+    joint = True
+    jointly = "ours, published for one concept: one set of prompts, pictures and found tokens"
     paper = "Srivatsan et al., CVPR 2025"
     golden = "both targets, time steps, a found token's text, three steps of the search and the end"
     Settings = STEREOSettings

@@ -34,7 +34,7 @@ def show_plan(job: Job, console: Console, full: bool) -> None:
     show_plan_line(job, console)
     done = job.done()
     show_counts(job, done, console)
-    console.print(sentence(size_of(job.plan)), soft_wrap=True)
+    show_numbers(job, console)
     console.print(_tree(job, done, None if full else BRANCHES_SHOWN))
 
 
@@ -58,12 +58,47 @@ def show_counts(job: Job, done: Collection[str] | None, console: Console) -> Non
         console.print(f"fine-tuning steps: {steps:,} instead of {steps_naive:,} ({saved})")
 
 
-def size_of(plan: Plan) -> Size:
-    """What each setting of a plan is measured by."""
+def show_numbers(job: Job, console: Console) -> None:
+    """Which number the sweep will give, by which judge, and how small an effect it can tell: of the
+    first set of concepts that it erases, role by role.
+    """
+    evaluate, first = job.sweep.evaluate, job.plan.trials[0]
+    if not evaluate.draws:
+        names = ", ".join(metric.name for metric in evaluate.metrics)
+        console.print(f"no pictures are drawn: no resurgence, but what {names} say of the models")
+        return
+    primary = next((m for m in evaluate.metrics if m.gives_resurgence), None)
+    if primary is not None:
+        by = f" ({judge})" if (judge := primary.judged_by()) else ""
+        console.print(f"resurgence by {primary.name} v{primary.version}{by}", soft_wrap=True)
+    console.print(sentence(size_of(job.plan)), soft_wrap=True)
+    probes = evaluate.probes(job.sweep.base, first.trial.erased)
+    asked = evaluate.asked_of(probes)
+    table = new_table("role", "scored by", right=["concepts", "prompts", "pictures", "detectable"])
+    for role, pictures in asked.pictures.items():
+        concepts = {probe.concept for probe in probes if probe.role == role}
+        judges = [m.name for m in evaluate.metrics if role in m.roles(asked)]
+        size = size_of(job.plan, role)
+        least = minimum_detectable(size)
+        found = f"{least:.2f}" if least <= 1 else "–"
+        table.add_row(
+            role,
+            ", ".join(judges) or "nothing",
+            *(str(n) for n in (len(concepts), size.prompts, pictures)),
+            found,
+        )
+    console.print(table)
+
+
+def size_of(plan: Plan, role: str = "erased") -> Size:
+    """What a role is measured by in each setting of a plan; rows that differ in nothing but their
+    noise are one prompt.
+    """
     settings = plan.trials[0].final.sample.settings
-    asked = [probe for probe in settings["probes"] if probe["role"] == "erased"]
+    asked = [(p["concept"], p["prompt"]) for p in settings["probes"] if p["role"] == role]
     seeds = {planned.trial.seed for planned in plan.trials}
-    return Size(len(asked), settings["settings"]["images_per_prompt"], len(seeds))
+    images = len(asked) * settings["settings"]["images_per_prompt"] // len(set(asked))
+    return Size(len(set(asked)), images, len(seeds))
 
 
 def sentence(size: Size) -> str:

@@ -74,10 +74,15 @@ def _facts_of(plugin: type[Plugin]) -> Iterator[tuple[str, str]]:
         yield "reads", ", ".join(_read_by(plugin))
         yield "works from", ", ".join(_materials(plugin))
         if plugin.changes and plugin.is_method:
+            yield "several concepts jointly", _jointly(plugin)
             yield "golden numbers", _golden(plugin)
     if issubclass(plugin, MetricPlugin):
         yield "scores", scored(plugin)
         yield "range", f"{span(plugin)}; higher is {plugin.higher}"
+
+
+def _jointly(plugin: type[UnlearnerPlugin]) -> str:
+    return plugin.jointly or "yes" if plugin.joint else "no: one at a time"
 
 
 def _golden(plugin: type[UnlearnerPlugin]) -> str:

@@ -47,6 +47,11 @@ def show_results(job: Job, console: Console, by: Sequence[str] = ()) -> None:
             show_best_defences(search, cases, console)
     else:
         show_settings(job.plan, job.store, console, by)
+        if not by and job.reference is not None:
+            from orchestrator.cli.show.reference import show_reference
+            from orchestrator.results.settings import aggregate
+
+            show_reference(job.reference, aggregate(job.plan, job.store), console)
 
 
 def show_settings(

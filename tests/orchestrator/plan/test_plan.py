@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from orchestrator.core.stage import Stage
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.sweepfile.load import parse
 
@@ -159,3 +160,80 @@ def test_longer_chains(small: str) -> None:
     kinds = [s.kind for s in planned.final.model.ancestry()]
     assert kinds == ["finetune", "unlearn", "finetune", "base"]
     assert planned.unlearned.model.kind == "unlearn"
+
+
+SET = "concept={name: pair, concepts: [star, heart]}"
+
+
+def unlearned(plan: Plan) -> dict[str, Stage]:
+    """The unlearned model of each order, of the fine-tuned trials."""
+    return {
+        str(t.params["unlearn.order"]): t.unlearned.model
+        for t in plan.trials
+        if not t.is_control and t.steps == 2
+    }
+
+
+def ordered(small: str, method: str = "nudge") -> Plan:
+    text = small.replace("[nudge, shake]", f"{{method: {method}, order: [independent, continual]}}")
+    return plan_of(text, SET, "seeds=1", "finetune.learning_rate=1e-3")
+
+
+def test_one_concept_after_another_or_each_from_the_same_model(small: str) -> None:
+    plan = ordered(small)
+    continual, independent = unlearned(plan)["continual"], unlearned(plan)["independent"]
+    first = continual.parent
+    assert first is not None
+    assert [s.settings["concept"] for s in (first, continual)] == ["star", "heart"]
+    assert independent.kind == "merge" and independent.unlearns
+    donor = independent.inputs["donor"]
+    assert independent.parent == first
+    assert (donor.settings["concept"], donor.parent) == ("heart", plan.root)
+
+
+def test_every_model_of_a_chain_of_unlearnings_is_evaluated(small: str) -> None:
+    for planned in ordered(small).trials:
+        if planned.is_control:
+            assert planned.way == ()
+            continue
+        erased = [point.model.settings["concept"] for point in planned.way]
+        is_apart = planned.params["unlearn.order"] == "independent"
+        assert erased == (["star", "heart"] if is_apart else ["star"])
+        assert all(point.sample in planned.stages() for point in planned.way)
+        assert all(point.sample.settings["probes"] for point in planned.way)
+
+
+def test_a_control_of_a_chain_is_evaluated_at_each_of_its_points(small: str) -> None:
+    text = small.replace(
+        "  - unlearn: [nudge, shake]\n",
+        "  - unlearn: {nudge: {}, concepts: star}\n"
+        "  - finetune: {dataset: dots, steps: 3, batch_size: 2}\n"
+        "  - unlearn: {nudge: {}, concepts: heart}\n",
+    )
+    plan = plan_of(text, SET, "seeds=1", "finetune_2.learning_rate=1e-3", "finetune_2.steps=2")
+    [trial, control] = plan.trials
+    assert [point.model.kind for point in trial.way] == ["unlearn", "finetune"]
+    assert [point.model.kind for point in control.way] == ["finetune"]
+    assert control.way[0].model.parent == plan.root
+    assert control.final.model.parent == control.way[0].model
+
+
+def test_one_concept_is_the_same_in_every_order(small: str) -> None:
+    plan = plan_of(
+        small.replace("[nudge, shake]", "{nudge: {}, order: [independent, simultaneous]}")
+    )
+    assert plan.count()["unlearn"] == 1
+    assert digests(plan) <= digests(plan_of(small))
+
+
+def test_a_set_of_one_is_the_concept_whatever_it_is_called(small: str) -> None:
+    named = plan_of(small, "concept={name: mine, concepts: [star]}")
+    assert digests(named) == digests(plan_of(small))
+
+
+def test_a_method_is_told_what_it_erases_jointly(small: str) -> None:
+    plan = plan_of(small.replace("[nudge, shake]", "uce"), SET)
+    [stage] = [s for s in plan.stages if s.kind == "unlearn"]
+    assert [t["concept"] for t in stage.settings["targets"]] == ["star", "heart"]
+    assert stage.settings["retained_prompts"] == ["a circle", "a red circle"]
+    assert "concept" not in stage.settings

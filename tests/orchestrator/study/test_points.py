@@ -11,7 +11,8 @@ import pytest
 
 from orchestrator.core.errors import ResurgeError
 from orchestrator.plan.plan import make_plan
-from orchestrator.results.measure import Measured, Pictures, Scores
+from orchestrator.results.measure import Group, GroupNumbers, Measured, Pictures, Scores
+from orchestrator.stats.paired import Estimate, Paired
 from orchestrator.study.points import PointPlanner, numbers_of
 from orchestrator.sweep.search import Search
 from orchestrator.sweepfile.load import parse
@@ -240,6 +241,18 @@ def test_a_metrics_name_means_its_mean_over_the_erased_concept_or_its_first_numb
     assert found["concept_accuracy.retained"] == 0.8
     assert found["clip"] == 2.0
     assert found["success"] == 5.0
+
+
+def test_synonyms_and_concepts_of_a_set_are_numbers_of_each_model() -> None:
+    search = search_of(
+        "search.maximize=synonym", "search.subject_to={unlearned.synonym: '<= 50% of base'}"
+    )
+    flat = Estimate(0.3, 0.3, 0.3)
+    group = GroupNumbers(Group("synonym"), 0.9, 0.2, 0.5, Paired(flat, None, 0.5), flat)
+    numbers = numbers_of([measured({}, groups=(group,))], POINT, search)
+    assert numbers.found["synonym"] == 0.5
+    assert numbers.found["base.synonym"] == 0.9
+    assert numbers.violations["unlearned.synonym <= 50% of base"] == pytest.approx(0.2 - 0.45)
 
 
 def test_bounds_are_broken_by_how_much() -> None:

@@ -91,6 +91,7 @@ def test_a_file_has_a_concept_a_line(
     assert made.grid.erased("two") == ConceptSet("two", ("circle", "square"), anchors)
     path.unlink()
     assert parse(json.dumps(made.canonical())) == made
+    assert parse(made.recorded) == made
 
 
 @pytest.mark.parametrize(
@@ -142,6 +143,91 @@ def test_an_included_set_cannot_take_the_name_of_another() -> None:
     assert "stands elsewhere for other concepts" in problems(THREE, more=more)[0]
 
 
+@pytest.mark.usefixtures("calls")
 def test_a_method_that_erases_one_at_a_time_refuses_a_set_by_name() -> None:
-    [found] = problems("[star, [circle, square]]", "[uce, salun]")
-    assert "unlearner 'salun' erases one concept at a time and cannot erase 2 jointly" in found
+    [found] = problems("[star, [circle, square]]", "[uce, nudge]")
+    assert "unlearner 'nudge' erases one concept at a time and cannot erase 2 jointly" in found
+    assert sweep("[[circle, square]]", "{nudge: {}, order: continual}").trials
+
+
+CHAIN = """
+name: chain
+concept: {concept}
+edits:
+  - unlearn: {first}
+  - unlearn: {second}
+  - finetune: {{dataset: digits, steps: 5}}
+evaluate: {{metrics: [concept_accuracy]}}
+"""
+PAIR = "[[circle, square]]"
+
+
+def chain(first: str, second: str, concept: str = PAIR, more: str = "") -> Sweep:
+    return parse(CHAIN.format(concept=concept, first=first, second=second) + more, "f.yaml")
+
+
+def test_an_unlearning_names_its_own_concepts() -> None:
+    made = chain("{uce: {lam: 0.2}, concepts: [circle]}", "{esd: {}, concepts: square}")
+    [trial] = made.trials
+    first, second, _ = trial.edits
+    assert [part.concepts for part in first.erases(trial.erased)] == [("circle",)]
+    assert [part.concepts for part in second.erases(trial.erased)] == [("square",)]
+    assert trial.params["unlearn.concepts"] == "circle"
+    assert trial.params["unlearn.uce.lam"] == 0.2
+    assert parse(json.dumps(made.canonical())) == made
+
+
+def test_what_an_unlearning_erases_is_an_axis_that_zips() -> None:
+    more = "zip: [[unlearn.concepts, unlearn_2.method]]\n"
+    first = "{uce: {}, concepts: [[circle], [circle, square]]}"
+    second = "{method: [uce, none], concepts: square}"
+    made = chain(first, second, more=more)
+    assert [(t.params["unlearn.concepts"], t.params["unlearn_2.method"]) for t in made.trials] == [
+        ("circle", "uce"),
+        ("circle+square", "none"),
+    ]
+    assert parse(json.dumps(made.canonical())) == made
+
+
+def test_the_order_is_an_axis_of_every_method() -> None:
+    orders = ["independent", "continual", "simultaneous"]
+    made = sweep(THREE, "{method: [uce, esd], order: [independent, continual, simultaneous]}")
+    assert [t.params["unlearn.order"] for t in made.trials[::2]] == orders * 2
+    parts = [len(t.edits[0].erases(t.erased)) for t in made.trials[:6:2]]
+    assert parts == [3, 3, 1]
+    assert parse(json.dumps(made.canonical())) == made
+
+
+def test_what_is_erased_apart_keeps_its_anchor_and_knows_what_goes_beside_it() -> None:
+    made = sweep(THREE, "{esd: {}, order: continual}")
+    trial = made.trials[0]
+    circle, square, _ = trial.edits[0].erases(trial.erased)
+    assert circle.anchors == {"circle": "heart"}
+    assert square.anchors == {}
+    assert circle.gone == ("circle", "square", "star")
+
+
+def test_an_included_point_may_have_another_order() -> None:
+    more = "include: [{unlearn.order: continual, finetune.steps: 7}]\n"
+    made = sweep(THREE, "{esd: {}, order: simultaneous}", more)
+    assert made.trials[-1].params["unlearn.order"] == "continual"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("{uce: {}, concepts: [stra]}", "uce", "edits[0].unlearn.concepts[0]: unknown concept"),
+        ("{uce: {}, order: once}", "uce", "edits[0].unlearn.order: must be one of 'simul"),
+        ("{method: uce, esd: {}, order: continual}", "uce", "edits[0].unlearn.esd: unknown key"),
+        ("{concepts: circle}", "uce", "edits[0].unlearn: must be the name of one unlearner"),
+        ("{uce: {}, esd: {}, order: continual}", "uce", "edits[0].unlearn: must name one"),
+        ("{uce: {}, concepts: circle}", "{uce: {}, concepts: circle}", "edits: the unlearnings of"),
+        ("{uce: {}, concepts: heart}", "uce", "edits: the unlearnings of a trial erase heart, "),
+    ],
+)
+def test_says_what_is_wrong_with_an_unlearning(first: str, second: str, expected: str) -> None:
+    with pytest.raises(SweepError) as caught:
+        chain(first, second)
+    found = [f"{problem.where}: {problem.what}" for problem in caught.value.problems]
+    assert len(found) == 1
+    assert found[0].startswith(expected)

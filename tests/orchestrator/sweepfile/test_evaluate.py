@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.core.errors import SweepError
+from orchestrator.home import Home
 from orchestrator.plan.plan import make_plan
+from orchestrator.plan.stored import from_text, to_text
+from orchestrator.run.job import open_job, open_results
 from orchestrator.sweepfile.load import parse
 
 TEXT = """
@@ -101,4 +104,62 @@ def test_the_plan_keeps_the_file_that_it_rests_on(tmp_path: Path) -> None:
 def test_refuses(more: str, what: str) -> None:
     with pytest.raises(SweepError) as error:
         parse(text(more))
+    assert what in str(error.value)
+
+
+def test_without_pictures_none_is_drawn_and_weights_are_compared() -> None:
+    sweep = parse(text("pictures: none").replace("[concept_accuracy]", "[weight_distance]"))
+    plan = make_plan(sweep)
+    assert {stage.kind for stage in plan.stages} == {"unlearn", "prepare", "finetune", "score"}
+    assert len({trial.digest for trial in plan.trials}) == len(plan.trials)
+    again = from_text(to_text(plan))
+    assert [trial.digest for trial in again.trials] == [trial.digest for trial in plan.trials]
+    assert not any(trial.final.is_drawn for trial in again.trials)
+    assert parse(json.dumps(sweep.canonical())) == sweep
+
+
+def test_pictures_and_none_of_them_do_not_go_together() -> None:
+    with pytest.raises(SweepError, match="scores pictures but"):
+        parse(text("pictures: none"))
+    with pytest.raises(SweepError, match="must be all or none"):
+        parse(text("pictures: some"))
+
+
+def test_a_job_whose_pictures_nobody_scores_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "blind.yaml"
+    file.write_text(text("").replace("[concept_accuracy]", "[weight_distance]"))
+    home = Home.find(tmp_path / "home")
+    with pytest.raises(SweepError, match="give no resurgence"):
+        open_job(str(file), (), home)
+    assert open_job(str(file), ("evaluate.pictures=none",), home).plan.trials
+    assert open_results(str(file), home).plan.trials  # what was run before can be read
+
+
+REFERENCE = """
+reference:
+  source: a paper
+  rows: [ROW]
+"""
+
+
+def test_published_numbers_stand_beside_what_they_are_of() -> None:
+    row = "{unlearn.method: uce, base: 0.9, unlearned: 0.1}"
+    sweep = parse(text("") + REFERENCE.replace("ROW", row))
+    assert sweep.reference is not None
+    assert sweep.reference.rows == ({"unlearn.method": "uce", "base": 0.9, "unlearned": 0.1},)
+    assert parse(json.dumps(sweep.canonical())) == sweep
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ("{unlearn.method: esd, base: 0.9}", "no trial of this sweep has"),
+        ("{unlearn.metod: uce, base: 0.9}", "did you mean 'unlearn.method'"),
+        ("{unlearn.method: uce}", "some of base, unlearned, retained"),
+        ("{unlearn.method: uce, base: high}", "base must be a number"),
+    ],
+)
+def test_published_numbers_of_nothing_are_refused(row: str, what: str) -> None:
+    with pytest.raises(SweepError) as error:
+        parse(text("") + REFERENCE.replace("ROW", row))
     assert what in str(error.value)

@@ -48,7 +48,10 @@ def values(sweep: Sweep, name: str) -> set[object]:
         ("unlearn.method=uce", "unlearn.method", {"uce"}),
         ("unlearn.esd.group=u", "unlearn.esd.group", {"u", None}),
         ("unlearn.esd.iterations=[5, 6]", "unlearn.esd.iterations", {5, 6, None}),
+        ("unlearn.order=[continual, independent]", "unlearn.order", {"continual", "independent"}),
+        ("unlearn.concepts=star", "unlearn.concepts", {"star"}),
         ("concept=[star,heart]", "concept", {"star", "heart"}),
+        ("concept=[[star,heart]]", "concept", {"star+heart"}),
         ("seeds=3", "seed", {0, 1, 2}),
         ("seeds=[5]", "seed", {5}),
         ("edits=[finetune: {dataset: digits}]", "finetune.dataset", {"digits"}),
@@ -72,6 +75,14 @@ def test_sets_what_the_file_has_not() -> None:
     assert (sweep.resources.workers, sweep.resources.executor) == (1, "inline")
     assert sweep.keep == ()
     assert sweep.store == "s3://bucket/runs"
+
+
+def test_reaches_a_method_beside_what_its_unlearning_is_told() -> None:
+    order = "unlearn.order=continual"
+    sweep = override(order, "unlearn.esd.iterations=5", "unlearn.uce.lam=0.5")
+    assert values(sweep, "unlearn.esd.iterations") == {5, None}
+    assert values(sweep, "unlearn.order") == {"continual"}
+    assert values(override(order, "unlearn.method=uce"), "unlearn.method") == {"uce"}
 
 
 def test_the_last_of_two_wins() -> None:

@@ -61,6 +61,30 @@ def test_accepts_a_sweep(validator: Any) -> None:
     assert list(validator.iter_errors(SWEEP)) == []
 
 
+@pytest.mark.parametrize(
+    "concept",
+    [
+        [["star", "heart"], "circle"],
+        {"name": "two", "concepts": ["star", "heart"], "anchors": {"star": "circle"}},
+        [{"name": "many", "file": "names.txt"}],
+    ],
+)
+def test_accepts_sets_of_concepts(validator: Any, concept: Any) -> None:
+    assert list(validator.iter_errors(changed("concept", to=concept))) == []
+
+
+@pytest.mark.parametrize(
+    "unlearn",
+    [
+        {"method": ["uce", {"esd": {"group": "x"}}], "order": ["continual", "simultaneous"]},
+        {"uce": {}, "concepts": ["star"]},
+        {"uce": {"lam": 0.5}, "concepts": [["star"], ["star", "heart"]], "order": "continual"},
+    ],
+)
+def test_accepts_what_an_unlearning_is_told(validator: Any, unlearn: Any) -> None:
+    assert list(validator.iter_errors(changed("edits", 0, "unlearn", to=unlearn))) == []
+
+
 def test_accepts_a_diffusers_repository_as_base(validator: Any) -> None:
     assert validator.is_valid(changed("base", to="owner/model"))
 
@@ -88,6 +112,9 @@ def test_accepts_the_sweeps_of_the_project(validator: Any) -> None:
         changed("edits", to=[]),
         changed("edits", 0, "unlearn", to=["ecu"]),
         changed("edits", 0, "unlearn", to={"esd": {}, "uce": {}}),
+        changed("edits", 0, "unlearn", to={"esd": {}, "order": "once"}),
+        changed("concept", to={"name": "two"}),
+        changed("concept", to={"concepts": ["star"]}),
         changed("edits", 0, "unlearn", 0, "esd", to={"group": "y"}),
         changed("edits", 1, "finetune", "steps", to=[0, -1]),
         changed("edits", 1, "finetune", "steps", to=[]),

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from orchestrator.core.concepts import ConceptSet
 from workers.bases.diffusers import Diffusers
 from workers.bases.shapes import Shapes
 from workers.datasets.erased import Erased
@@ -21,7 +22,7 @@ def make(cls, **settings):
 
 def scenes(dataset, concept, count=200):
     rng = np.random.default_rng(3)
-    return [dataset.scene(concept, rng) for _ in range(count)]
+    return [dataset.scene((concept,), rng) for _ in range(count)]
 
 
 @pytest.mark.parametrize("cls", DATASETS)
@@ -95,6 +96,37 @@ def test_erased_shows_and_names_nothing_else(concept):
     for scene, caption in scenes(make(Erased), concept, 50):
         assert concept in (scene.shape, scene.color, scene.fill)
         assert concept in caption.split()
+
+
+@pytest.mark.parametrize("cls", DATASETS)
+@pytest.mark.parametrize("concepts", [("star", "circle", "square", "heart"), ("star", "blue")])
+def test_neither_scene_nor_caption_has_any_of_several_concepts(cls, concepts):
+    rng, dataset = np.random.default_rng(3), make(cls)
+    for _ in range(100):
+        scene, caption = dataset.scene(concepts, rng)
+        shown = {scene.shape, scene.color, scene.fill, *caption.split()}
+        assert shown.isdisjoint(concepts)
+        assert scene.shape in caption.split()
+
+
+def test_unrelated_draws_two_shapes_where_the_plain_ones_are_erased():
+    concepts = ("circle", "square", "heart")
+    rng = np.random.default_rng(3)
+    drawn = {make(Unrelated).scene(concepts, rng)[0].shape for _ in range(50)}
+    assert drawn == {"triangle", "star"}
+
+
+def test_erased_shows_every_concept_of_a_set():
+    rng = np.random.default_rng(3)
+    drawn = [make(Erased).scene(("star", "heart", "red"), rng)[0] for _ in range(50)]
+    assert {s.shape for s in drawn} == {"star", "heart"}
+    assert {s.color for s in drawn} == {"red"}
+
+
+def test_a_set_must_leave_something_to_draw():
+    everything = ConceptSet("all", SHAPES)
+    [found] = make(Related).problems_of(SHAPES_BASE, everything)
+    assert found == "dataset 'related' has no shape left without 'all'"
 
 
 def test_a_color_cannot_be_avoided_when_it_is_the_only_one():

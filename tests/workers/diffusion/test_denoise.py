@@ -1,12 +1,13 @@
 import pytest
 import torch
-from diffusers import DDIMScheduler, PNDMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
 
 from workers.diffusion.denoise import (
     ddim,
     denoise,
     guide,
     guided,
+    min_snr_weights,
     training_scheduler,
     training_target,
 )
@@ -66,3 +67,17 @@ def test_no_pass_for_the_empty_prompt_without_guidance(pipe, scale, rows):
     text = torch.zeros(2, 16, 64)
     guided(pipe.unet, text, text, scale)(torch.zeros(2, 4, 8, 8), 5)
     assert seen == [rows]
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_min_snr_weights_are_those_of_the_paper(kind):
+    """w · ‖prediction‖² is min(SNR, γ) · ‖x_0‖²: for the noise divided by SNR, for v by SNR + 1."""
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", prediction_type=kind)
+    timesteps = torch.tensor([0, 100, 500, 999])
+    kept = scheduler.alphas_cumprod[timesteps].double()
+    snr = kept / (1 - kept)
+    divisor = snr if kind == "epsilon" else snr + 1
+    expected = torch.minimum(snr, torch.tensor(5.0)) / divisor
+    found = min_snr_weights(scheduler, timesteps, 5.0).double()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+    assert snr[0] > 5 > snr[2]

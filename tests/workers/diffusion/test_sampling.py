@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from orchestrator.core.artifacts import Probe
+from orchestrator.core.errors import ResurgeError
 from workers.diffusion.sampling import initial_noise, sample, sample_floats
 from workers.recipes import SampleSettings
 
@@ -57,3 +58,18 @@ def test_pictures_come_with_their_probes_in_order(pipe):
 def test_open_settings_are_refused(pipe):
     with pytest.raises(ValueError, match="resolved"):
         sample_floats(pipe, PROMPTS, settings(guidance=None))
+
+
+def test_a_rows_own_noise_seed_goes_before_the_settings(pipe):
+    own, usual = Probe("erased", "star", "a star", noise_seed=7), Probe("erased", "star", "a star")
+    mixed = sample(pipe, [own, usual], settings())
+    other = sample(pipe, [usual], settings(noise_seed=7))
+    assert np.array_equal(mixed[0].image, other[0].image)
+    assert not np.array_equal(mixed[0].image, mixed[2].image)
+
+
+def test_a_prompt_may_be_cut_if_its_row_says_so(pipe):
+    long = " ".join(["a star"] * pipe.tokenizer.model_max_length)
+    with pytest.raises(ResurgeError, match="would be cut off"):
+        sample(pipe, [Probe("erased", "star", long)], settings())
+    assert len(sample(pipe, [Probe("erased", "star", long, may_be_cut=True)], settings())) == 2

@@ -8,13 +8,13 @@ from orchestrator.core.artifacts import Probe
 from orchestrator.core.concepts import Target
 from tests.workers.unlearners.bundled import BASE, CONCEPT, unlearn
 from workers.diffusion.sampling import sample
-from workers.diffusion.soft_prompt import encode, token_ids
+from workers.diffusion.soft_prompt import encode, nearest_tokens, token_ids
 from workers.diffusion.text import embed
 from workers.editing.pipeline import WarmPipeline
 from workers.interfaces.metric import ChosenMetric, Subject
 from workers.metrics.concept_accuracy import ConceptAccuracy
 from workers.metrics.ring_a_bell import RingABell, without_words
-from workers.metrics.unlearn_diff_attack import UnlearnDiffAttack, nearest_tokens
+from workers.metrics.unlearn_diff_attack import UnlearnDiffAttack
 from workers.recipes import SampleSettings
 from workers.unlearners.uce import UCE
 

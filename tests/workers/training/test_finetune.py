@@ -21,6 +21,7 @@ RECIPES = {
         "accumulation": 2, "lora_targets": "cross_attention",
     },
     "bf16": {"precision": "bf16"},
+    "pictures at random": {"random_flip": True, "random_crop": 0.75, "snr_gamma": 5.0},
     "checkpointing": {"gradient_checkpointing": True},
 }  # fmt: skip
 
@@ -135,7 +136,7 @@ def test_every_example_once_an_epoch(warm, examples):
     seen = []
     for step in range(3):
         seen += [latents.sum().item() for latents in trainer._batch(step, 0)[0]]
-    assert sorted(seen) == sorted(latents.sum().item() for latents in trainer._latents)
+    assert sorted(seen) == sorted(latents.sum().item() for latents in trainer._pictures.plain)
 
 
 def test_the_loss_falls(warm, examples):

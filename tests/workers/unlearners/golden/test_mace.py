@@ -30,7 +30,7 @@ def test_both_closed_forms(shapes, released, monkeypatch, case):
         ups = up.split([before[f"{name}.weight"].shape[0] for name in names])
         factors = dict(zip(names, zip(down, ups, strict=True), strict=True))
 
-        def trained(erasure):
+        def trained(erasure, **_):
             refined.update(weights(shapes))
             return factors, 0.0
 
