@@ -14,16 +14,29 @@ from orchestrator.core.settings import Settings
 class FinetuneSettings(Settings):
     """How a model is fine-tuned. `dataset` is a plug-in choice and is resolved separately."""
 
-    adapter: Literal["full", "lora"] = Field("full", description="full weights, or LoRA")
+    adapter: Literal["full", "lora", "dora"] = Field(
+        "full", description="full weights, LoRA, or LoRA with trained lengths of rows (DoRA)"
+    )
+    train_text_encoder: bool = Field(
+        False,
+        description="train the text encoder too, as the UNet is: all of it, or LoRA beside its "
+        "attention projections; captions are then embedded at every step",
+    )
     learning_rate: float = Field(1e-5, gt=0, description="the optimiser's learning rate")
     steps: int = Field(100, ge=0, description="optimiser steps; 0 is the model before fine-tuning")
+    optimizer: Literal["adamw", "adamw8bit", "sgd", "adafactor", "schedule_free"] = Field(
+        "adamw",
+        description="AdamW; its 8-bit form (bitsandbytes, a GPU); SGD with momentum; Adafactor; "
+        "schedule-free AdamW (schedulefree), evaluated by its own average",
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
     batch_size: int = Field(16, ge=1, description="examples per micro-batch")
     accumulation: int = Field(1, ge=1, description="micro-batches per optimiser step")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="learning rate after warm-up; linear and cosine decay to 0"
     )
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up from 0")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay, decoupled but for SGD")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's beta 1")
     beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's beta 2")
     clip_norm: float | None = Field(1.0, gt=0, description="global gradient norm; null: no clip")
@@ -53,7 +66,7 @@ class FinetuneSettings(Settings):
         description="min-SNR-γ weighting of the loss (Hang et al. 2023, who use 5); null: time "
         "steps count alike",
     )
-    lora_rank: int = Field(4, ge=1, description="LoRA's rank")
+    lora_rank: int = Field(4, ge=1, description="rank of LoRA and DoRA")
     lora_alpha: float | None = Field(
         None, gt=0, description="LoRA's alpha; the scale is alpha / rank; null: the rank, scale 1"
     )
@@ -79,6 +92,15 @@ class FinetuneSettings(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _averages_once(self) -> FinetuneSettings:
+        if self.optimizer == "schedule_free":
+            if self.schedule != "constant":
+                raise ValueError("schedule_free takes the schedule's place; leave it constant")
+            if self.ema_decay is not None:
+                raise ValueError("schedule_free averages the weights itself; leave out ema_decay")
+        return self
+
     @property
     def alpha(self) -> float:
         """LoRA's alpha, which goes with the rank unless it is said."""
@@ -92,9 +114,13 @@ class FinetuneSettings(Settings):
         return values
 
     def uncounted(self) -> frozenset[str]:
-        """What only saves memory, and LoRA's settings where it is not used."""
+        """What only saves memory, and settings of what is not used."""
         names = {"gradient_checkpointing"}
-        if self.adapter != "lora":
+        if self.optimizer != "sgd":
+            names.add("momentum")
+        if self.optimizer in ("sgd", "adafactor"):
+            names |= {"beta1", "beta2"}
+        if self.adapter == "full":
             names |= {name for name in type(self).model_fields if name.startswith("lora_")}
         return frozenset(names)
 
@@ -111,7 +137,7 @@ class Prepare(RecipePlugin):
 
 
 class Finetune(RecipePlugin):
-    """Fine-tune the UNet on captioned images with the ordinary denoising loss."""
+    """Fine-tune the UNet, or it and the text encoder, with the ordinary denoising loss."""
 
     name = "finetune"
     version = 2
@@ -121,7 +147,7 @@ class Finetune(RecipePlugin):
     def doubts(cls, used: Sequence[FinetuneSettings]) -> list[str]:
         """Axes that move more than they say, and rates that are never reached."""
         found = []
-        lora = [s for s in used if s.adapter == "lora"]
+        lora = [s for s in used if s.adapter != "full"]
         ranks, alphas = {s.lora_rank for s in lora}, {s.alpha for s in lora}
         if len(ranks) > 1 and len(alphas) == 1:
             found.append(

@@ -36,6 +36,18 @@ def embed(pipe: Pipeline, prompts: Sequence[str]) -> Tensor:
     return torch.cat(passes)[order]
 
 
+def token_ids(pipe: Pipeline, prompts: Sequence[str]) -> Tensor:
+    """Padded token ids (n, tokens), cut to what the model reads, as the pipeline makes them."""
+    made = pipe.tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=pipe.tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    return made.input_ids.to(pipe.device)
+
+
 def refuse_cut(tokenizer: Tokenizer, prompts: Iterable[str]) -> None:
     """See that every prompt is read to its end.
 

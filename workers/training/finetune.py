@@ -9,27 +9,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs, broadcast
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from workers.diffusion.denoise import min_snr_weights, training_scheduler, training_target
 from workers.diffusion.lora import Lora
 from workers.diffusion.rng import generator, integers, normal
-from workers.diffusion.text import embed
+from workers.diffusion.text import embed, token_ids
 from workers.interfaces.dataset import Examples
 from workers.recipes import FinetuneSettings
 from workers.runtime.parts import part_size
 from workers.runtime.progress import TellProgress
 from workers.training.batches import Pictures
 from workers.training.loop import LossNotFinite, Training, put_state, state_of, train
+from workers.training.optimizers import go_on, new_optimizer, show_average
 from workers.training.selection import refuse_half_precision
 
 if TYPE_CHECKING:
@@ -37,12 +38,14 @@ if TYPE_CHECKING:
 
 
 STATE = ("param", "ema")
+Part = Literal["unet", "text_encoder"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """x_t (n, c, h, w), time steps (n,), text (n, tokens, width), what to predict (n, …), and what
-    each counts in the loss (n,).
+    """x_t (n, c, h, w), time steps (n,), text, what to predict (n, …), and what each counts in the
+    loss (n,). The text is embeddings (n, tokens, width), or token ids (n, tokens) where the text
+    encoder is trained.
     """
 
     noisy: Tensor
@@ -62,15 +65,16 @@ class Batch:
 
 
 class Trainer:
-    """Fine-tunes `pipe.unet` in place; call `finish` when done, or reset the pipeline.
+    """Fine-tunes `pipe` in place, its UNet and if asked its text encoder; call `finish` when done,
+    or reset the pipeline.
 
-    AdamW on the mean squared error of the scheduler's own target (noise or v) at uniform time
-    steps (Ho et al. 2020). Each different caption is embedded once. The UNet
-    stays in evaluation mode, so that no dropout draws from a global generator (Stable Diffusion's
-    dropout is 0 anyway).
+    An optimiser on the mean squared error of the scheduler's own target (noise or v) at uniform
+    time steps (Ho et al. 2020). Each different caption is embedded once, unless the text encoder is
+    trained. What is trained stays in evaluation mode, so that no dropout draws from a global
+    generator (Stable Diffusion's dropout is 0 anyway).
 
     Raises:
-        ResurgeError: the UNet is in half precision.
+        ResurgeError: what is trained is in half precision, or a package is missing.
     """
 
     def __init__(
@@ -83,36 +87,42 @@ class Trainer:
         self.pipe, self.settings, self.seed = pipe, settings, seed
         self.step = 0
         self.losses: list[tuple[int, float]] = []
-        refuse_half_precision(dict(pipe.unet.named_parameters()))
+        self._parts: dict[Part, Any] = {"unet": pipe.unet}
+        if settings.train_text_encoder:
+            self._parts["text_encoder"] = pipe.text_encoder
+        for part in self._parts.values():
+            refuse_half_precision(dict(part.named_parameters()))
         self._accelerator = accelerator_on(pipe.device.type)
         self._scheduler = training_scheduler(pipe)
         self._pictures = Pictures(pipe, settings, examples, seed)
         captions = sorted(set(examples.captions))
-        self._text = embed(pipe, ["", *captions])
+        as_text = token_ids if settings.train_text_encoder else embed
+        self._text = as_text(pipe, ["", *captions])
         row = {caption: index for index, caption in enumerate(captions, start=1)}
         self._text_rows = torch.tensor([row[c] for c in examples.captions], device=pipe.device)
-        pipe.unet.eval().requires_grad_(False)
+        for part in self._parts.values():
+            part.eval().requires_grad_(False)
         if settings.gradient_checkpointing:
             pipe.unet.enable_gradient_checkpointing()
-        self._lora = Lora(pipe.unet, settings, seed) if settings.adapter == "lora" else None
+        self._loras: dict[Part, Lora] = {}
+        if settings.adapter != "full":
+            self._loras = {n: Lora(part, settings, seed, n) for n, part in self._parts.items()}
         self._training = self._new_training()
 
     def _new_training(self) -> Training:
         s = self.settings
-        lora, unet = self._lora, self.pipe.unet
-        parameters = lora.parameters() if lora else dict(unet.named_parameters())
+        parameters: dict[str, nn.Parameter] = {}
+        for name, part in self._parts.items():
+            own = self._loras[name].parameters() if self._loras else dict(part.named_parameters())
+            # The UNet's are called as they were before a text encoder could be trained.
+            prefix = "" if name == "unet" else f"{name}."
+            parameters |= {f"{prefix}{n}": value for n, value in own.items()}
         for value in parameters.values():
             value.requires_grad_(True)
         average = {n: v.detach().clone() for n, v in parameters.items()} if s.ema_decay else {}
         return Training(
             parameters=parameters,
-            optimizer=torch.optim.AdamW(
-                parameters.values(),
-                lr=s.learning_rate,
-                betas=(s.beta1, s.beta2),
-                weight_decay=s.weight_decay,
-                fused=True,
-            ),
+            optimizer=new_optimizer(s, parameters.values()),
             backward=self._backward,
             agreed=self._agreed,
             rate=lambda step: learning_rate_at(step, s),
@@ -160,8 +170,11 @@ class Trainer:
             batch = self._noised(step, micro)
             for share, part in batch.parts(here.process_index, here.num_processes):
                 with here.autocast(precision):
+                    text = part.text
+                    if s.train_text_encoder:
+                        text = self.pipe.text_encoder(text)[0]
                     found = self.pipe.unet(
-                        part.noisy, part.timesteps, encoder_hidden_states=part.text
+                        part.noisy, part.timesteps, encoder_hidden_states=text
                     ).sample
                     loss = self._loss(found.float(), part)  # in fp32 still
                     loss = loss * share / s.accumulation
@@ -211,7 +224,7 @@ class Trainer:
         return Batch(noisy, timesteps, text, target, weights)
 
     def _batch(self, step: int, micro: int) -> tuple[Tensor, Tensor]:
-        """Latents (batch, c, h, w) and text (batch, tokens, width) of a step's micro-batch."""
+        """Latents (batch, c, h, w) and text (batch, …) of a step's micro-batch."""
         s, chosen = self.settings, self._pictures.chosen(step, micro)
         rows = self._text_rows[chosen.to(self._text_rows.device, non_blocking=True)]
         if s.caption_dropout > 0:
@@ -238,36 +251,40 @@ class Trainer:
     def evaluation(self) -> Iterator[None]:
         """Inside, `pipe` is the plain model that `finish` would leave; training may go on after.
 
-        The moving average stands in for the parameters if there is one (of LoRA's factors if it is
+        The average stands in for the parameters if there is one (of LoRA's factors if it is
         LoRA), and LoRA is merged.
         """
         parameters = list(self._training.parameters.values())
-        raw = [value.detach().clone() for value in parameters] if self._training.carried else []
+        s = self.settings
+        is_averaged = s.ema_decay is not None or s.optimizer == "schedule_free"
+        raw = [value.detach().clone() for value in parameters] if is_averaged else []
         self._use_average()
         try:
-            if self._lora is None:
+            with ExitStack() as merged:
+                for lora in self._loras.values():
+                    merged.enter_context(lora.merged())
                 yield
-            else:
-                with self._lora.merged():
-                    yield
         finally:
             with torch.no_grad():
                 for parameter, value in zip(parameters, raw, strict=False):
                     parameter.copy_(value)
+            go_on(self._training.optimizer)
 
     def finish(self) -> None:
         """Make `pipe` a plain pipeline that holds the result; the trainer is then used up."""
         self._use_average()
-        if self._lora is not None:
-            self._lora.finish()
+        for lora in self._loras.values():
+            lora.finish()
         if self.settings.gradient_checkpointing:
             self.pipe.unet.disable_gradient_checkpointing()
-        self.pipe.unet.requires_grad_(False)
+        for part in self._parts.values():
+            part.requires_grad_(False)
         self._training.optimizer.state.clear()
 
     @torch.no_grad()
     def _use_average(self) -> None:
-        """Put the moving average, if there is one, into the model."""
+        """Put the average, if there is one, into the model."""
+        show_average(self._training.optimizer)
         for name, average in self._training.carried.items():
             self._training.parameters[name].copy_(average)
 

@@ -103,6 +103,10 @@ def _check(what: Training, done: int, losses: Sequence[float]) -> None:
             raise LossNotFinite(f"the loss is {loss} at {where}; {what.advice}", before)
 
 
+GROUP_NUMBERS = ("k", "weight_sum", "lr_max")
+"""What schedule-free optimisers count beside the weights' own states."""
+
+
 def state_of(what: Training, parameter: str, carried: str) -> dict[str, Tensor]:
     """All tensors that training carries from step to step, under two prefixes and "optimizer".
 
@@ -113,6 +117,12 @@ def state_of(what: Training, parameter: str, carried: str) -> dict[str, Tensor]:
         for kind, kept in what.optimizer.state.get(value, {}).items():
             if isinstance(kept, Tensor):
                 tensors[f"optimizer.{kind}.{name}"] = kept
+            elif isinstance(kept, int | float):
+                tensors[f"optimizer_number.{kind}.{name}"] = _as_tensor(kept)
+    for index, group in enumerate(what.optimizer.param_groups):
+        for kind in GROUP_NUMBERS:
+            if kind in group:
+                tensors[f"optimizer_group.{kind}.{index}"] = _as_tensor(group[kind])
     return tensors | {f"{carried}.{name}": value for name, value in what.carried.items()}
 
 
@@ -124,8 +134,20 @@ def put_state(what: Training, tensors: Mapping[str, Tensor], parameter: str, car
     for name, value in what.carried.items():
         value.copy_(tensors[f"{carried}.{name}"])
     for key, value in tensors.items():
-        if key.startswith("optimizer."):
+        if key.startswith("optimizer_group."):
+            _, kind, index = key.split(".", 2)
+            what.optimizer.param_groups[int(index)][kind] = value.item()
+        elif key.startswith("optimizer_number."):
+            _, kind, name = key.split(".", 2)
+            what.optimizer.state.setdefault(what.parameters[name], {})[kind] = value.item()
+        elif key.startswith("optimizer."):
             _, kind, name = key.split(".", 2)
             trained = what.parameters[name]
             kept = value.to(trained.device, copy=True)
             what.optimizer.state.setdefault(trained, {})[kind] = kept
+
+
+def _as_tensor(number: float) -> Tensor:
+    """Of 64 bits, so that it comes back as it was."""
+    kind = torch.int64 if isinstance(number, int) else torch.float64
+    return torch.tensor(number, dtype=kind)

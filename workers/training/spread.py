@@ -33,6 +33,7 @@ from orchestrator.core.artifacts import Cause
 from orchestrator.core.registry import find
 from workers.data.prepared import read_examples
 from workers.editing.edit_file import load_edits, save_edits
+from workers.editing.edits import live_parameters
 from workers.editing.pipeline import WarmPipeline
 from workers.interfaces.base import Base
 from workers.recipes import FinetuneSettings
@@ -45,6 +46,8 @@ from workers.training.loop import LossNotFinite
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Event
+
+    from workers.interfaces.pipeline import Pipeline
 
 TENSORS = "tensors.safetensors"
 EDITS = "edits.safetensors"
@@ -100,7 +103,7 @@ class SpreadTrainer:
     ) -> None:
         self.step = 0
         self.losses: list[tuple[int, float]] = []
-        self._warm, self._shown = warm, 0
+        self._warm, self._settings, self._shown = warm, settings, 0
         self._folder = tempfile.TemporaryDirectory(prefix="resurge-spread-")
         folder = Path(self._folder.name)
         self._file = folder / TENSORS
@@ -195,7 +198,7 @@ class SpreadTrainer:
             return
         self._ask("weights")
         found = load_tensors(self._file)
-        for name, value in self._warm.pipe.unet.named_parameters():
+        for name, value in _trained(self._warm.pipe, self._settings).items():
             value.copy_(found[name])
         self._shown = self.step
 
@@ -275,6 +278,12 @@ def _found_first() -> Iterator[None]:
         yield
     finally:
         sys.path.remove(beside_us)
+
+
+def _trained(pipe: Pipeline, settings: FinetuneSettings) -> dict[str, Tensor]:
+    """The weights that training may move."""
+    start = ("unet.", "text_encoder.") if settings.train_text_encoder else ("unet.",)
+    return {name: v for name, v in live_parameters(pipe).items() if name.startswith(start)}
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -373,10 +382,10 @@ class _Part:
         self.trainer.load_state(load_tensors(self.file), values)
 
     def weights(self) -> None:
-        """Write the UNet as it is to be judged."""
+        """Write what is trained as it is to be judged."""
         if self.is_first:
             with self.trainer.evaluation():
-                _write(self.file, dict(self.trainer.pipe.unet.named_parameters()))
+                _write(self.file, _trained(self.trainer.pipe, self.trainer.settings))
 
 
 def _meet(rank: int, order: _Order) -> None:

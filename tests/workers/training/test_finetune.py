@@ -1,8 +1,12 @@
+import sys
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from diffusers.training_utils import EMAModel
+from pydantic import ValidationError
 
+from orchestrator.core.errors import ResurgeError
 from workers.diffusion.lora import Lora
 from workers.interfaces.dataset import Examples
 from workers.recipes import FinetuneSettings
@@ -22,12 +26,24 @@ RECIPES = {
     },
     "bf16": {"precision": "bf16"},
     "pictures at random": {"random_flip": True, "random_crop": 0.75, "snr_gamma": 5.0},
+    "dora": {"adapter": "dora", "ema_decay": 0.9},
+    "text encoder": {"train_text_encoder": True, "caption_dropout": 0.5},
+    "text encoder's lora": {"train_text_encoder": True, "adapter": "lora", "accumulation": 2},
+    "sgd": {"optimizer": "sgd"},
+    "adafactor": {"optimizer": "adafactor", "adapter": "lora"},
+    "schedule-free": {"optimizer": "schedule_free", "warmup_steps": 2},
     "checkpointing": {"gradient_checkpointing": True},
 }  # fmt: skip
 
 
 def recipe(**values):
     return FinetuneSettings(**({"learning_rate": 1e-2, "batch_size": 4} | values))
+
+
+def need(settings):
+    """Skip where an optional package is not installed."""
+    if settings.optimizer == "schedule_free":
+        pytest.importorskip("schedulefree")
 
 
 def straight(warm, examples, settings, steps, seed=0):
@@ -48,6 +64,7 @@ def assert_same(a, b):
 @pytest.mark.parametrize("name", RECIPES)
 def test_resumed_equals_straight_through_bit_for_bit(warm, examples, tmp_path, name):
     settings = recipe(**RECIPES[name])
+    need(settings)
     expected = straight(warm, examples, settings, 8)
 
     warm.reset()
@@ -81,8 +98,15 @@ def test_the_seed_changes_the_result(warm, examples):
     assert not all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("name", ["full", "lora", "everything", "lora with everything"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("full", "lora", "everything", "lora with everything", "schedule-free", "dora"),
+        *("text encoder", "text encoder's lora"),
+    ],
+)
 def test_evaluation_shows_what_finish_would_leave(warm, examples, name):
+    need(recipe(**RECIPES[name]))
     trainer = Trainer(warm.pipe, recipe(**RECIPES[name]), examples, 0)
     trainer.train_to(3)
     with trainer.evaluation():
@@ -107,8 +131,54 @@ def test_lora_changes_only_the_projections_it_targets(warm, examples):
     assert all(".attn2.to_" in name for name in changed)
 
 
-def test_lora_begins_as_the_identity(warm, examples):
-    assert straight(warm, examples, recipe(adapter="lora"), 0) == {}
+@pytest.mark.parametrize("adapter", ["lora", "dora"])
+def test_lora_begins_as_the_identity(warm, examples, adapter):
+    changed = straight(warm, examples, recipe(adapter=adapter, train_text_encoder=True), 0)
+    for name, value in changed.items():  # a length over itself may be rounded
+        torch.testing.assert_close(value, warm.base_state()[name], rtol=1e-6, atol=1e-7)
+    assert adapter == "dora" or not changed
+
+
+def test_dora_merged_is_what_peft_computes(warm, examples):
+    warm.reset()
+    trainer = Trainer(warm.pipe, recipe(adapter="dora"), examples, 0)
+    trainer.train_to(3)
+    batch = trainer._noised(3, 0)
+
+    def predicted():
+        with torch.no_grad():
+            pipe = warm.pipe
+            return pipe.unet(batch.noisy, batch.timesteps, encoder_hidden_states=batch.text).sample
+
+    beside = predicted()
+    with trainer.evaluation():
+        torch.testing.assert_close(predicted(), beside, rtol=1e-4, atol=1e-5)
+    lengths = [n for n in trainer._training.parameters if "magnitude" in n]
+    assert lengths and all(".attn" in name for name in lengths)
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_a_text_encoder_that_is_trained_learns_too(warm, examples, adapter):
+    settings = recipe(adapter=adapter, train_text_encoder=True)
+    changed = straight(warm, examples, settings, 2)
+    assert {name.partition(".")[0] for name in changed} == {"unet", "text_encoder"}
+    if adapter == "lora":
+        assert all(".self_attn." in name for name in changed if name.startswith("text_encoder."))
+    alone = straight(warm, examples, recipe(adapter=adapter), 2)
+    unet = [name for name in alone if not torch.equal(alone[name], changed[name])]
+    assert unet  # its second step has seen other embeddings
+
+
+def test_the_first_loss_is_the_same_whether_captions_are_embedded_before_or_in_training(
+    warm, examples
+):
+    losses = []
+    for settings in (recipe(), recipe(train_text_encoder=True)):
+        warm.reset()
+        trainer = Trainer(warm.pipe, settings, examples, 0)
+        trainer.train_to(1)
+        losses.append(trainer.losses[0][1])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_bf16_keeps_fp32_weights(warm, examples):
@@ -217,3 +287,23 @@ def test_progress_is_told_steps_and_loss(warm, examples):
 def test_schedules(schedule, rates):
     settings = recipe(learning_rate=1.0, schedule=schedule, warmup_steps=2, steps=10)
     assert {step: pytest.approx(learning_rate_at(step, settings)) for step in rates} == rates
+
+
+def test_a_missing_package_is_named(warm, examples, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ResurgeError, match="needs the package bitsandbytes"):
+        Trainer(warm.pipe, recipe(optimizer="adamw8bit"), examples, 0)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"schedule": "cosine", "steps": 9}, {"ema_decay": 0.9}], ids=["schedule", "ema"]
+)
+def test_schedule_free_stands_alone(settings):
+    with pytest.raises(ValidationError, match="schedule_free"):
+        recipe(optimizer="schedule_free", **settings)
+
+
+def test_settings_of_what_is_not_used_do_not_count():
+    assert recipe(momentum=0.5).identity() == recipe().identity()
+    assert recipe(optimizer="sgd", beta1=0.1).identity() == recipe(optimizer="sgd").identity()
+    assert recipe(optimizer="sgd", momentum=0.5).identity() != recipe(optimizer="sgd").identity()

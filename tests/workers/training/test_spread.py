@@ -32,6 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("calls", "none_left")]
 RECIPES = {
     # Of a batch of five one process takes two pictures and the other three.
     "full": {"batch_size": 5, "accumulation": 2, "caption_dropout": 0.5, "ema_decay": 0.9},
+    "text encoder": {"train_text_encoder": True, "batch_size": 5},
     "lora": {"adapter": "lora", "learning_rate": 1e-2, "schedule": "cosine", "steps": 6},
 }
 
