@@ -8,7 +8,14 @@ from pydantic import Field
 
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.settings import Preset, Presets
-from workers.interfaces.unlearner import Erasure, OutputSettings, Unlearned, Unlearner
+from workers.interfaces.unlearner import (
+    Erasure,
+    OutputSettings,
+    Prompts,
+    Unlearned,
+    Unlearner,
+    trained_on,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +33,8 @@ PUBLISHED = {
 class RecelerSettings(OutputSettings):
     """The erasers, their adversary, and where they may act.
 
-    Tuned to the shapes base: sweeps/tuning/receler.yaml.
+    Tuned to the shapes base (sweeps/tuning/receler.yaml), where training at one sentence, the bare
+    concept, leaves a shape in two of five pictures.
     """
 
     PRESETS: ClassVar[Presets] = {
@@ -40,6 +48,7 @@ class RecelerSettings(OutputSettings):
         ),
     }  # fmt: skip
 
+    prompts: Prompts = trained_on("base")
     variant: Literal["paper", "released"] = Field(
         "released", description="as the paper says, or as the released code computes"
     )
