@@ -34,7 +34,8 @@ class RecelerSettings(OutputSettings):
     """The erasers, their adversary, and where they may act.
 
     Tuned to the shapes base (sweeps/tuning/receler.yaml), where training at one sentence, the bare
-    concept, leaves a shape in two of five pictures.
+    concept, leaves a shape in two of five pictures, and the published weight of the regulariser
+    (0.1) leaves a fill in one of three.
     """
 
     PRESETS: ClassVar[Presets] = {
@@ -61,7 +62,7 @@ class RecelerSettings(OutputSettings):
     attack_decay: float = Field(0.1, ge=0, description="the adversary's L2 term, in its gradient")
     soft_tokens: int = Field(4, ge=1, description="learned embeddings after the concept's word")
     negative_guidance: float = Field(1.0, ge=0, description="η of the erased target")
-    local_weight: float = Field(0.1, ge=0, description="weight of what is added outside the mask")
+    local_weight: float = Field(0.03, ge=0, description="weight of what is added outside the mask")
     mask_threshold: float = Field(0.1, ge=0, le=1, description="of the attention, scaled to [0, 1]")
     start_guidance: float = Field(3.0, ge=0, description="guidance of the partial denoising")
     sampler_steps: int = Field(10, ge=1, description="DDIM steps of the partial denoising")
@@ -85,7 +86,7 @@ class Receler(Unlearner):
     """
 
     name = "receler"
-    version = 2
+    version = 3
     joint = True
     jointly = "each step draws from all concepts' prompts; one adversary for all"
     paper = "Huang et al., ECCV 2024"
