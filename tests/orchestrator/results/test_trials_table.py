@@ -15,6 +15,7 @@ from rich.console import Console
 from orchestrator.cli.show.results import choose_format, show_settings
 from orchestrator.cli.show.settings import render
 from orchestrator.core.artifacts import Failure
+from orchestrator.core.concepts import ConceptSet
 from orchestrator.core.errors import ResurgeError, StoreError
 from orchestrator.results import trials_table as results
 from orchestrator.results.measure import TrialReader
@@ -297,8 +298,9 @@ def test_settings_averaged_over_are_a_fixed_set(plan, store):
 
 def test_prompts_of_several_concepts_stand_side_by_side(plan, store):
     """A second concept with the very same scores: no other mean, and twice the prompts for it."""
+    other = ConceptSet.of("moon")
     moon = [
-        replace(t, trial=replace(t.trial, concept="moon", params={**t.params, "concept": "moon"}))
+        replace(t, trial=replace(t.trial, erased=other, params={**t.params, "concept": "moon"}))
         for t in plan.trials
     ]
     both = replace(plan, trials=(*plan.trials, *moon))
