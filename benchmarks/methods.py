@@ -31,11 +31,11 @@ TUNING = "sweeps/tuning"
 REFERENCE = ("esd", "group x")
 
 WHY = {
-    ("concept_ablation", ""): "It misses by a hundredth: the rate that leaves more of the retained "
-    "shapes leaves the fill as well (docs/tuning.md).",
     ("forget_me_not", ""): "The loss has nothing that holds the model together, and the method is "
-    "known to collapse. docs/tuning.md shows the edge: with a little more training the shape is "
-    "gone and the retained concepts with it.",
+    "known to collapse and to leave concepts: on Stable Diffusion 1.4 MACE's authors still find one "
+    "celebrity of nine and nearly all of several. docs/tuning.md shows the edge: with a little more "
+    "training the shape is gone and the others with it; the fill is drawn as ever, however little "
+    "attention its words get.",
     ("none", ""): "The control: nothing is unlearned.",
 }
 """Why a row does not reach the target: what the measurements show, for the rows that miss it."""
