@@ -32,8 +32,8 @@ REFERENCE = ("esd", "group x")
 
 WHY = {
     ("forget_me_not", ""): "The loss has nothing that holds the model together, and the method is "
-    "known to collapse and to leave concepts: on Stable Diffusion 1.4 MACE's authors still find one "
-    "celebrity of nine and nearly all of several. docs/tuning.md shows the edge: with a little more "
+    "known to collapse and to leave concepts: on Stable Diffusion 1.4 MACE's authors still find "
+    "one celebrity of nine and most of several. docs/tuning.md shows the edge: with a little more "
     "training the shape is gone and the others with it; the fill is drawn as ever, however little "
     "attention its words get.",
     ("none", ""): "The control: nothing is unlearned.",
