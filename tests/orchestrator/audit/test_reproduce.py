@@ -112,7 +112,7 @@ def test_a_number_that_does_not_come_out_again_is_shown(home: Home) -> None:
 def test_the_origin_names_settings_seeds_versions_and_data(home: Home) -> None:
     [found] = trials(home, unlearn_method="shake", finetune_steps=2)
     text = printed(show_origin, found)
-    for part in (found.planned.digest, "learning_rate 1e-3", "dots", "seed 0", "torch", "threads"):
+    for part in (found.planned.digest, "weight_decay 0.01", "dots", "seed 0", "torch", "threads"):
         assert part in text
     assert found.planned.final.sample.key in text
 
