@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from orchestrator.core.settings import Preset, Presets
-from workers.interfaces.unlearner import Erasure, OutputSettings, Unlearned, Unlearner
+from workers.interfaces.unlearner import (
+    Erasure,
+    OutputSettings,
+    Prompts,
+    Unlearned,
+    Unlearner,
+    trained_on,
+)
 
 if TYPE_CHECKING:
     from workers.erasure.negative_guidance import Stops
@@ -19,7 +26,8 @@ MOSTLY = 0.5
 class SDDSettings(OutputSettings):
     """How long, and how slowly the teacher follows.
 
-    Tuned to the shapes base: sweeps/tuning/sdd.yaml.
+    Tuned to the shapes base (sweeps/tuning/sdd.yaml), where the bare concept leaves a fill in four
+    pictures of ten, or takes other shapes with it.
     """
 
     PRESETS: ClassVar[Presets] = {
@@ -35,8 +43,9 @@ class SDDSettings(OutputSettings):
         description="where z_t is evaluated: paper: at the sampler's time step at which it stands; "
         "released: at a random one within that step, and a clean picture in place of pure noise",
     )
+    prompts: Prompts = trained_on("base")
     iterations: int = Field(150, ge=1, description="optimiser steps")
-    learning_rate: float = Field(1.5e-4, gt=0, description="AdamW's learning rate")
+    learning_rate: float = Field(2e-4, gt=0, description="AdamW's learning rate")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay")
     clip_norm: float = Field(1.0, gt=0, description="global gradient norm")
     ema_decay: float = Field(
@@ -61,7 +70,7 @@ class SDD(Unlearner):
     """
 
     name = "sdd"
-    version = 3
+    version = 2
     joint = True
     jointly = "each step draws from all concepts' prompts, as published"
     paper = "Kim et al., ICML 2023 workshop"
