@@ -207,12 +207,9 @@ def shipped(job: Job) -> set[str]:
     """The settings in the sweep that are the same as the method's defaults, as text."""
     found = set()
     for planned in job.plan.trials:
-        row = planned.trial.params
-        cls = find("unlearner", str(row["unlearn.method"]))
-        begin = f"unlearn.{cls.name}."
-        chosen = {n.removeprefix(begin): v for n, v in row.items() if n.startswith(begin)}
-        if cls.Settings(**chosen) == cls.Settings():
-            found.add(setting_of(row, job.plan.varying))
+        for edit in planned.trial.edits:  # a control has none
+            if edit.plugin.settings.full() == type(edit.plugin).Settings().full():
+                found.add(setting_of(planned.trial.params, job.plan.varying))
     return found
 
 
