@@ -16,7 +16,11 @@ from workers.unlearners.mace import MACE, MACESettings
 from workers.unlearners.spm import SPM
 from workers.unlearners.uce import UCE
 
-JOINT = [name for name, cls in registry("unlearner").items() if cls.joint and cls.changes and cls.is_method]
+JOINT = [
+    name
+    for name, cls in registry("unlearner").items()
+    if cls.joint and cls.changes and cls.is_method
+]
 PAIR = ConceptSet("pair", ("star", "red"), {"star": "heart"})
 
 
