@@ -49,8 +49,8 @@ class Row:
     setting: str
     erased: Mapping[str, Sequence[float]]
     retained: Mapping[str, Sequence[float]]
-    seconds: Sequence[float]
-    materials_s: float
+    passes: int
+    materials: tuple[str, ...]
 
     @cached_property
     def reaches(self) -> bool:
@@ -84,14 +84,20 @@ def rows(job: Job) -> list[Row]:
         if not row["is_control"]:
             groups[row["unlearn.method"], setting_of(row, job.plan.varying)].append(row)
     stages = {stage.digest: stage for stage in (job.plan.root, *job.plan.stages)}
+    passes = {
+        planned.unlearned.model.digest: edit.plugin.passes()
+        for planned in job.plan.trials
+        for edit in planned.trial.edits
+        if isinstance(edit.plugin, UnlearnerPlugin)
+    }
     return [
         Row(
             method,
             setting,
             by_concept(group, "unlearned_score"),
             by_concept(group, "retained_unlearned"),
-            [seconds(job, stages[row["unlearned_model"]]) for row in group],
-            mean([materials_s(job, stages[row["unlearned_model"]]) for row in group]),
+            passes[group[0]["unlearned_model"]],
+            materials(stages[group[0]["unlearned_model"]]),
         )
         for (method, setting), group in groups.items()
     ]
@@ -111,20 +117,10 @@ def by_concept(group: Sequence[Mapping[str, Any]], column: str) -> dict[str, lis
     return dict(values)
 
 
-def seconds(job: Job, stage: Stage) -> float:
-    """That making a stage took; 0 for the base itself."""
-    record = job.store.get(stage)
-    return record.seconds if record else 0.0
-
-
-def materials_s(job: Job, stage: Stage) -> float:
-    """That making what an unlearning works from took."""
-    return sum(
-        seconds(job, made)
-        for need in stage.inputs.values()
-        for made in need.ancestry()
-        if made.kind == "prepare"
-    )
+def materials(stage: Stage) -> tuple[str, ...]:
+    """What an unlearning works from beside the model, by name."""
+    made = (material for need in stage.inputs.values() for material in need.ancestry())
+    return tuple(dict.fromkeys(one.plugin for one in made if one.kind == "prepare"))
 
 
 def cell(values: Sequence[float]) -> str:
@@ -138,7 +134,6 @@ def methods_page(home: Home) -> Iterator[str]:
     job = open_job(METHODS, (), home)
     found = rows(job)
     [reference] = [row for row in found if (row.method, row.setting) == REFERENCE]
-    unit = statistics.median(reference.seconds)
     published = {row.method for row in found if row.plugin.changes} - {"gradient_ascent"}
     reaching = {row.method for row in found if row.reaches} & published
     yield "# Unlearning methods on the bundled model"
@@ -147,11 +142,9 @@ def methods_page(home: Home) -> Iterator[str]:
         f"Every method with the defaults that ship, {len(job.sweep.seeds)} seeds, from "
         f"`{METHODS}`. *Erased* is the share of pictures in which the judge still sees the erased "
         "concept, *retained* the mean of the same over all other shapes and fills: means over the "
-        "seeds, and the range where the seeds differ. *Cost* is the time of the unlearning itself "
-        "relative to ESD-x (median over concepts and seeds); *materials* the time "
-        "of the pictures, masks and saliency maps that it works from, which are made once and "
-        "shared. Times are of two busy CPU cores and a model of a few million weights: they "
-        "compare methods, nothing else."
+        "seeds, and the range where the seeds differ. *Cost* is the UNet's passes over one latent, "
+        "a backward pass counted as two, relative to ESD-x; a closed form has none. *Materials* are "
+        "what it works from besides, made once and shared."
     )
     yield ""
     yield from wrapped(
@@ -162,7 +155,7 @@ def methods_page(home: Home) -> Iterator[str]:
     yield ""
     yield from head("method", *measures(found), "cost", "materials", "reaches")
     for row in found:
-        cost = [f"{statistics.median(row.seconds) / unit:.2f}", f"{row.materials_s / unit:.2f}"]
+        cost = [f"{row.passes / reference.passes:.2f}", ", ".join(row.materials) or "–"]
         yield from line(label(row), *cells(row), *cost, "yes" if row.reaches else "no")
     yield ""
     yield "## Rows that do not reach it"
