@@ -143,8 +143,8 @@ def methods_page(home: Home) -> Iterator[str]:
         f"`{METHODS}`. *Erased* is the share of pictures in which the judge still sees the erased "
         "concept, *retained* the mean of the same over all other shapes and fills: means over the "
         "seeds, and the range where the seeds differ. *Cost* is the UNet's passes over one latent, "
-        "a backward pass counted as two, relative to ESD-x; a closed form has none. *Materials* are "
-        "what it works from besides, made once and shared."
+        "a backward pass counted as two, relative to ESD-x; a closed form has none. *Materials* "
+        "are what it works from besides, made once and shared."
     )
     yield ""
     yield from wrapped(
