@@ -81,6 +81,23 @@ class Target:
     anchor_prompts: tuple[str, ...] = ()
 
 
+class Targeted:
+    """What has several targets, and is asked for the concept or the prompts of them all."""
+
+    targets: tuple[Target, ...]
+
+    @property
+    def concept(self) -> str:
+        """The concept, for what knows only one."""
+        [target] = self.targets
+        return target.concept
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What asks for the concepts."""
+        return tuple(prompt for target in self.targets for prompt in target.prompts)
+
+
 def as_settings(targets: Sequence[Target]) -> dict[str, Any]:
     """Targets as a stage's settings hold them: those of one concept side by side, several under
     "targets".

@@ -5,11 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.full_size.test_full_size import LIMIT_BYTES, Run, run_sweep
+from tests.full_size.full_run import LIMIT_BYTES, Run, build_model, run_sweep
 
 MAKE = """
 import sys
@@ -56,8 +55,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.full_size, pytest.mark.integration]
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     root = tmp_path_factory.mktemp("elsewhere")
-    script = Path(__file__).with_name("random_pipeline.py")
-    subprocess.run([sys.executable, str(script), "sd14", str(root / "model")], check=True)
+    build_model("sd14", root / "model")
     subprocess.run([sys.executable, "-c", MAKE, str(root / "model"), str(root)], check=True)
     (root / "sweep.yaml").write_text(SWEEP.format(model=root / "model", root=root))
     run = run_sweep("elsewhere", root)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from orchestrator.core.artifacts import KEPT, Probe
 from orchestrator.core.chosen import Chosen
-from orchestrator.core.concepts import Target
+from orchestrator.core.concepts import Target, Targeted
 from orchestrator.core.plugin import MetricPlugin
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ Which = Literal["base", "unlearned", "before", "final"]
 
 
 @dataclass(frozen=True)
-class Subject:
+class Subject(Targeted):
     """A model to be put to work, and the models that it came from.
 
     `at("final")` gives its pipeline inside a `with`; "before" is the model before its last
@@ -69,17 +69,6 @@ class Subject:
     examples: Callable[[], Examples | None]
     progress: TellProgress
     stranger: Target | None = None
-
-    @property
-    def concept(self) -> str:
-        """The erased concept, of a metric that knows only one."""
-        [target] = self.targets
-        return target.concept
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """What asks for the erased concepts."""
-        return tuple(prompt for target in self.targets for prompt in target.prompts)
 
 
 class Metric(MetricPlugin):

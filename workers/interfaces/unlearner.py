@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from orchestrator.core.concepts import Target
+from orchestrator.core.concepts import Target, Targeted
 from orchestrator.core.plugin import UnlearnerPlugin
 from orchestrator.core.settings import PresetSettings
 from workers.runtime.progress import TellProgress
@@ -110,7 +110,7 @@ class OutputSettings(TrainSettings):
 
 
 @dataclass(frozen=True)
-class Erasure:
+class Erasure(Targeted):
     """What to erase, and the means.
 
     `targets` are the concepts that are erased jointly, more than one only for a method that says
@@ -129,17 +129,6 @@ class Erasure:
     checkpoints: Checkpoints
     materials: Mapping[str, Any] = field(default_factory=dict)
     base: Mapping[str, Tensor] | None = None
-
-    @property
-    def concept(self) -> str:
-        """The concept, of a method that erases one at a time."""
-        [target] = self.targets
-        return target.concept
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """What asks for the concepts."""
-        return tuple(prompt for target in self.targets for prompt in target.prompts)
 
     @property
     def subjects(self) -> tuple[str, ...]:
