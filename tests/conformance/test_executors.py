@@ -40,6 +40,7 @@ from orchestrator.schedule.scheduler import Scheduler
 from orchestrator.store.store import Store
 from orchestrator.sweepfile.load import parse
 from tests.conftest import RECORDING, SMALL
+from tests.processes import title
 
 pytestmark = [pytest.mark.slow]
 
@@ -90,7 +91,7 @@ def plugins() -> Iterator[None]:
 def processes() -> set[psutil.Process]:
     """Those below this one, but for the tracker that multiprocessing keeps until the end."""
     below = psutil.Process().children(recursive=True)
-    return {p for p in below if not any("resource_tracker" in part for part in p.cmdline())}
+    return {p for p in below if "resource_tracker" not in title(p)}
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from tests.processes import title
 
 Calls = Callable[[], list[str]]
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.usefixtures("calls")]
@@ -79,19 +82,8 @@ def wait_for_records(root: Path, count: int, driver: subprocess.Popen[str]) -> N
 
 def worker_pids(driver: subprocess.Popen[str]) -> list[int]:
     """Ray's actors below the driver."""
-    return [
-        int(folder.name)
-        for folder in Path("/proc").glob("[0-9]*")
-        if (folder / "cmdline").read_text().startswith("ray::RayWorker")
-        and driver.pid in ancestors(int(folder.name))
-    ]
-
-
-def ancestors(pid: int) -> Iterator[int]:
-    while pid > 1:
-        status = Path(f"/proc/{pid}/status").read_text().splitlines()
-        pid = next(int(line.split()[1]) for line in status if line.startswith("PPid:"))
-        yield pid
+    below = psutil.Process(driver.pid).children(recursive=True)
+    return [process.pid for process in below if title(process).startswith("ray::RayWorker")]
 
 
 def test_the_driver_is_killed(

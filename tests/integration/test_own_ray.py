@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
@@ -22,6 +21,7 @@ from orchestrator.executors.own_ray import OwnRay
 from orchestrator.store.store import Store
 from tests.conftest import RECORDING, SMALL
 from tests.orchestrator.cli.test_here import NAMES, POISON, ROOT, SCRIPT
+from tests.processes import title
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -64,11 +64,7 @@ class Run:
     @property
     def keeper(self) -> int:
         """The process that Ray hangs on; 0 if there is none yet."""
-        for process in psutil.Process(self.process.pid).children():
-            with contextlib.suppress(psutil.Error):  # it has just ended
-                if any("ray_keeper" in word for word in process.cmdline()):
-                    return process.pid
-        return 0
+        return next(iter(keepers(psutil.Process(self.process.pid))), 0)
 
     @property
     def records(self) -> int:
@@ -107,6 +103,11 @@ def session(keeper: int) -> list[psutil.Process]:
         except (OSError, psutil.Error):
             continue
     return found
+
+
+def keepers(parent: psutil.Process) -> list[int]:
+    """The processes below this one that a Ray hangs on."""
+    return [child.pid for child in parent.children() if "ray_keeper" in title(child)]
 
 
 def temporary(keeper: int) -> Path:
@@ -181,7 +182,7 @@ def test_with_a_process_that_it_cannot_be_without_all_of_it_ends(name: str) -> N
     try:
         ray.start()
         assert not ray.is_gone
-        [keeper] = [p.pid for p in psutil.Process().children() if "ray_keeper" in str(p.cmdline())]
+        [keeper] = keepers(psutil.Process())
         next(p for p in session(keeper) if p.name() == name).kill()
         assert ray.dies_within(60)
         assert not session(keeper)

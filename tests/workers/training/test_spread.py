@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from orchestrator.core.registry import find
+from tests.processes import title
 from workers.data.prepared import read_examples, write_examples
 from workers.datasets.related import Related
 from workers.editing.pipeline import WarmPipeline
@@ -67,7 +68,7 @@ def spread(warm, dataset) -> Callable[..., SpreadTrainer]:
 
 def helpers() -> list[psutil.Process]:
     """The processes that were spawned here and are there now."""
-    return [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+    return [p for p in psutil.Process().children() if "spawn_main" in title(p)]
 
 
 @pytest.fixture
@@ -193,6 +194,7 @@ ALONE = """
 import sys, time
 from pathlib import Path
 from orchestrator.core.registry import find
+from tests.processes import title
 from workers.editing.pipeline import WarmPipeline
 from workers.recipes import FinetuneSettings
 from workers.training.spread import SpreadTrainer
