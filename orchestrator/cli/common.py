@@ -133,10 +133,11 @@ def warn(text: str) -> None:
 
 
 def warn_of_doubts(job: Job) -> None:
-    """What the job's sweep may not be meant to mean."""
+    """What the job's sweep may not be meant to mean; a search's at the ends of its space."""
     from orchestrator.plan.doubts import doubts
 
-    for doubt in doubts(job.plan.trials, job.sweep.base):
+    plan = job.plan if job.sweep.search is None else job.planner.corners()
+    for doubt in doubts(plan.trials, job.sweep.base):
         warn(doubt)
 
 

@@ -150,6 +150,7 @@ def search(
         refuse_others_file(save)
     if job.sweep.search is not None:
         show_space(job.sweep, job.sweep.search, out)
+        warn_of_doubts(job)
     cases = search_job(job, out)
     show_worst_cases(cases, out)
     if job.sweep.search is not None and job.sweep.search.defend is not None:

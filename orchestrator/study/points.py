@@ -125,6 +125,12 @@ class PointPlanner(Points):
         """
         return self._planner.plan(trials, controls)
 
+    def corners(self) -> Plan:
+        """Points at the ends of the space, on one seed: what all points are like, none measured."""
+        seeds = self.seeds[:1]
+        points = self.search.corners(self.sweep.grid)
+        return self.plan(trial for point in points for trial in self.trials(point, seeds=seeds))
+
     def measuring(self, point: Point, steps: int | None = None) -> Plan:
         return self.plan(self.trials(point, steps))
 

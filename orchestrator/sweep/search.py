@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, get_args
 
@@ -213,6 +213,13 @@ class Search:
             [axis] = grid.axes_called[name]
             found = [{**fixed, name: value} for fixed in found for value in axis.values]
         return found
+
+    def corners(self, grid: Grid) -> Iterator[dict[str, Any]]:
+        """Few whole points of all studies, with both ends of every range and every listed value."""
+        for fixed in self.studies(grid):
+            defences = [fixed] if self.defend is None else self.defend.space.within(fixed).corners()
+            for defended in defences:
+                yield from self.space.within(defended).corners()
 
     def canonical(self) -> dict[str, Any]:
         """The block as it was written, overrides applied."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Mapping, Sequence
+from typing import get_args
 
 from orchestrator.config.fields import fill, known, texts
 from orchestrator.config.yaml_tree import At, show
@@ -311,24 +311,14 @@ def _say_left_over(search: Search, grid: Grid, at: At) -> None:
             )
 
 
-def _fixed_ends(search: Search, grid: Grid) -> Iterator[dict[str, Any]]:
-    """What studies hold fixed; of defences those at the ends of their space."""
-    for fixed in search.studies(grid):
-        if search.defend is None:
-            yield fixed
-        else:
-            yield from search.defend.space.within(fixed).corners()
-
-
 def _say_impossible(search: Search, grid: Grid, at: At) -> None:
     """Problems that only whole points show, found at the ends of the space."""
     if at.problems:
         return
     seen: set[str] = set()
-    for fixed in _fixed_ends(search, grid):
-        for point in search.space.within(fixed).corners():
-            for problem in point_grid(grid, point).expansion.problems:
-                if problem.what not in seen:
-                    seen.add(problem.what)
-                    shown = ", ".join(f"{name}: {show(value)}" for name, value in point.items())
-                    at.say(f"{problem.what} (at {shown})")
+    for point in search.corners(grid):
+        for problem in point_grid(grid, point).expansion.problems:
+            if problem.what not in seen:
+                seen.add(problem.what)
+                shown = ", ".join(f"{name}: {show(value)}" for name, value in point.items())
+                at.say(f"{problem.what} (at {shown})")

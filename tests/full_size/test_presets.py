@@ -1,10 +1,10 @@
 """Every preset for Stable Diffusion at 1.4's real size, for two iterations, with random weights.
 
 What a preset says of the model stays as published: which weights, losses, masks, adapters, anchors,
-weights of terms. What only says how long and how many is cut to two (`SHORT`). Batches are of one
-picture with gradient checkpointing: the published ones are for cards of 40 to 80 GB. MACE's presets
-for five concepts and more are not here: they do to each of them what `sd-celebrity-1` does to one,
-which takes hours.
+weights of terms. What only says how long and how many is cut to two or so (`SHORT`). Batches are of
+one picture with gradient checkpointing: the published ones are for cards of 40 to 80 GB. MACE's
+presets for five concepts and more are not here: they do to each of them what `sd-celebrity-1` does
+to one, which takes hours.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHORT: dict[str, Any] = {
     "batch_size": 1,
     "retain_batch_size": 1,
     "gradient_checkpointing": True,
-    "sampler_steps": 2,
+    "sampler_steps": 3,
     "warmup_iterations": 1,
     "warmup_steps": 1,
     "cycles": 1,
