@@ -40,7 +40,8 @@ ORCHESTRATOR = {
     "cluster": "run sweepfile sweep config store home core",
     "audit": "run tracking results plan schedule stats store home messages core",
     "cli": "audit cluster search run tracking upkeep study results schedule executors plan home "
-    "sweepfile sweep config messages store stats core workers.doctor workers.interfaces",
+    "sweepfile sweep config messages store stats core workers.doctor workers.interfaces "
+    "workers.released",
 }
 """A room (a folder or a file of `orchestrator/`) and the rooms that it may import."""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli import catalog, servers, trial
+from orchestrator.cli import catalog, convert, servers, trial
 from orchestrator.cli import cluster as cluster_commands
 from orchestrator.cli.common import (
     EXIT_BAD_INPUT,
@@ -263,7 +263,7 @@ def export(
 
 
 # In the order in which --help shows them.
-for module in (cluster_commands, servers, catalog, trial):
+for module in (cluster_commands, servers, catalog, convert, trial):
     for name, command in module.COMMANDS.items():
         app.command(name)(command)
 
