@@ -17,7 +17,7 @@ PEOPLE = ("Aaron_Paul_[m.03qj7gf]", "Adele_[m.02z4b_8]", "Chris_Young_[g.1]", "C
 
 @pytest.fixture(scope="module")
 def state():
-    """ResNet-50 with random weights and statistics, by torchvision's names, and two linear layers."""
+    """A ResNet-50 of random numbers by torchvision's names, with two linear layers."""
     generator = torch.Generator().manual_seed(0)
 
     def conv(out, into, side):
