@@ -288,11 +288,14 @@ class Model:
         self._settle()
         settings = FinetuneSettings.model_validate(target.settings["settings"])
         seed, processes = target.seed or 0, min(self.processes, settings.batch_size)
+        prior = None
+        if (stage := target.inputs.get("prior")) is not None:
+            prior = self._material(stage).latents
         if processes > 1:
             with self._dataset(target) as path:
-                self.trainer = SpreadTrainer(self.warm, settings, path, seed, processes)
+                self.trainer = SpreadTrainer(self.warm, settings, path, seed, processes, prior)
         else:
-            self.trainer = Trainer(self.warm.pipe, settings, self._examples(target), seed)
+            self.trainer = Trainer(self.warm.pipe, settings, self._examples(target), seed, prior)
         assert target.trajectory is not None
         kept = latest_state(self.store, target.trajectory, at_most=target.steps)
         if kept is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
 
 from pydantic import Field, model_validator
 
-from orchestrator.core.plugin import RecipePlugin
+from orchestrator.core.plugin import BasePlugin, MaterialPlugin, Need, RecipePlugin
+from orchestrator.core.registry import find
 from orchestrator.core.settings import Settings
 
 
@@ -49,6 +50,22 @@ class FinetuneSettings(Settings):
         "first; null: off",
     )
     caption_dropout: float = Field(0.0, ge=0, le=1, description="share of captions replaced by ''")
+    caption: str | None = Field(
+        None,
+        min_length=1,
+        description="one caption for all pictures in place of the data set's own, as DreamBooth "
+        "has ('a photo of sks dog'); null: each picture's own",
+    )
+    prior_weight: float | None = Field(
+        None,
+        gt=0,
+        description="DreamBooth's prior preservation: weight of the loss on pictures that the "
+        "model itself draws of prior_prompt before it is trained; null: off",
+    )
+    prior_prompt: str | None = Field(
+        None, min_length=1, description="what they are of ('a photo of a dog')"
+    )
+    prior_images: int = Field(100, ge=1, description="how many of them are drawn")
     random_flip: bool = Field(
         False, description="mirror each picture with a probability of 1/2, drawn anew at each step"
     )
@@ -101,6 +118,15 @@ class FinetuneSettings(Settings):
                 raise ValueError("schedule_free averages the weights itself; leave out ema_decay")
         return self
 
+    @model_validator(mode="after")
+    def _prior_is_whole(self) -> FinetuneSettings:
+        if (self.prior_weight is None) != (self.prior_prompt is None):
+            given, missing = ("prior_weight", "prior_prompt")
+            if self.prior_weight is None:
+                given, missing = missing, given
+            raise ValueError(f"{given} needs {missing} beside it")
+        return self
+
     @property
     def alpha(self) -> float:
         """LoRA's alpha, which goes with the rank unless it is said."""
@@ -116,6 +142,8 @@ class FinetuneSettings(Settings):
     def uncounted(self) -> frozenset[str]:
         """What only saves memory, and settings of what is not used."""
         names = {"gradient_checkpointing"}
+        if self.prior_weight is None:
+            names.add("prior_images")
         if self.optimizer != "sgd":
             names.add("momentum")
         if self.optimizer in ("sgd", "adafactor"):
@@ -142,6 +170,16 @@ class Finetune(RecipePlugin):
     name = "finetune"
     version = 2
     Settings = FinetuneSettings
+
+    def needs(self, base: BasePlugin) -> Mapping[str, Need]:
+        """The pictures of prior preservation, drawn as the base draws."""
+        s = self.settings
+        if s.prior_prompt is None:
+            return {}
+        cls = find("material", "images")
+        how = {"guidance": base.guidance, "sampler_steps": base.sampler_steps}
+        pictures = cls(cls.Settings.model_validate({"images_per_prompt": s.prior_images, **how}))
+        return {"prior": Need(cast(MaterialPlugin, pictures), {"prompts": [s.prior_prompt]})}
 
     @classmethod
     def doubts(cls, used: Sequence[FinetuneSettings]) -> list[str]:

@@ -482,3 +482,7 @@ class RecipePlugin(Plugin):
     """Work that is no choice of the user's but has settings and a version: finetune, sample."""
 
     kind = "recipe"
+
+    def needs(self, base: BasePlugin) -> Mapping[str, Need]:
+        """Materials to work from, made of the model that the work begins with."""
+        return {}

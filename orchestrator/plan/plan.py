@@ -19,6 +19,7 @@ from orchestrator.core.plugin import (
     Need,
     Plugin,
     PluginKind,
+    RecipePlugin,
     UnlearnerPlugin,
 )
 from orchestrator.core.registry import find
@@ -289,7 +290,7 @@ class Planner:
         return _stage("unlearn", plugin, extra, extra, own_seed, parent, inputs)
 
     def material_stage(self, model: Stage, need: Need) -> Stage:
-        """Made from the model that is to be unlearned; without a seed, so that all share it."""
+        """Made from the model that is to be changed; without a seed, so that all share it."""
         parent = self.material_stage(model, need.of) if need.of else model
         files = self.fingerprint(need.plugin)
         asked = {**need.asked, **({"fingerprint": files} if files else {})}
@@ -302,7 +303,10 @@ class Planner:
         identity, full = ({**extra, "dataset": chosen} for chosen in self.choice(dataset))
         # Made once at the base's size, whatever was done to the model before: all share it.
         data = self.unique(_stage("prepare", self.prepare, identity, full, None, self.root))
-        inputs = {"dataset": data}
+        assert isinstance(edit.plugin, RecipePlugin)
+        needs = edit.plugin.needs(self.base)
+        made = {name: self.material_stage(parent, need) for name, need in needs.items()}
+        inputs = {"dataset": data, **made}
         # Where it is trained is no part of the recipe: what comes of it is merged after that.
         settings = edit.plugin.settings.model_copy(update={"trained_on": "model"})
         recipe = type(edit.plugin)(settings)

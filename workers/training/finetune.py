@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from workers.diffusion.denoise import min_snr_weights, training_scheduler, training_target
 from workers.diffusion.lora import Lora
-from workers.diffusion.rng import generator, integers, normal
+from workers.diffusion.rng import generator, integers, normal, shuffled
 from workers.diffusion.text import embed, token_ids
 from workers.interfaces.dataset import Examples
 from workers.recipes import FinetuneSettings
@@ -73,6 +73,9 @@ class Trainer:
     trained. What is trained stays in evaluation mode, so that no dropout draws from a global
     generator (Stable Diffusion's dropout is 0 anyway).
 
+    With `prior`, latents (n, c, h, w) of pictures of the class, each micro-batch has as many of
+    them as of the data set's, whose loss counts `prior_weight` (Ruiz et al., CVPR 2023).
+
     Raises:
         ResurgeError: what is trained is in half precision, or a package is missing.
     """
@@ -83,7 +86,10 @@ class Trainer:
         settings: FinetuneSettings,
         examples: Examples,
         seed: int,
+        prior: Tensor | None = None,
     ) -> None:
+        if settings.caption is not None:
+            examples = replace(examples, captions=(settings.caption,) * len(examples))
         self.pipe, self.settings, self.seed = pipe, settings, seed
         self.step = 0
         self.losses: list[tuple[int, float]] = []
@@ -95,9 +101,13 @@ class Trainer:
         self._accelerator = accelerator_on(pipe.device.type)
         self._scheduler = training_scheduler(pipe)
         self._pictures = Pictures(pipe, settings, examples, seed)
+        self._prior = None if prior is None else prior.to(pipe.device, pipe.vae.dtype)
         captions = sorted(set(examples.captions))
         as_text = token_ids if settings.train_text_encoder else embed
         self._text = as_text(pipe, ["", *captions])
+        if prior is not None:
+            assert settings.prior_prompt is not None
+            self._prior_text = as_text(pipe, [settings.prior_prompt])
         row = {caption: index for index, caption in enumerate(captions, start=1)}
         self._text_rows = torch.tensor([row[c] for c in examples.captions], device=pipe.device)
         for part in self._parts.values():
@@ -188,8 +198,8 @@ class Trainer:
         return total
 
     def _loss(self, found: Tensor, part: Batch) -> Tensor:
-        """Mean square, with the weights of `snr_gamma` if there is one."""
-        if self.settings.snr_gamma is None:
+        """Mean square, with the weights of `snr_gamma` and of the prior if they are asked for."""
+        if self.settings.snr_gamma is None and self._prior is None:
             return functional.mse_loss(found, part.target.float())
         squares = (found - part.target.float()).square().flatten(1).mean(dim=1)
         return (part.weights * squares).mean()
@@ -210,6 +220,9 @@ class Trainer:
     def _noised(self, step: int, micro: int) -> Batch:
         """A step's micro-batch, noised."""
         latents, text = self._batch(step, micro)
+        counted = torch.ones(len(latents), device=latents.device)
+        if self._prior is not None:
+            latents, text, counted = self._with_prior(latents, text, step, micro)
         at = (self.seed, step)
         device = latents.device
         noise = normal(latents.shape, *at, f"noise {micro}", device)
@@ -218,10 +231,25 @@ class Trainer:
         noisy = self._scheduler.add_noise(latents, noise, timesteps)
         target = training_target(self._scheduler, latents, noise, timesteps)
         gamma = self.settings.snr_gamma
-        weights = torch.ones(len(noisy), device=device)
         if gamma is not None:
-            weights = min_snr_weights(self._scheduler, timesteps, gamma)
-        return Batch(noisy, timesteps, text, target, weights)
+            counted = counted * min_snr_weights(self._scheduler, timesteps, gamma)
+        return Batch(noisy, timesteps, text, target, counted)
+
+    def _with_prior(
+        self, latents: Tensor, text: Tensor, step: int, micro: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As many pictures of the class behind a micro-batch, and what each counts (2 · batch,):
+        the mean over all is then the mean of the first half and `prior_weight` times the second's.
+        """
+        assert self._prior is not None and self.settings.prior_weight is not None
+        count = len(latents)
+        turn = step * self.settings.accumulation + micro
+        rows = shuffled(len(self._prior), count, self.seed, turn, "prior order")
+        drawn = self._prior[rows.to(self._prior.device, non_blocking=True)]
+        asked = self._prior_text.expand(count, *self._prior_text.shape[1:])
+        counted = torch.full((2 * count,), 2.0, device=latents.device)
+        counted[count:] *= self.settings.prior_weight
+        return torch.cat([latents, drawn]), torch.cat([text, asked]), counted
 
     def _batch(self, step: int, micro: int) -> tuple[Tensor, Tensor]:
         """Latents (batch, c, h, w) and text (batch, …) of a step's micro-batch."""

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 TENSORS = "tensors.safetensors"
 EDITS = "edits.safetensors"
+PRIOR = "prior.safetensors"
 LOOK_EVERY_S = 0.5
 """How often the worker asks whether the state is to be saved."""
 END_WITHIN_S = 5.0
@@ -91,6 +92,7 @@ class SpreadTrainer:
         warm: the model to begin with.
         dataset: the file of the prepared data set; read before this returns.
         processes: how many; each gets a GPU of its own if the model is on one.
+        prior: as `Trainer` takes it.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class SpreadTrainer:
         dataset: Path,
         seed: int,
         processes: int,
+        prior: Tensor | None = None,
     ) -> None:
         self.step = 0
         self.losses: list[tuple[int, float]] = []
@@ -108,6 +111,8 @@ class SpreadTrainer:
         folder = Path(self._folder.name)
         self._file = folder / TENSORS
         save_edits(folder / EDITS, warm.now())
+        if prior is not None:
+            save_tensors(folder / PRIOR, {"latents": prior})
         order = _Order(
             base=warm.base.name,
             base_settings=warm.base.settings.model_dump(),
@@ -352,7 +357,10 @@ class _Part:
             device = f"cuda:{rank}" if order.device == "cuda" else order.device
             warm = WarmPipeline(base, device)
             warm.put(load_edits(order.folder / EDITS))
-            self.trainer = Trainer(warm.pipe, settings, read_examples(order.dataset), order.seed)
+            file = order.folder / PRIOR
+            prior = load_tensors(file)["latents"] if file.exists() else None
+            examples = read_examples(order.dataset)
+            self.trainer = Trainer(warm.pipe, settings, examples, order.seed, prior)
 
     def train(self, stop: int) -> None:
         """Train until there, or until the state is due."""

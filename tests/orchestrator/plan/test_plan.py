@@ -237,3 +237,14 @@ def test_a_method_is_told_what_it_erases_jointly(small: str) -> None:
     assert [t["concept"] for t in stage.settings["targets"]] == ["star", "heart"]
     assert stage.settings["retained_prompts"] == ["a circle", "a red circle"]
     assert "concept" not in stage.settings
+
+
+def test_prior_pictures_are_drawn_once_of_the_model_that_is_fine_tuned(small: str) -> None:
+    booth = ("finetune.prior_weight=1.0", "finetune.prior_prompt=a star", "finetune.prior_images=2")
+    plan = plan_of(small, *booth, "unlearn=nudge", "finetune.learning_rate=1e-3", "seeds=1")
+    drawn = [s for s in plan.stages if s.kind == "prepare" and s.plugin == "images"]
+    tuned = [s for s in plan.stages if s.kind == "finetune"]
+    assert {s.parent for s in drawn} == {s.parent for s in tuned}
+    assert len(drawn) == 2  # of the unlearned model, and of the control's base
+    assert all(s.inputs["prior"].parent == s.parent for s in tuned)
+    assert not set(tuned) & set(plan_of(small).stages)

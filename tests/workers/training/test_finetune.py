@@ -7,7 +7,9 @@ from diffusers.training_utils import EMAModel
 from pydantic import ValidationError
 
 from orchestrator.core.errors import ResurgeError
+from workers.diffusion.latents import encode_images
 from workers.diffusion.lora import Lora
+from workers.diffusion.text import embed
 from workers.interfaces.dataset import Examples
 from workers.recipes import FinetuneSettings
 from workers.training.checkpoints import load_tensors, save_tensors
@@ -307,3 +309,56 @@ def test_settings_of_what_is_not_used_do_not_count():
     assert recipe(momentum=0.5).identity() == recipe().identity()
     assert recipe(optimizer="sgd", beta1=0.1).identity() == recipe(optimizer="sgd").identity()
     assert recipe(optimizer="sgd", momentum=0.5).identity() != recipe(optimizer="sgd").identity()
+
+
+@pytest.fixture
+def prior(warm, examples):
+    """Latents that stand for pictures of the class."""
+    return encode_images(warm.pipe, examples)[:3] * 0.5
+
+
+BOOTH = {"caption": "a sks shape", "prior_weight": 0.5, "prior_prompt": "a shape"}
+
+
+def test_a_prior_s_loss_is_added_to_the_pictures_own(warm, examples, prior):
+    """Over one batch: the mean over the pictures and half of that over the class's."""
+    trainer = Trainer(warm.pipe, recipe(**BOOTH), examples, 0, prior)
+    batch = trainer._noised(0, 0)
+    assert len(batch.noisy) == 8
+    with torch.no_grad():
+        found = warm.pipe.unet(
+            batch.noisy, batch.timesteps, encoder_hidden_states=batch.text
+        ).sample
+    losses = (found - batch.target).square().flatten(1).mean(dim=1)
+    expected = losses[:4].mean() + 0.5 * losses[4:].mean()
+    torch.testing.assert_close(trainer._loss(found, batch), expected)
+    own, of_class = embed(warm.pipe, ["a sks shape", "a shape"])
+    assert all(torch.equal(row, own) for row in batch.text[:4])
+    assert all(torch.equal(row, of_class) for row in batch.text[4:])
+
+
+@pytest.mark.parametrize("more", [{}, {"train_text_encoder": True, "snr_gamma": 5.0}])
+def test_dreambooth_resumed_equals_straight_through(warm, examples, prior, tmp_path, more):
+    settings = recipe(**BOOTH, accumulation=2, **more)
+
+    def trainer():
+        warm.reset()
+        return Trainer(warm.pipe, settings, examples, 0, prior)
+
+    whole = trainer()
+    whole.train_to(4)
+    expected = warm.changed()
+    first = trainer()
+    first.train_to(2)
+    tensors, values = first.state()
+    save_tensors(tmp_path / "state.safetensors", tensors)
+    second = trainer()
+    second.load_state(load_tensors(tmp_path / "state.safetensors"), values)
+    second.train_to(4)
+    assert_same(warm.changed(), expected)
+
+
+def test_a_prior_needs_a_prompt_and_a_weight():
+    for name, value in (("prior_weight", 1.0), ("prior_prompt", "a dog")):
+        with pytest.raises(ValidationError, match=f"{name} needs"):
+            recipe(**{name: value})
