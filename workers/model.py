@@ -189,7 +189,7 @@ class Model:
             sampling=SampleSettings.model_validate(asked.get("sampling", {})),
             reference=reference,
             at=at,
-            examples=lambda: self._examples(target) if target.kind == "finetune" else None,
+            examples=lambda: self._trained_on(target) if target.kind == "finetune" else None,
             progress=self.tell,
             stranger=stranger,
         )
@@ -333,9 +333,13 @@ class Model:
             check_tensors({"the text's embedding": text, "the prediction": found}, where, advice)
 
     def _examples(self, target: Stage) -> Examples:
-        """The prepared data that a fine-tune trains on."""
+        """The prepared data that a fine-tune reads."""
         with self._dataset(target) as path:
             return read_examples(path)
+
+    def _trained_on(self, target: Stage) -> Examples:
+        """The same with the captions that it trains on."""
+        return self._examples(target).captioned(target.settings["settings"]["caption"])
 
     def _dataset(self, target: Stage) -> AbstractContextManager[Path]:
         """The same as a file."""

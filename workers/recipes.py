@@ -58,9 +58,9 @@ class FinetuneSettings(Settings):
     )
     prior_weight: float | None = Field(
         None,
-        gt=0,
-        description="DreamBooth's prior preservation: weight of the loss on pictures that the "
-        "model itself draws of prior_prompt before it is trained; null: off",
+        ge=0,
+        description="DreamBooth's prior preservation: weight of the loss on pictures of "
+        "prior_prompt that the model which is fine-tuned draws before it is trained; 0, null: off",
     )
     prior_prompt: str | None = Field(
         None, min_length=1, description="what they are of ('a photo of a dog')"
@@ -120,11 +120,10 @@ class FinetuneSettings(Settings):
 
     @model_validator(mode="after")
     def _prior_is_whole(self) -> FinetuneSettings:
-        if (self.prior_weight is None) != (self.prior_prompt is None):
-            given, missing = ("prior_weight", "prior_prompt")
-            if self.prior_weight is None:
-                given, missing = missing, given
-            raise ValueError(f"{given} needs {missing} beside it")
+        if self.prior_weight and self.prior_prompt is None:
+            raise ValueError("prior_weight needs prior_prompt beside it")
+        if self.prior_weight is None and self.prior_prompt is not None:
+            raise ValueError("prior_prompt needs prior_weight beside it (0: without the prior)")
         return self
 
     @property
@@ -142,8 +141,8 @@ class FinetuneSettings(Settings):
     def uncounted(self) -> frozenset[str]:
         """What only saves memory, and settings of what is not used."""
         names = {"gradient_checkpointing"}
-        if self.prior_weight is None:
-            names.add("prior_images")
+        if not self.prior_weight:
+            names |= {"prior_weight", "prior_prompt", "prior_images"}
         if self.optimizer != "sgd":
             names.add("momentum")
         if self.optimizer in ("sgd", "adafactor"):
@@ -174,12 +173,18 @@ class Finetune(RecipePlugin):
     def needs(self, base: BasePlugin) -> Mapping[str, Need]:
         """The pictures of prior preservation, drawn as the base draws."""
         s = self.settings
-        if s.prior_prompt is None:
+        if not s.prior_weight:
             return {}
         cls = find("material", "images")
         how = {"guidance": base.guidance, "sampler_steps": base.sampler_steps}
         pictures = cls(cls.Settings.model_validate({"images_per_prompt": s.prior_images, **how}))
         return {"prior": Need(cast(MaterialPlugin, pictures), {"prompts": [s.prior_prompt]})}
+
+    def problems(self, base: BasePlugin, concept: str) -> list[str]:
+        """Captions that the sweep itself says are read to their end, unlike a data set's."""
+        said = {"caption": self.settings.caption, "prior_prompt": self.settings.prior_prompt}
+        found = {name: base.unread(text) for name, text in said.items() if text is not None}
+        return [f"finetune.{name}: {why}" for name, why in found.items() if why]
 
     @classmethod
     def doubts(cls, used: Sequence[FinetuneSettings]) -> list[str]:

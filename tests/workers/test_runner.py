@@ -117,11 +117,19 @@ def killed_after(stage: Stage) -> Callable[[Event], None]:
     return listener
 
 
-@pytest.mark.parametrize("adapter", ["full", "lora"])
+BOOTH = (
+    "finetune.caption=a red star",
+    "finetune.prior_weight=1.0",
+    "finetune.prior_prompt=a star",
+    "finetune.prior_images=2",
+)
+
+
+@pytest.mark.parametrize("how", [(), ("finetune.adapter=lora",), BOOTH], ids=["full", "lora", "db"])
 def test_a_run_that_was_cut_off_goes_on_to_the_same_images(
-    small: str, tmp_path: Path, adapter: str
+    small: str, tmp_path: Path, how: tuple[str, ...]
 ) -> None:
-    plan = plan_of(small, *BRIEF, f"finetune.adapter={adapter}", "unlearn=[nudge, shake]")
+    plan = plan_of(small, *BRIEF, *how, "unlearn=[nudge, shake]")
     whole, cut = Store(tmp_path / "whole"), Store(tmp_path / "cut")
     run(plan, whole)
     # What a kill leaves: the first step count's model is recorded, its images are not.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.core.chosen import Chosen
@@ -41,6 +41,12 @@ class Examples:
             _take(self.sources, indices),
             _take(self.distances, indices),
         )
+
+    def captioned(self, caption: str | None) -> Examples:
+        """With one caption for all; with their own if it is None."""
+        if caption is None:
+            return self
+        return replace(self, captions=(caption,) * len(self))
 
     def named(self, name: str) -> Examples:
         """With a source each that begins with the data set's name."""

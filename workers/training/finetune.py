@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -88,8 +88,7 @@ class Trainer:
         seed: int,
         prior: Tensor | None = None,
     ) -> None:
-        if settings.caption is not None:
-            examples = replace(examples, captions=(settings.caption,) * len(examples))
+        examples = examples.captioned(settings.caption)
         self.pipe, self.settings, self.seed = pipe, settings, seed
         self.step = 0
         self.losses: list[tuple[int, float]] = []

@@ -248,3 +248,6 @@ def test_prior_pictures_are_drawn_once_of_the_model_that_is_fine_tuned(small: st
     assert len(drawn) == 2  # of the unlearned model, and of the control's base
     assert all(s.inputs["prior"].parent == s.parent for s in tuned)
     assert not set(tuned) & set(plan_of(small).stages)
+    elsewhere = plan_of(small, *booth, "unlearn=nudge", "finetune.trained_on=base")
+    drawn = [s for s in elsewhere.stages if s.kind == "prepare" and s.plugin == "images"]
+    assert [s.parent for s in drawn] == [elsewhere.root]

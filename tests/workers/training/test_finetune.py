@@ -12,6 +12,7 @@ from workers.diffusion.lora import Lora
 from workers.diffusion.text import embed
 from workers.interfaces.dataset import Examples
 from workers.recipes import FinetuneSettings
+from workers.runtime.parts import in_parts
 from workers.training.checkpoints import load_tensors, save_tensors
 from workers.training.finetune import Trainer, ema_decay_at, learning_rate_at
 
@@ -320,21 +321,49 @@ def prior(warm, examples):
 BOOTH = {"caption": "a sks shape", "prior_weight": 0.5, "prior_prompt": "a shape"}
 
 
-def test_a_prior_s_loss_is_added_to_the_pictures_own(warm, examples, prior):
-    """Over one batch: the mean over the pictures and half of that over the class's."""
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_prior_s_loss_is_added_to_the_pictures_own(warm, examples, prior, count):
+    """E ‖ε - ε_θ(z_t, c)‖² + λ E ‖ε' - ε_θ(z'_t', c_pr)‖² (Ruiz et al., the loss and its gradient),
+    whether a batch is computed at once or in parts.
+    """
     trainer = Trainer(warm.pipe, recipe(**BOOTH), examples, 0, prior)
     batch = trainer._noised(0, 0)
     assert len(batch.noisy) == 8
-    with torch.no_grad():
-        found = warm.pipe.unet(
-            batch.noisy, batch.timesteps, encoder_hidden_states=batch.text
-        ).sample
-    losses = (found - batch.target).square().flatten(1).mean(dim=1)
-    expected = losses[:4].mean() + 0.5 * losses[4:].mean()
-    torch.testing.assert_close(trainer._loss(found, batch), expected)
-    own, of_class = embed(warm.pipe, ["a sks shape", "a shape"])
-    assert all(torch.equal(row, own) for row in batch.text[:4])
-    assert all(torch.equal(row, of_class) for row in batch.text[4:])
+    text = embed(warm.pipe, ["a sks shape", "a shape"])
+    scheduler = DDIMScheduler.from_config(warm.pipe.scheduler.config)
+    losses = []
+    for half, caption in ((slice(0, 4), text[:1]), (slice(4, 8), text[1:])):
+        asked = {"encoder_hidden_states": caption.expand(4, -1, -1)}
+        found = warm.pipe.unet(batch.noisy[half], batch.timesteps[half], **asked).sample
+        losses.append((found - batch.target[half]).square().mean())
+    expected = losses[0] + 0.5 * losses[1]
+    parameters = trainer._training.parameters
+    gradients = torch.autograd.grad(expected, list(parameters.values()))
+    with in_parts(count):
+        loss = trainer._backward(0)
+    torch.testing.assert_close(loss, expected.detach())
+    for (name, value), gradient in zip(parameters.items(), gradients, strict=True):
+        torch.testing.assert_close(value.grad, gradient, rtol=1e-4, atol=1e-6, msg=name)
+    # What was noised are the class's latents: the noise is what the model is to predict.
+    drawn = batch.noisy[4:]
+    alone = [
+        scheduler.add_noise(prior[row : row + 1].expand(4, -1, -1, -1), *noise_of(batch, 4))
+        for row in range(len(prior))
+    ]
+    near = torch.stack([(one - drawn).flatten(1).norm(dim=1) for one in alone]).min(dim=0).values
+    assert near.max() < 1e-4
+
+
+def noise_of(batch, start):
+    return batch.target[start:], batch.timesteps[start:]
+
+
+def test_every_picture_of_the_class_is_seen_in_turn(warm, examples, prior):
+    trainer = Trainer(warm.pipe, recipe(**BOOTH, batch_size=2), examples, 0, prior)
+    latents, text = trainer._batch(0, 0)
+    seen = [trainer._with_prior(latents, text, step, 0)[0][2:] for step in range(3)]
+    sums = sorted(round(one.sum().item(), 3) for one in torch.cat(seen))
+    assert sums == sorted(2 * [round(one.sum().item(), 3) for one in prior])
 
 
 @pytest.mark.parametrize("more", [{}, {"train_text_encoder": True, "snr_gamma": 5.0}])
@@ -362,3 +391,5 @@ def test_a_prior_needs_a_prompt_and_a_weight():
     for name, value in (("prior_weight", 1.0), ("prior_prompt", "a dog")):
         with pytest.raises(ValidationError, match=f"{name} needs"):
             recipe(**{name: value})
+    without = recipe(prior_weight=0, prior_prompt="a dog", prior_images=3)
+    assert without.identity() == recipe().identity()

@@ -19,6 +19,7 @@ from orchestrator.core.registry import find
 from tests.processes import title
 from workers.data.prepared import read_examples, write_examples
 from workers.datasets.related import Related
+from workers.diffusion.latents import encode_images
 from workers.editing.pipeline import WarmPipeline
 from workers.recipes import FinetuneSettings
 from workers.runtime.causes import FailedElsewhere, cause_of
@@ -35,6 +36,8 @@ RECIPES = {
     "full": {"batch_size": 5, "accumulation": 2, "caption_dropout": 0.5, "ema_decay": 0.9},
     "text encoder": {"train_text_encoder": True, "batch_size": 5},
     "lora": {"adapter": "lora", "learning_rate": 1e-2, "schedule": "cosine", "steps": 6},
+    # Of its batches of six one process takes three pictures of the data set, one three of the class.
+    "dreambooth": {"batch_size": 3, "prior_weight": 0.5, "prior_prompt": "a shape"},
 }
 
 
@@ -59,9 +62,9 @@ def dataset(tmp_path) -> Path:
 def spread(warm, dataset) -> Callable[..., SpreadTrainer]:
     """Make a trainer of two processes, from the base."""
 
-    def make(settings, path=dataset, seed=0):
+    def make(settings, path=dataset, seed=0, prior=None):
         warm.reset()
-        return SpreadTrainer(warm, settings, path, seed, 2)
+        return SpreadTrainer(warm, settings, path, seed, 2, prior)
 
     return make
 
@@ -80,13 +83,14 @@ def none_left() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_two_processes_end_where_one_does(spread, warm, dataset, name):
-    settings = recipe(**RECIPES[name])
-    alone = Trainer(warm.pipe, settings, read_examples(dataset), 0)
+    settings, examples = recipe(**RECIPES[name]), read_examples(dataset)
+    prior = encode_images(warm.pipe, examples)[:3] * 0.5 if settings.prior_weight else None
+    alone = Trainer(warm.pipe, settings, examples, 0, prior)
     alone.train_to(6)
     alone.finish()
     expected = warm.changed()
 
-    together = spread(settings)
+    together = spread(settings, prior=prior)
     together.train_to(6)
     together.finish()
     found = warm.changed()
