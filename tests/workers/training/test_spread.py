@@ -36,7 +36,7 @@ RECIPES = {
     "full": {"batch_size": 5, "accumulation": 2, "caption_dropout": 0.5, "ema_decay": 0.9},
     "text encoder": {"train_text_encoder": True, "batch_size": 5},
     "lora": {"adapter": "lora", "learning_rate": 1e-2, "schedule": "cosine", "steps": 6},
-    # Of its batches of six one process takes three pictures of the data set, one three of the class.
+    # Of a batch of six one process takes the pictures of the data set, the other the class's.
     "dreambooth": {"batch_size": 3, "prior_weight": 0.5, "prior_prompt": "a shape"},
 }
 
