@@ -9,7 +9,7 @@ TOOLS := $(VENV)/.tools
 PARALLEL ?= -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install tools demo test test-fast test-slow test-docker cluster-secrets check format test-cluster bench fuzz chaos coverage bench-search evidence methods tuning worst-case clean
+.PHONY: help install tools demo test test-fast test-slow test-docker cluster-secrets check format test-cluster bench fuzz chaos coverage bench-search evidence methods joint tuning worst-case clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -86,6 +86,10 @@ coverage: install ## How often the intervals hold the truth, on simulated sweeps
 methods: install ## Run every unlearning method and write docs/methods.md: about an hour
 	$(BIN)/resurge run sweeps/methods.yaml
 	$(BIN)/python -m benchmarks.methods methods docs/methods.md
+
+joint: install ## Erase several concepts, at once and in turn, and write docs/joint.md: half an hour
+	set -e; for name in joint continual; do $(BIN)/resurge run sweeps/$$name.yaml; done
+	$(BIN)/python -m benchmarks.joint docs
 
 evidence: install ## Run the sweeps on distance, harmful data and a curriculum; write docs/evidence.md
 	set -e; for name in distance mixed sequential; do $(BIN)/resurge run sweeps/$$name.yaml; done

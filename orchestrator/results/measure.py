@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.core.artifacts import (
+    ASKS_ERASED,
     CONSTANT_PICTURES,
     IMAGES_DRAWN,
     KEPT,
@@ -374,15 +375,17 @@ class TrialReader:
         record = self.record(stage) if stage else None
         if stage is None or record is None:
             return None
-        if (stage.key, group) not in self._values:
+        if (stage.key, ERASED) not in self._values:
             with self._unless_damaged(record), self.store.object(record, VALUES.name) as path:
                 every = VALUES.read(path)
             if stage.key not in self._keys:
                 return None
-            for one in (ERASED, *groups_of(point)):  # the file is read once
+            needed = {ERASED, *groups_of(point)}
+            for one in scored_groups(point):  # the file is read once
                 rows = [row for row in every if one.has(row)]
-                self._values[stage.key, one] = _values_of(rows, record.key, one)
-        return self._values[stage.key, group]
+                if rows or one in needed:
+                    self._values[stage.key, one] = _values_of(rows, record.key, one)
+        return self._values.get((stage.key, group))
 
 
 def _values_of(rows: list[ValueRow], key: str, group: Group) -> Values:
@@ -421,6 +424,20 @@ def groups_of(point: Waypoint) -> list[Group]:
     erased = concepts.get("erased", {})
     found = [Group("erased", concept) for concept in erased] if len(erased) > 1 else []
     return [*found, *(Group(role) for role in BESIDE if role in concepts)]
+
+
+def scored_groups(point: Waypoint) -> list[Group]:
+    """All that a model's score can be told of: the erased concepts together and one by one, and
+    every other role that it was asked for; synonyms of several concepts one by one as well.
+    """
+    asked: dict[Role, dict[str, None]] = {"erased": {}}
+    for probe in point.sample.settings["probes"]:
+        asked.setdefault(probe["role"], {})[probe["concept"]] = None
+    found = []
+    for role in (role for role in get_args(Role) if role in asked):
+        each = asked[role] if role in ASKS_ERASED and len(asked[role]) > 1 else ()
+        found += [Group(role), *(Group(role, concept) for concept in each)]
+    return found
 
 
 def group_numbers(

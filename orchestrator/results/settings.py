@@ -164,12 +164,13 @@ class Summary:
 
     @property
     def shown(self) -> list[Aggregate]:
-        """The settings that fine-tune.
+        """The settings that fine-tune; all of them, where a sweep unlearns and no more.
 
-        Those that end with the unlearned model are left out: their resurgence is 0 by
+        Those that end with the unlearned model are left out otherwise: their resurgence is 0 by
         construction. So are controls: their score is a column.
         """
-        return [s for s in self.settings if not s.is_control and s.is_tuned]
+        settings = [s for s in self.settings if not s.is_control]
+        return [s for s in settings if s.is_tuned] or settings
 
     def warnings(self) -> Iterator[str]:
         """A sentence for each thing that makes the numbers mean less than they seem to."""

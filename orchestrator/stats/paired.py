@@ -143,14 +143,16 @@ def unchanged(paired: Paired) -> Paired:
     return Paired(zero, zero if paired.recovery else None, 1.0)
 
 
-def mean_interval(values: Array, shares: bool | None = None) -> Estimate:
-    """The mean of one model's values over prompts and seeds.
+def mean_interval(
+    values: Array, shares: bool | None = None, clusters: Sequence[int] | None = None
+) -> Estimate:
+    """The mean of one model's values over prompts and seeds; `clusters` as of `paired_interval`.
 
     For a proportion it is Wilson's interval, which stays between 0 and 1 and has a width also
     where all images agree. As many images as would be as uncertain if they were independent stand
     for n, and Student's t for the normal (Korn and Graubard, 1998; Franco et al., 2019).
     """
-    mean = two_way_mean(without_gaps(values))
+    mean = two_way_mean(without_gaps(values), clusters=clusters)
     if not (are_shares(values) if shares is None else shares):
         return _estimate(mean, None)
     n, binomial = int(np.isfinite(values).sum()), mean.value * (1 - mean.value)

@@ -117,7 +117,7 @@ def _groups_shown(summary: Summary) -> dict[str, str]:
 def _group_cell(setting: Aggregate, name: str) -> str:
     """A group's final score; what unlearning took of the others; the worst concept of a set."""
     if name == "worst":
-        worst = setting.worst
+        worst = setting.worst if setting.is_tuned else None
         return f"{worst.paired.resurgence.value:+.2f} {worst.group.concept}" if worst else "–"
     if name == "lost":
         of = next((g for role in KEPT if (g := setting.of_role(role))), None)

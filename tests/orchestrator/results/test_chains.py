@@ -1,0 +1,141 @@
+"""Every model on the way of a trial with several unlearnings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.core.artifacts import VALUES, ValueRow
+from orchestrator.core.concepts import targets_of
+from orchestrator.core.stage import Stage
+from orchestrator.plan.plan import Plan, make_plan
+from orchestrator.results.chains import Chain, Passage, chains
+from orchestrator.results.measure import Group
+from orchestrator.results.settings import aggregate
+from orchestrator.store.store import Store
+from orchestrator.sweepfile.load import parse
+
+TEXT = """
+name: chains
+base: tiny
+concept: {name: two, concepts: [star, heart]}
+edits:
+  - unlearn: {method: METHOD, order: ORDER}
+  - finetune: {dataset: dots, steps: [0, 1, 2]}
+evaluate: {metrics: [brightness], images_per_prompt: 2}
+seeds: 2
+"""
+
+
+def planned(order: str = "continual", method: str = "uce") -> Plan:
+    return make_plan(parse(TEXT.replace("METHOD", method).replace("ORDER", order)))
+
+
+def value(stage: Stage, concept: str) -> float:
+    """0.9 until a concept is erased, then 0.1, and 0.2 more for each step of fine-tuning."""
+    model = stage.model
+    gone = [s for s in model.lineage if s.kind == "unlearn"]
+    if not any(t.concept == concept for s in gone for t in targets_of(s.settings)):
+        return 0.9
+    return 0.1 + 0.2 * model.steps
+
+
+def commit(store: Store, plan: Plan, without: str = "") -> None:
+    for stage in plan.stages:
+        if stage.key == without:
+            continue
+        with store.scratch() as folder:
+            files, numbers = {}, {}
+            if stage.kind == "score":
+                probes = stage.parent.settings["probes"]  # type: ignore[union-attr]
+                rows = [
+                    ValueRow(p["role"], p["concept"], p["prompt"], i, j, value(stage, p["concept"]))
+                    for i, p in enumerate(probes) for j in range(2)
+                ]  # fmt: skip
+                VALUES.write(folder / VALUES.name, rows)
+                files = {VALUES.name: folder / VALUES.name}
+                numbers = {"erased": float(np.mean([r.value for r in rows if r.role == "erased"]))}
+            store.commit(stage, files, numbers, "2026-01-01T10:00:00+00:00", 1.0, {})
+
+
+@pytest.fixture
+def store(calls: Callable[[], list[str]], tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+def measured(plan: Plan, store: Store, without: str = "") -> Chain:
+    commit(store, plan, without)
+    return chains(plan, store)[0]
+
+
+def each(chain: Chain) -> list[tuple[float, float]]:
+    """The two concepts' scores at every point."""
+    groups = [Group("erased", concept) for concept in ("star", "heart")]
+    return [
+        tuple(round(p.scores[group].value, 3) for group in groups)  # type: ignore[misc]
+        for p in chain.points
+    ]
+
+
+def test_each_concept_is_scored_after_each_erasure_and_each_fine_tune(store: Store) -> None:
+    chain = measured(planned(), store)
+    assert [p.passage for p in chain.points] == [
+        Passage(0, "base", False, ()),
+        Passage(1, "uce star", False, ("star",)),
+        Passage(2, "uce heart", False, ("star", "heart")),
+        Passage(3, "dots 1 steps", False, ("star", "heart")),
+        Passage(3, "dots 2 steps", False, ("star", "heart")),
+    ]
+    assert each(chain) == [(0.9, 0.9), (0.1, 0.9), (0.1, 0.1), (0.3, 0.3), (0.5, 0.5)]
+    both = [p.scores[Group("erased")].value for p in chain.points]
+    assert both == pytest.approx([0.9, 0.5, 0.1, 0.3, 0.5])
+    assert chain.params["unlearn.order"] == "continual"
+    assert not {"seed", "finetune.steps"} & chain.params.keys()
+
+
+def test_a_concept_that_is_erased_alone_lies_aside_until_it_is_added(store: Store) -> None:
+    chain = measured(planned("independent"), store)
+    names = [(p.passage.position, p.passage.name, p.passage.erased) for p in chain.points]
+    assert names[1:4] == [
+        (1, "uce star", ("star",)),
+        (2, "uce heart, alone", ("heart",)),
+        (2, "uce heart, added", ("star", "heart")),
+    ]
+    assert each(chain)[1:4] == [(0.1, 0.9), (0.9, 0.1), (0.1, 0.1)]
+
+
+def test_seeds_that_share_a_model_are_one(store: Store) -> None:
+    chain = measured(planned(), store)
+    assert [p.replicates for p in chain.points] == [1, 1, 1, 2, 2]
+
+
+def test_roles_are_told_apart_and_controls_come_last(store: Store) -> None:
+    plan = planned("simultaneous")
+    found = measured(plan, store)
+    assert [p.passage.label for p in found.points][:2] == ["base", "uce star+heart"]
+    assert [group.name for group in found.points[0].scores] == [
+        "erased", "erased.star", "erased.heart", "retained", "never_known",
+    ]  # fmt: skip
+    assert [one.is_control for one in chains(plan, store)] == [False, True]
+    [control] = [one for one in chains(plan, store) if one.is_control]
+    assert [p.passage.label for p in control.points] == ["base", "dots 1 steps", "dots 2 steps"]
+
+
+def test_a_point_of_which_nothing_is_known_yet_is_left_out(store: Store) -> None:
+    plan = planned()
+    trial = next(one for one in plan.trials if one.way)
+    assert trial.way[0].primary is not None
+    chain = measured(plan, store, without=trial.way[0].primary.key)
+    assert [p.passage.position for p in chain.points] == [0, 2, 3, 3]
+
+
+def test_a_sweep_that_fine_tunes_nowhere_shows_what_it_unlearned(store: Store) -> None:
+    text = TEXT.replace("METHOD", "[uce, none]").replace("ORDER", "simultaneous")
+    plan = make_plan(parse(text.replace("  - finetune: {dataset: dots, steps: [0, 1, 2]}\n", "")))
+    commit(store, plan)
+    shown = aggregate(plan, store).shown
+    assert {setting.params["unlearn.method"] for setting in shown} == {"uce", "none"}
+    assert not any(setting.is_ranked for setting in shown)
