@@ -25,7 +25,8 @@ class Task:
     `inputs` are materials that other tasks prepare and that must be recorded as well.
     `save` names the models (by digest) whose weights must stay in the store; `keep_checkpoints`
     leaves the last training state there too, so that a longer run can go on from it. `path_cost`
-    is the cost of the longest chain of tasks that begins here, in training steps.
+    is the cost of the longest chain of tasks that begins here, in training steps. `judges` are the
+    scores of the task's pictures that other workers make: what they cannot judge is not drawn.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Task:
     path_cost: float
     inputs: tuple[Stage, ...] = ()
     pool: PoolName = "model"
+    judges: tuple[Stage, ...] = ()
 
     @property
     def waits_for(self) -> tuple[Stage, ...]:

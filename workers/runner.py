@@ -31,6 +31,7 @@ from orchestrator.core.artifacts import (
     Probe,
     Provenance,
 )
+from orchestrator.core.concepts import targets_of
 from orchestrator.core.errors import CorruptObject, Stopped, StoreUnavailable
 from orchestrator.core.redact import redact
 from orchestrator.core.stage import Stage
@@ -255,10 +256,11 @@ class _TaskRun:
         return _Result({}, self.weights(stage, model, folder))
 
     def sample(self, stage: Stage, folder: Path) -> _Result:
+        probes = [Probe(**probe) for probe in stage.settings["probes"]]
+        self.ask_the_judges(stage, probes)
         model = self.model(stage)
         model.become(stage.model)
         settings = SampleSettings.model_validate(stage.settings["settings"])
-        probes = [Probe(**probe) for probe in stage.settings["probes"]]
         with model.evaluation() as pipe:
             pictures = sample(pipe, probes, settings)
         path = folder / IMAGES.name
@@ -267,6 +269,20 @@ class _TaskRun:
         numbers = {IMAGES_DRAWN: float(len(pictures)), CONSTANT_PICTURES: float(constant)}
         return _Result(numbers, [path])
 
+    def ask_the_judges(self, sample: Stage, probes: Sequence[Probe]) -> None:
+        """Whether each metric of pictures knows what they are going to show: before they cost."""
+        erased = list(dict.fromkeys(p.concept for p in probes if p.role == "erased"))
+        known = (p.concept for p in probes if p.role != "never_known")
+        kept = [concept for concept in dict.fromkeys(known) if concept not in erased]
+        for score in self.task.stages + self.task.judges:
+            if score.kind != "score" or score.parent != sample:
+                continue
+            try:
+                metric = plugin_of(Metric, score.plugin, score.settings)
+            except ValueError:  # its files are not here: where it is to judge, it says so
+                continue
+            metric.look_ahead(erased, kept)
+
     def score(self, stage: Stage, folder: Path) -> _Result:
         metric = planned_plugin(Metric, stage.plugin, stage.settings)
         assert stage.parent is not None  # a score hangs on images or on a model
@@ -274,6 +290,7 @@ class _TaskRun:
             return _scored(metric, self.model(stage).compare(stage.parent, metric))
         reference = [p for made in stage.inputs.values() for p in self.pictures(made)]
         if metric.needs == "pipeline":
+            metric.look_ahead([target.concept for target in targets_of(stage.settings)], ())
             subject = self.model(stage).subject(stage.parent, stage.settings, reference)
             return _scored(metric, metric.score_pipeline(subject))
         pictures = self.pictures(stage.parent)

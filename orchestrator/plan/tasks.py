@@ -87,6 +87,7 @@ def make_tasks(
             path_cost=costs[group.id],
             inputs=_inputs(pending[group.id]),
             pool=group.pool,
+            judges=tuple(s for s in apart if s.parent in pending[group.id] and s.key not in done),
         )
         for group in live
     ]

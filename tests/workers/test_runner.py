@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from huggingface_hub import constants
 
 from orchestrator.core.errors import Stopped
 from orchestrator.core.registry import find
@@ -372,3 +374,23 @@ def test_adapters_that_stand_beside_the_model_are_stacked(small: str, tmp_path: 
                 edits = load_edits(path)
             found[trial.params["unlearn.order"]] = [e.config()["concept"] for e in edits]
     assert list(found.values()) == [["star", "heart"]] * 3
+
+
+def test_what_a_judge_does_not_know_is_not_drawn(
+    small: str, tmp_path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its classes were out of reach when the sweep was planned, and are there on the worker."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    metrics = ["brightness", {"classifier": {"model": "owner/name", "revision": commit}}]
+    plan = plan_of(small, *BRIEF, f"evaluate.metrics={json.dumps(metrics)}")
+    folder = tmp_path / "cache" / "models--owner--name" / "snapshots" / commit
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"id2label": {"0": "stag", "1": "circle"}}))
+    outcome = run(plan, Store(tmp_path / "store"))
+    samples = {stage.key for stage in plan.stages if stage.kind == "sample"}
+    assert outcome.failed.keys() == samples
+    said = {failure.message for failure in outcome.failed.values()}
+    assert len(said) == 1 and "no class for 'star' (near: stag)" in said.pop()
+    assert calls().count("brightness") == 0

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
 
 from orchestrator.core.errors import ResurgeError
+from workers.data.pinned import CONFIG, Source, read_config
 
-if TYPE_CHECKING:
-    from workers.data.pinned import Source
-
+PATIENCE_S = 3.0
+"""How long planning waits for a hub that does not answer, once a process."""
 _NO_WAY_THERE = frozenset(
     {
         "ConnectError", "ConnectionError", "ConnectTimeout", "LocalEntryNotFoundError",
@@ -45,6 +49,77 @@ def asking_the_hub(source: Source, kind: Literal["model", "dataset"] = "model") 
         raise out_of_reach(source, kind) from error
     finally:
         log.setLevel(before)
+
+
+def config_of(source: Source) -> dict[str, Any] | None:
+    """A model's config.json, fetched like the model itself; None if there is none to be had.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    if source.path.exists():
+        return source.config()
+    from huggingface_hub import hf_hub_download
+
+    try:
+        with asking_the_hub(source):
+            file = hf_hub_download(source.name, CONFIG, revision=source.revision)
+    except Exception:  # who loads the model says what is wrong with the way there
+        return None
+    return read_config(Path(file))
+
+
+def config_ahead(source: Source) -> dict[str, Any] | None:
+    """The same without waiting: of a folder, from the cache, or from a hub that answers at once.
+
+    None where it cannot be known yet; that is no fault, for a worker may know more.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    if source.path.exists():
+        return source.config()
+    from huggingface_hub import constants, is_offline_mode, try_to_load_from_cache
+
+    here = try_to_load_from_cache(source.name, CONFIG, revision=source.revision)
+    if isinstance(here, str):
+        return read_config(Path(here))
+    return None if is_offline_mode() else _answered(source, constants.ENDPOINT)
+
+
+@cache
+def _answered(source: Source, hub: str) -> dict[str, Any] | None:
+    """What a hub has, asked once: of one that does not answer nothing more is asked."""
+    if hub in _silent:
+        return None
+    found: list[dict[str, Any] | None] = []
+    # A thread, because nothing else ends a look-up of the hub's name that hangs.
+    asking = threading.Thread(target=lambda: found.append(_get(source, hub)), daemon=True)
+    asking.start()
+    asking.join(PATIENCE_S)
+    if not found:
+        _silent.add(hub)
+        return None
+    return found[0]
+
+
+_silent: set[str] = set()
+
+
+def _get(source: Source, hub: str) -> dict[str, Any] | None:
+    from huggingface_hub import get_session, get_token
+
+    url = f"{hub}/{source.name}/resolve/{source.revision}/{CONFIG}"
+    try:
+        token = get_token()
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        answer = get_session().get(url, headers=headers, timeout=PATIENCE_S)
+        found = json.loads(answer.text) if answer.status_code == 200 else None
+    except Exception as error:  # the hub's clients raise whatever they trip over
+        if _is_out_of_reach(error):
+            _silent.add(hub)
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _is_out_of_reach(error: BaseException) -> bool:

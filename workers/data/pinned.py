@@ -13,6 +13,7 @@ from workers.data.files import digest_of, marks_of, place
 
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 COMMIT = re.compile(r"[0-9a-f]{40}")
+CONFIG = "config.json"
 Fault = Literal["revision of what is here", "no repository", "no commit"]
 
 
@@ -63,25 +64,32 @@ class Source:
         return marks_of(self.path) if self.path.is_dir() else ()
 
     def config(self) -> dict[str, Any] | None:
-        """A folder's config.json; None of a repository, which planning does not ask.
+        """A folder's config.json; None of a repository.
 
         Raises:
             DataError: it cannot be read, or is no JSON object.
         """
-        file = self.path / "config.json"
-        if not file.is_file():
-            return None
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"cannot read {file}: {error}; take the whole model") from error
-        if not isinstance(found, dict):
-            raise DataError(f"{file} must hold a JSON object but holds {type(found).__name__}")
-        return found
+        file = self.path / CONFIG
+        return read_config(file) if file.is_file() else None
 
     def options(self) -> dict[str, Any]:
         """What `from_pretrained` is called with."""
         return {"pretrained_model_name_or_path": self.where, "revision": self.revision}
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """A model's config.json.
+
+    Raises:
+        DataError: it cannot be read, or is no JSON object.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"cannot read {file}: {error}; take the whole model") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{file} must hold a JSON object but holds {type(found).__name__}")
+    return found
 
 
 def sentence(error: Exception) -> str:

@@ -77,6 +77,13 @@ class Metric(MetricPlugin):
     A subclass overrides the one of the three methods that it needs.
     """
 
+    def look_ahead(self, erased: Sequence[str], kept: Sequence[str]) -> None:
+        """Raise before pictures of these concepts are drawn what would be raised of them later.
+
+        For what planning may not have known, such as the classes of a model on the hub. It runs on
+        the worker and loads no model.
+        """
+
     def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture]) -> Score:
         """Score the pictures; `values[i]` belongs to `pictures[i]`.
 

@@ -82,6 +82,10 @@ class JudgedAttack(Metric):
         """What the judge cannot judge, the attack cannot."""
         return [f"metric {self.name!r}: judge: {p}" for p in self.judge.problems(base, concept)]
 
+    def look_ahead(self, erased: Sequence[str], kept: Sequence[str]) -> None:
+        """What the judge cannot judge need not be attacked."""
+        self.judge.look_ahead(erased, kept)
+
     def sampling(self, subject: Subject, count: int) -> SampleSettings:
         """How the sweep draws, with so many pictures a prompt."""
         return subject.sampling.model_copy(update={"images_per_prompt": count})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.core.errors import DataError, ResurgeError
-from orchestrator.core.hints import nearest
+from workers.data.hub_access import config_ahead, config_of
 from workers.data.loading import load_model
 from workers.data.pinned import Source
 from workers.interfaces.metric import Picture
@@ -18,8 +19,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PER_PASS = 64
+MOST_TOLD, MOST_NEAR = 5, 3
+"""Of how many concepts without a class the near names are told, and how many of each."""
 Labels = Mapping[str, Sequence[str]]
 """Names of a model's classes by the concept that they show."""
+
+
+class NoClassError(ResurgeError):
+    """A concept is no class of the model that is to judge its pictures."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +68,22 @@ def load_classifier(source: Source) -> ImageClassifier:
     return ImageClassifier(model, load_processor(source), names)
 
 
-def names_on_disk(source: Source) -> tuple[str, ...] | None:
-    """A folder's class names, read without the model; None if they cannot be known yet."""
-    names = (source.config() or {}).get("id2label")
+def names_ahead(source: Source) -> tuple[str, ...] | None:
+    """A model's class names, read without the model; None if they cannot be known yet.
+
+    Raises:
+        DataError: its config.json is damaged.
+    """
+    return _names(source, config_ahead(source))
+
+
+def names_of(source: Source) -> tuple[str, ...] | None:
+    """The same where the model's configuration can be fetched like the model itself."""
+    return _names(source, config_of(source))
+
+
+def _names(source: Source, config: Mapping[str, Any] | None) -> tuple[str, ...] | None:
+    names = (config or {}).get("id2label")
     if not names:
         return None
     try:
@@ -75,13 +95,28 @@ def names_on_disk(source: Source) -> tuple[str, ...] | None:
 
 
 def refusal(metric: str, source: Source, concepts: Sequence[str], labels: Labels) -> list[str]:
-    """What a metric says of concepts that are no class of its model, if a folder tells."""
+    """What a metric says of concepts that are no class of its model, if that can be known yet."""
     try:
-        names = names_on_disk(source)
+        names = names_ahead(source)
     except DataError as error:
         return [f"metric {metric!r}: {error}"]
     missing = names and without_class(names, concepts, labels)
     return [f"metric {metric!r}: {missing}"] if missing else []
+
+
+def refuse_unknown(metric: str, source: Source, concepts: Sequence[str], labels: Labels) -> None:
+    """The same where the model's configuration can be fetched like the model itself.
+
+    A hub that cannot be reached is left to those who load the model.
+
+    Raises:
+        NoClassError: a concept is no class.
+        DataError: its config.json is damaged.
+    """
+    names = names_of(source)
+    missing = names and without_class(names, concepts, labels)
+    if missing:
+        raise NoClassError(f"metric {metric!r}: {missing}")
 
 
 def class_ids(names: Sequence[str], concept: str, labels: Labels) -> frozenset[int]:
@@ -96,11 +131,11 @@ def ids_of(
     """Each picture's classes; none for a concept that nobody knows.
 
     Raises:
-        ResurgeError: a concept that is erased or retained is no class.
+        NoClassError: a concept that is erased or retained is no class.
     """
     known = {p.probe.concept: None for p in pictures if p.probe.role != "never_known"}
     if missing := without_class(names, list(known), labels):
-        raise ResurgeError(missing)
+        raise NoClassError(missing)
     return [class_ids(names, picture.probe.concept, labels) for picture in pictures]
 
 
@@ -114,14 +149,21 @@ def plain(name: str) -> str:
     return " ".join(name.replace("_", " ").lower().split())
 
 
+def _near(concept: str, names: Collection[str]) -> str:
+    lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(concept.lower(), lower, n=MOST_NEAR)
+    return f" (near: {', '.join(lower[name] for name in near)})" if near else ""
+
+
 def without_class(names: Sequence[str], concepts: Sequence[str], labels: Labels) -> str:
     """What to say of concepts that are no class of a model; '' if all are."""
     missing = [concept for concept in concepts if not class_ids(names, concept, labels)]
     if not missing:
         return ""
-    parts = [part.strip() for name in names for part in name.split(",")]
-    hints = "".join(nearest(concept, parts) for concept in missing[:1])
+    parts = {part.strip().replace("_", " ") for name in names for part in name.split(",")}
+    told = [f"{concept!r}{_near(concept, parts)}" for concept in missing[:MOST_TOLD]]
+    told += map(repr, missing[MOST_TOLD:])
     return (
-        f"the model has no class for {', '.join(map(repr, missing))}{hints}; name the classes that "
+        f"the model has no class for {', '.join(told)}; name the classes that "
         "show it in labels, such as labels: {cat: [tabby, Siamese cat]}"
     )

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
-from orchestrator.core.plugin import Asked, BasePlugin
 from workers.data.files import PlaceText
 from workers.interfaces.metric import Picture, Score, extra, means
-from workers.judging.classes import ids_of, load_classifier, refusal
-from workers.judging.model_metric import RESNET_50, REVISION, SourceMetric, SourceSettings
+from workers.judging.class_metric import ClassMetric, ClassSettings
+from workers.judging.classes import ids_of, load_classifier
+from workers.judging.model_metric import RESNET_50, REVISION
 
 TOP = 5
 
 
-class ClassifierSettings(SourceSettings):
+class ClassifierSettings(ClassSettings):
     """Which model, and which of its classes the concepts are."""
 
     model: PlaceText = Field(
@@ -30,7 +30,7 @@ class ClassifierSettings(SourceSettings):
     )
 
 
-class Classifier(SourceMetric):
+class Classifier(ClassMetric):
     """Top-1 of an image classifier (ResNet-50 on ImageNet by default), and top-5 beside it.
 
     1 where the most probable class is one of the concept's, the object accuracy of ESD (Gandikota
@@ -42,22 +42,6 @@ class Classifier(SourceMetric):
     version = 1
     Settings = ClassifierSettings
     settings: ClassifierSettings
-
-    def problems(self, base: BasePlugin, concept: str) -> list[str]:
-        """The erased concept must be a class: a folder tells before anything runs."""
-        return self._without_class((concept,))
-
-    def roles(self, asked: Asked) -> frozenset[str]:
-        """A concept that nobody knows is no class."""
-        return super().roles(asked) - {"never_known"}
-
-    def problems_with(self, asked: Asked) -> list[str]:
-        """So must the retained ones."""
-        return self._without_class(asked.retained)
-
-    def _without_class(self, concepts: Sequence[str]) -> list[str]:
-        s = self.settings
-        return refusal(self.name, s.source(), concepts, s.labels)
 
     def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
         """Means of top-1 by role, and of top-5 as "top5.erased"."""

@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from orchestrator.core.errors import ResurgeError
-from orchestrator.core.plugin import Asked, BasePlugin
+from orchestrator.core.plugin import BasePlugin
 from workers.data.files import PlaceText, digest_of
 from workers.interfaces.metric import Picture, Score, extra, means
-from workers.judging.classes import ImageClassifier, ids_of, load_classifier, refusal
+from workers.judging.class_metric import ClassMetric, ClassSettings
+from workers.judging.classes import ImageClassifier, ids_of, load_classifier
 from workers.judging.faces import LBP, cascade_file, crop, largest_face
-from workers.judging.model_metric import REVISION, SourceMetric, SourceSettings
+from workers.judging.model_metric import REVISION
 from workers.runtime.progress import tell
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-class FaceIdSettings(SourceSettings):
+class FaceIdSettings(ClassSettings):
     """Who says where a face is, who says whose it is, and what the share is of."""
 
     MODELS: ClassVar[Mapping[str, str]] = {"model": "revision", "detector": "detector_revision"}
@@ -50,7 +51,7 @@ class FaceIdSettings(SourceSettings):
     )
 
 
-class FaceId(SourceMetric):
+class FaceId(ClassMetric):
     """Top-1 of a classifier of faces on the largest face of each picture.
 
     The protocol of MACE (Lu et al., CVPR 2024), whose detector is GIPHY's: the share of the asked
@@ -70,8 +71,8 @@ class FaceId(SourceMetric):
         return [*super().digests(), *own]
 
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
-        """The detector must be there; the person must be a class, which a folder tells."""
-        found = self._without_class((concept,))
+        """The detector must be there, and the person a class."""
+        found = super().problems(base, concept)
         if self.settings.detector == LBP:
             try:
                 cascade_file()
@@ -79,24 +80,12 @@ class FaceId(SourceMetric):
                 found.append(str(error))
         return found
 
-    def roles(self, asked: Asked) -> frozenset[str]:
-        """A concept that nobody knows is nobody."""
-        return super().roles(asked) - {"never_known"}
-
     def judged_by(self) -> str:
         """The models, and what the share is of."""
         s = self.settings
         found = f"detector {s.detector}, " if s.detector in s.WORDS else ""
         of = "images with a face" if s.denominator == "faces" else "all images"
         return f"{super().judged_by()}, {found}share of {of}"
-
-    def problems_with(self, asked: Asked) -> list[str]:
-        """Retained people must be classes too."""
-        return self._without_class(asked.retained)
-
-    def _without_class(self, people: Sequence[str]) -> list[str]:
-        s = self.settings
-        return refusal(self.name, s.source(), people, s.labels)
 
     def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
         """Means by role of the chosen denominator, both of them, and the rate of no face."""

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from pydantic import Field, model_validator
 
-from orchestrator.core.errors import DataError, ResurgeError
+from orchestrator.core.errors import DataError
 from orchestrator.core.hints import suggest
 from orchestrator.core.plugin import BasePlugin
 from workers.data.files import PlaceText
 from workers.data.pinned import Source
 from workers.interfaces.metric import Picture, Score
-from workers.judging.classes import aliases, load_classifier, names_on_disk, plain
+from workers.judging.classes import (
+    NoClassError,
+    aliases,
+    load_classifier,
+    names_ahead,
+    names_of,
+    plain,
+)
 from workers.judging.model_metric import REVISION, SourceMetric, SourceSettings
 from workers.judging.shapes_judge import judged
 
@@ -75,15 +82,28 @@ class UnlearnCanvas(SourceMetric):
     settings: UnlearnCanvasSettings
 
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
-        """The concept must be a class; folders tell before anything runs."""
+        """The concept must be a class, as far as the class lists can be known yet."""
+        if self.asks_the_judge():
+            return super().problems(base, concept)
         try:
-            names = [names_on_disk(source) for source in self._sources]
+            return self._without_class([concept], map(names_ahead, self._sources))
         except DataError as error:
             return [f"metric {self.name!r}: {error}"]
-        if self.asks_the_judge() or None in names:
-            return super().problems(base, concept)
+
+    def look_ahead(self, erased: Sequence[str], kept: Sequence[str]) -> None:
+        """The same on the worker, where the models must be had anyway."""
+        if not self.asks_the_judge():
+            for what in self._without_class(erased, map(names_of, self._sources)):
+                raise NoClassError(what)
+
+    def _without_class(
+        self, concepts: Sequence[str], lists: Iterable[tuple[str, ...] | None]
+    ) -> list[str]:
+        names = list(lists)
+        if None in names:
+            return []
         words = frozenset(word for some in names if some for name in some for word in aliases(name))
-        return [] if plain(concept) in words else [self._no_class(concept, words)]
+        return [self._no_class(one, words) for one in concepts if plain(one) not in words]
 
     def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
         """The three accuracies."""
@@ -96,7 +116,7 @@ class UnlearnCanvas(SourceMetric):
         own = next((domain for domain in domains if concept in domain.words), None)
         if own is None:
             words = frozenset(word for domain in domains for word in domain.words)
-            raise ResurgeError(self._no_class(concept, words))
+            raise NoClassError(self._no_class(concept, words))
         others = [domain for domain in domains if domain is not own]
         accuracies = {
             "UA": [float(concept not in own.shown[index]) for index in erased],

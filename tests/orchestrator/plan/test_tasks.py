@@ -131,6 +131,9 @@ def test_scores_are_apart_where_there_are_workers_for_them(small: str) -> None:
     for task in apart:
         assert {stage.parent for stage in task.stages} <= set(task.waits_for)
         assert not any(stage.is_model for stage in task.waits_for)
+    asked = [score for task in tasks for score in task.judges]  # before the pictures are drawn
+    assert set(asked) == scored and len(asked) == len(scored)
+    assert all(score.parent in task.stages for task in tasks for score in task.judges)
 
 
 def test_scores_stay_with_their_model_otherwise(small: str) -> None:
