@@ -159,6 +159,9 @@ class _BaseOfSet(BasePlugin):
     def prompts(self, concept: str) -> tuple[str, ...]:
         return self.base.prompts(concept)
 
+    def bare(self, concept: str) -> str:
+        return self.base.bare(concept)
+
     def retained(self, concept: str) -> tuple[str, ...]:
         return retained_of(self.base, self.erased)
 
@@ -200,12 +203,13 @@ class UnlearnerPlugin(Plugin):
 
     `seeded` is False for a method without randomness: its result is then shared by all seeds.
     `changes` is False for the baseline that leaves the model alone. `uses` says which of
-    "retained" (prompts of what should survive) and "anchors" (the erased prompts with another
-    concept in its place) the method reads: the others are no part of its identity. `joint`
-    is True for a method that can erase several concepts at once; `jointly` says how, and what was
-    published of it; `trains_each` that it has a training for each of them. `golden` says what of it
-    is compared with numbers of its released code; "" if nothing is. `is_method` is False for what
-    applies weights that others made: it erases whatever they erase.
+    "retained" (prompts of what should survive), "anchors" (the erased prompts with another concept
+    in its place) and "given anchors" (the same where a set names one: elsewhere the concept is
+    mapped to the setting `target`) the method reads: the others are no part of its identity.
+    `joint` is True for a method that can erase several concepts at once; `jointly` says how, and
+    what was published of it; `trains_each` that it has a training for each of them. `golden` says
+    what of it is compared with numbers of its released code; "" if nothing is. `is_method` is
+    False for what applies weights that others made: it erases whatever they erase.
     """
 
     kind = "unlearner"
@@ -246,13 +250,18 @@ class UnlearnerPlugin(Plugin):
 
     def targets(self, base: BasePlugin, erased: ConceptSet) -> tuple[Target, ...]:
         """What the method is told of each concept that it erases."""
-        seen, is_mapped = base_of(base, erased), "anchors" in self.uses
+        seen = base_of(base, erased)
 
         def target(concept: str) -> Target:
+            is_mapped = self._is_mapped(erased, concept)
             anchor = self.prompts(seen, self.anchor(seen, concept)) if is_mapped else ()
             return Target(concept, self.prompts(seen, concept), anchor)
 
         return tuple(map(target, erased.concepts))
+
+    def _is_mapped(self, erased: ConceptSet, concept: str) -> bool:
+        is_given = "given anchors" in self.uses and concept in erased.anchors
+        return is_given or "anchors" in self.uses
 
     def kept_prompts(self, base: BasePlugin, erased: ConceptSet) -> tuple[str, ...]:
         """What the method is told to preserve beside all that it erases."""
@@ -289,20 +298,25 @@ class UnlearnerPlugin(Plugin):
     def _problems_of_set(self, base: BasePlugin, erased: ConceptSet) -> list[str]:
         seen, found = base_of(base, erased), []
         gone = {base.as_read(concept): concept for concept in erased.gone}
-        if "anchors" in self.uses:
-            for concept in erased.concepts:
-                anchor = self.anchor(seen, concept)
-                said = erased.anchors.get(concept, anchor)
-                if said != anchor:
-                    found.append(
-                        f"unlearner {self.name!r} maps {concept!r} to {anchor!r} by its settings "
-                        f"but {erased.name!r} maps it to {said!r}; leave one of them out"
-                    )
-                elif base.as_read(anchor) in gone:
-                    found.append(
-                        f"unlearner {self.name!r}: the anchor of {concept!r}, {anchor!r}, is "
-                        f"erased too; set `anchors` of {erased.name!r}"
-                    )
+        for concept in erased.concepts:
+            if not self._is_mapped(erased, concept):
+                continue
+            anchor = self.anchor(seen, concept)
+            said = erased.anchors.get(concept, anchor)
+            # Only a method that otherwise maps to a text has this setting beside a set's anchors.
+            target = getattr(self.settings, "target", "") if "anchors" not in self.uses else ""
+            if target or said != anchor:
+                found.append(
+                    f"unlearner {self.name!r} maps {concept!r} to {target or anchor!r} by its "
+                    f"settings but {erased.name!r} maps it to {said!r}; leave one of them out"
+                )
+            elif base.as_read(anchor) in gone:
+                found.append(
+                    f"unlearner {self.name!r}: the anchor of {concept!r}, {anchor!r}, is "
+                    f"erased too; set `anchors` of {erased.name!r}"
+                )
+            elif "anchors" not in self.uses:
+                found += self._problems_of_anchor(seen, concept)
         for other in self.preserved(seen, erased.concepts[0]) if "retained" in self.uses else ():
             if base.as_read(other) in gone:
                 found.append(
@@ -323,25 +337,23 @@ class UnlearnerPlugin(Plugin):
             if "retained" in self.uses:
                 read += self.preserved_prompts(base, concept)
             found += [why for why in map(base.unread, read) if why][:1]
-        if "anchors" not in self.uses:
-            return found
+        return found + (self._problems_of_anchor(base, concept) if "anchors" in self.uses else [])
+
+    def _problems_of_anchor(self, base: BasePlugin, concept: str) -> list[str]:
         anchor = self.anchor(base, concept)
         how = "set its `anchor`, or the base's"
         if not anchor or base.as_read(anchor) == base.as_read(concept):
-            found.append(
-                f"unlearner {self.name!r} needs an anchor concept beside {concept!r}; {how}"
-            )
-            return found
+            return [f"unlearner {self.name!r} needs an anchor concept beside {concept!r}; {how}"]
         try:
             given = len(self.prompts(base, anchor))
         except ResurgeError as error:
-            return [*found, f"unlearner {self.name!r}: anchor: {error}"]
+            return [f"unlearner {self.name!r}: anchor: {error}"]
         if given != len(self.prompts(base, concept)):
-            found.append(
+            return [
                 f"unlearner {self.name!r}: anchor {anchor!r} is another kind of thing than "
                 f"{concept!r}; {how}"
-            )
-        return found
+            ]
+        return []
 
 
 class MaterialPlugin(Plugin):

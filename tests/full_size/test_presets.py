@@ -100,7 +100,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     (root / "captions.txt").write_text("\n".join(captions()))
     sweep = {
         "name": "presets",
-        "base": {"diffusers": {"source": str(model), "retained": ["dog"]}},
+        "base": {"brief": {"source": str(model), "retained": ["dog"], "templates": ["a {}"]}},
         "concept": "cat",
         "edits": [{"unlearn": [{case.method: case.settings(root)} for case in CASES]}],
         "evaluate": {

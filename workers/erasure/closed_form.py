@@ -85,20 +85,29 @@ def pairs(
 
     Those of several concepts are side by side. `last` is a text's last token alone; `from_last`
     goes on from there through the padding, as far as both texts do; `from_subject` begins at the
-    concept's own last token instead.
+    concept's own last token instead. A concept with an anchor goes to the anchor's prompts.
     """
     pipe = erasure.pipe
-    goal = embed(pipe, [target])[0]
-    at = last_subject_index(pipe.tokenizer, target)
-    asked = zip(erasure.prompts, erasure.subjects, embed(pipe, erasure.prompts), strict=True)
+    asked = zip(
+        erasure.prompts, erasure.subjects, embed(pipe, erasure.prompts),
+        goals(erasure, target), strict=True,
+    )  # fmt: skip
+    read = {text: embed(pipe, [text])[0] for text in dict.fromkeys(goals(erasure, target))}
     sources, targets = [], []
-    for prompt, concept, text in asked:
+    for prompt, concept, text, instead in asked:
+        goal, at = read[instead], last_subject_index(pipe.tokenizer, instead)
         subject = concept if tokens == "from_subject" else None
         start = last_subject_index(pipe.tokenizer, prompt, subject)
         rows = 1 if tokens == "last" else len(text) - max(start, at)
         sources.append(text[start : start + rows])
         targets.append(goal[at : at + rows])
     return torch.cat(sources), torch.cat(targets)
+
+
+def goals(erasure: Erasure, target: str) -> list[str]:
+    """The text that each of the erased prompts is mapped to: its anchor's, or else the target."""
+    of = (t.anchor_prompts or (target,) * len(t.prompts) for t in erasure.targets)
+    return [text for texts in of for text in texts]
 
 
 def with_the_empty(erasure: Erasure) -> Tensor:

@@ -77,7 +77,7 @@ class RECESettings(MethodSettings):
     preserve_scale: float = Field(
         0.3, ge=0, description="weight of the retained prompts in the edits after the first"
     )
-    target: str = Field("", description="the text that the concept is mapped to")
+    target: str = Field("", description="the text that concepts without an anchor go to")
     keep_best: bool = Field(
         False,
         description="return the epoch whose retained prompts moved least among those whose derived "
@@ -99,7 +99,7 @@ class RECE(Unlearner):
     name = "rece"
     version = 2
     seeded = False
-    uses = frozenset({"retained"})
+    uses = frozenset({"retained", "given anchors"})
     joint = True
     jointly = "all concepts' pairs in one system, as published"
     paper = "Gong et al., ECCV 2024"
@@ -110,8 +110,11 @@ class RECE(Unlearner):
     def unlearn(self, erasure: Erasure) -> Unlearned:
         """One UCE edit, then `epochs` more."""
 
+        import torch
+
         from workers.diffusion.text import embed
         from workers.erasure.closed_form import (
+            goals,
             pairs,
             projection_edit,
             text_projections,
@@ -121,7 +124,7 @@ class RECE(Unlearner):
         s, pipe = self.settings, erasure.pipe
         original = [layer.weight.detach().clone() for layer in text_projections(pipe.unet)]
         concept = embed(pipe, erasure.prompts).flatten(0, 1)
-        goal = embed(pipe, [s.target]).expand(len(erasure.prompts), -1, -1).flatten(0, 1)
+        goal = torch.cat([embed(pipe, [text])[0] for text in goals(erasure, s.target)])
         kept = with_the_empty(erasure)
         first = pairs(erasure, s.target, s.tokens)
         condition = self._erase(pipe, first, kept, s.first_preserve_scale, s.first_lam)

@@ -29,7 +29,7 @@ class SPEEDSettings(MethodSettings):
     """
 
     prompts: Prompts = trained_on("base")
-    target: str = Field("", description="the text that the concept is mapped to")
+    target: str = Field("", description="the text that concepts without an anchor go to")
     tokens: Literal["last", "from_subject"] = Field(
         "from_subject",
         description="what is edited of each prompt: last: its last token; from_subject: tokens "
@@ -68,7 +68,7 @@ class SPEED(Unlearner):
 
     name = "speed"
     version = 2
-    uses = frozenset({"retained"})
+    uses = frozenset({"retained", "given anchors"})
     joint = True
     jointly = "all concepts' pairs in one system, as published (100 celebrities)"
     paper = "Li et al., ICLR 2026"

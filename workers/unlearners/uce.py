@@ -60,7 +60,7 @@ class UCESettings(MethodSettings):
         description="weight of the retained prompts; null: 1 / (their number + 1), at least 0.1",
     )
     lam: float = Field(0.1, gt=0, description="weight of staying near the original (λ)")
-    target: str = Field("", description="the text that the concept is mapped to")
+    target: str = Field("", description="the text that concepts without an anchor go to")
     tokens: Literal["last", "from_last", "from_subject"] = Field(
         "from_subject",
         description="what is edited of each prompt: last: its last token; from_last: from that "
@@ -83,7 +83,7 @@ class UCE(Unlearner):
     name = "uce"
     version = 3
     seeded = False
-    uses = frozenset({"retained"})
+    uses = frozenset({"retained", "given anchors"})
     joint = True
     jointly = "all concepts' pairs in one system, as published"
     paper = "Gandikota et al., WACV 2024"

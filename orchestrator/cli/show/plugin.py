@@ -97,6 +97,8 @@ def _read_by(plugin: type[UnlearnerPlugin]) -> Iterator[str]:
         yield "prompts for what is preserved"
     if "anchors" in plugin.uses:
         yield "the prompts with an anchor concept in its place"
+    if "given anchors" in plugin.uses:
+        yield "the same where a set of concepts names an anchor"
 
 
 def _materials(plugin: type[UnlearnerPlugin]) -> list[str]:

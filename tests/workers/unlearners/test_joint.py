@@ -9,7 +9,7 @@ from orchestrator.core.concepts import ConceptSet, Target
 from orchestrator.core.registry import find, registry
 from tests.workers.conftest import TinyShapes
 from tests.workers.unlearners.small import NoCheckpoints, make_materials, small
-from workers.diffusion.text import embed, subject_words
+from workers.diffusion.text import embed, last_subject_index, subject_words
 from workers.erasure.relabel import counterparts
 from workers.interfaces.unlearner import Erasure
 from workers.unlearners.mace import MACE, MACESettings
@@ -103,15 +103,47 @@ def test_what_is_erased_cannot_be_preserved(few):
     assert "is told to preserve 'circle', which 'both' erases" in found
 
 
-def test_uce_moves_every_concept_towards_its_target(pipe, run, few):
-    method = small(UCE, lam=1e-3, preserve_scale=0.0)
+def test_uce_moves_every_concept_towards_its_anchor_or_else_the_target(pipe, run, few):
+    method = small(UCE, prompts="bare", tokens="last", lam=1e-8, preserve_scale=0.0)
     layer = next(m for n, m in pipe.unet.named_modules() if n.endswith("attn2.to_k"))
-    goal = layer(embed(pipe, [""]))[0, -1]
-    before = {c: layer(embed(pipe, [f"a {c}"]))[0, -1] for c in PAIR.concepts}
+
+    def read(text):
+        return layer(embed(pipe, [text]))[0, last_subject_index(pipe.tokenizer, text)].clone()
+
+    assert [target.prompts for target in method.targets(few, PAIR)] == [
+        ("a star",),
+        ("a red shape",),
+    ]
+    goals = {"star": read(few.bare("heart")), "red": read("")}
+    before = {concept: read(few.bare(concept)) for concept in goals}
     run(method, PAIR)
-    for concept, was in before.items():
-        now = layer(embed(pipe, [few.prompts(concept)[0]]))[0, -1]
-        assert (now - goal).norm() < 0.5 * (was - goal).norm()
+    for concept, goal in goals.items():
+        way = (read(few.bare(concept)) - goal).norm()
+        assert way < 0.1 * (before[concept] - goal).norm()
+
+
+@pytest.mark.parametrize("name", ["uce", "rece", "speed"])
+def test_what_maps_to_a_text_reads_the_anchors_that_a_set_gives(name, run):
+    method = small(find("unlearner", name))
+    plain = ConceptSet(PAIR.name, PAIR.concepts)
+    [mapped], [without] = run(method, PAIR).edits, run(method, plain).edits
+    assert all(
+        not torch.equal(value, without.tensors()[name]) for name, value in mapped.tensors().items()
+    )
+
+
+def test_a_single_concepts_anchor_is_read_by_what_maps_to_a_text(few):
+    said = ConceptSet("star", ("star",), {"star": "heart"})
+    uce, esd = (find("unlearner", name) for name in ("uce", "esd"))
+    [target] = small(uce, prompts="base").targets(few, said)
+    assert target.anchor_prompts == few.prompts("heart")
+    assert small(uce).targets(few, ConceptSet.of("star"))[0].anchor_prompts == ()
+    assert small(esd).targets(few, said)[0].anchor_prompts == ()
+    [found] = small(uce, target="a thing").problems_of(few, said)
+    assert "maps 'star' to 'a thing' by its settings but 'star' maps it to 'heart'" in found
+    itself = ConceptSet("star", ("star",), {"star": "star"})
+    [found] = small(uce).problems_of(few, itself)
+    assert "'star', is erased too" in found
 
 
 def test_spm_stacks_what_it_makes_of_each_alone(pipe, run):

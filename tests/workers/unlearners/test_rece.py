@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 
@@ -5,6 +7,12 @@ from tests.workers.unlearners.transcribe import FORGET, RETAIN
 from workers.diffusion.text import embed
 from workers.erasure.closed_form import text_projections
 from workers.unlearners.rece import RECE, derived_embeddings
+
+
+@pytest.fixture
+def erasure(erasure):
+    """Without anchors: the concept goes to the method's target."""
+    return functools.partial(erasure, anchor_prompts=())
 
 
 def unlearn(erasure, **settings):
@@ -32,7 +40,7 @@ def test_the_published_formulas(pipe, brief, epochs):
     empty = embed(pipe, [""])[0]
     kept = embed(pipe, ["", *RETAIN]).flatten(0, 1)
     unlearn(
-        brief(),
+        brief(anchor_prompts=()),
         epochs=epochs, lam=lam, first_lam=first_lam, uce_lam=uce_lam, erase_scale=erase,
         first_preserve_scale=first_keep, preserve_scale=keep,
     )  # fmt: skip

@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 
@@ -6,6 +8,12 @@ from workers.erasure.closed_form import Sums, text_projections
 from workers.unlearners.speed import SPEED, constrained, influenced, null_space, without
 
 pytestmark = pytest.mark.usefixtures("double_precision")
+
+
+@pytest.fixture
+def erasure(erasure):
+    """Without anchors: the concept goes to the method's target."""
+    return functools.partial(erasure, anchor_prompts=())
 
 
 def rows(count, seed):

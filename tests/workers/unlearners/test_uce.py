@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 
@@ -7,6 +9,12 @@ from workers.erasure.closed_form import text_projections
 from workers.unlearners.uce import UCE
 
 TOKENS = ("last", "from_last", "from_subject")
+
+
+@pytest.fixture
+def erasure(erasure):
+    """Without anchors: the concept goes to the method's target."""
+    return functools.partial(erasure, anchor_prompts=())
 
 
 def unlearn(erasure, **settings):
