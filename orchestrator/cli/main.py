@@ -194,6 +194,10 @@ def results(
         bool,
         typer.Option("--groups", help="Synonyms, others, each concept of a set, by setting."),
     ] = False,
+    points: Annotated[
+        bool,
+        typer.Option("--points", help="Every model on the way, after each erasure and fine-tune."),
+    ] = False,
     threshold: Annotated[
         float | None,
         typer.Option(metavar="SCORE", help="Back: this score; else halfway to the base's."),
@@ -205,6 +209,7 @@ def results(
     """Print resurgence, recovery, control, interval and p-value of every setting."""
     from orchestrator.cli.show.results import (
         choose_format,
+        show_points,
         show_results,
         show_settings,
         show_times,
@@ -215,13 +220,15 @@ def results(
     from orchestrator.run.job import open_results
 
     axes = tuple(axis.strip() for axis in by.split(",")) if by else ()
-    form = choose_format(csv, as_json, time_to_resurgence, threshold, axes)
+    form = choose_format(csv, as_json, time_to_resurgence, threshold, axes, groups, points)
     job = open_results(sweep, home_at(home, cluster))
     warn_of(job)
     if form is not None:
-        write(text(job.plan, job.store, form, axes, time_to_resurgence, threshold))
+        write(text(job.plan, job.store, form, axes, time_to_resurgence, threshold, points))
     elif time_to_resurgence:
         show_times(job, out, threshold)
+    elif points:
+        show_points(job, out)
     elif groups:
         show_settings(job.plan, job.store, out, axes, groups)
     else:
@@ -250,7 +257,8 @@ def export(
     """Write results into a folder.
 
     NAME.parquet and NAME.csv have one row a trial, NAME.settings.parquet one a setting (seeds taken
-    together), NAME.png the curves.
+    together), NAME.points.parquet one a model on a setting's way and group of prompts, NAME.png the
+    curves.
     """
     from orchestrator.run.job import open_results
     from orchestrator.run.run import export_job

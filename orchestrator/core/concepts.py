@@ -119,3 +119,8 @@ def targets_of(settings: Mapping[str, Any]) -> tuple[Target, ...]:
         Target(one["concept"], tuple(one["prompts"]), tuple(one.get("anchor_prompts", ())))
         for one in settings.get("targets", (settings,))
     )
+
+
+def concepts_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The concepts of the targets."""
+    return tuple(one["concept"] for one in settings.get("targets", (settings,)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.core.concepts import joined, targets_of
+from orchestrator.core.concepts import concepts_of, joined
 from orchestrator.core.stage import Stage
 from orchestrator.core.text import axis_value, number, one_line, shortened
 from orchestrator.plan.plan import Plan, PlannedTrial
@@ -50,7 +50,7 @@ def trial_label(plan: Plan, planned: PlannedTrial, with_steps: bool = True) -> s
 
 
 def _erased(stage: Stage) -> str:
-    return joined(target.concept for target in targets_of(stage.settings))
+    return joined(concepts_of(stage.settings))
 
 
 def _dataset(stage: Stage) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.core.concepts import joined, targets_of
+from orchestrator.core.concepts import concepts_of, joined
 from orchestrator.core.stage import Stage
 from orchestrator.core.text import number, one_line
 from orchestrator.plan.plan import Plan, PlannedTrial, Waypoint
@@ -40,6 +40,11 @@ class Passage:
     def name(self) -> str:
         """Its label, and that it lies aside."""
         return f"{self.label}, alone" if self.aside else self.label
+
+    @property
+    def prefix(self) -> str:
+        """What MLflow's names of its scores begin with."""
+        return "alone" if self.aside else "way"
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,29 @@ def chains(plan: Plan, store: Store, reader: TrialReader | None = None) -> list[
     return sorted((one for one in found if one.points), key=lambda one: one.is_control)
 
 
+def means_of(reader: TrialReader, waypoint: Waypoint) -> dict[str, float]:
+    """A model's score of each group that it was asked for and has values of."""
+    found = {group: reader.group(waypoint, group) for group in scored_groups(waypoint)}
+    return {
+        group.name: float(np.nanmean(of.values))
+        for group, of in found.items()
+        if of is not None and np.isfinite(of.values).any()
+    }
+
+
+def way_columns(reader: TrialReader, planned: PlannedTrial) -> dict[str, float | str]:
+    """The models between those that the trial's numbers compare, and their scores, by column:
+    "way_1" is what the first is, "way_1_erased.star" a score of it.
+    """
+    found: dict[str, float | str] = {}
+    between = {point.model for point in planned.way}
+    way = [pair for pair in passages(planned) if pair[1].model in between] if between else []
+    for n, (passage, waypoint) in enumerate(way, 1):
+        found[f"way_{n}"] = passage.name
+        found |= {f"way_{n}_{name}": one for name, one in means_of(reader, waypoint).items()}
+    return found
+
+
 def _params(planned: PlannedTrial) -> dict[str, Scalar]:
     """What the trials of a chain have in common."""
     apart = ("seed", planned.steps_param)
@@ -139,7 +167,7 @@ def score_of(group: Group, models: Sequence[Values]) -> Estimate:
 def _erased(stage: Stage) -> tuple[str, ...]:
     """The concepts that were erased on the way to a model, in order."""
     unlearned = (one for one in stage.lineage if one.kind == "unlearn")
-    return tuple(dict.fromkeys(t.concept for one in unlearned for t in targets_of(one.settings)))
+    return tuple(dict.fromkeys(c for one in unlearned for c in concepts_of(one.settings)))
 
 
 def _label(stage: Stage) -> str:
@@ -149,7 +177,7 @@ def _label(stage: Stage) -> str:
     if stage.kind == "merge" and "donor" in stage.inputs:
         return f"{_label(stage.inputs['donor'])}, added"
     if stage.kind == "unlearn":
-        return f"{stage.plugin} {one_line(joined(t.concept for t in targets_of(stage.settings)))}"
+        return f"{stage.plugin} {one_line(joined(concepts_of(stage.settings)))}"
     if stage.kind == "finetune":
         return f"{stage.settings['dataset']['name']} {stage.steps} steps"
     settings: Iterable[tuple[str, object]] = stage.identity["settings"].items()

@@ -1,4 +1,4 @@
-"""Settings and times to resurgence for other programs: Parquet, CSV, JSON.
+"""Settings, times to resurgence and points of chains for other programs: Parquet, CSV, JSON.
 
 The columns are documented in docs/results.md.
 """
@@ -14,7 +14,9 @@ from typing import Any, Literal
 import pyarrow as pa
 from pyarrow import csv
 
+from orchestrator.core.concepts import joined
 from orchestrator.plan.plan import Plan
+from orchestrator.results.chains import Chain, chains
 from orchestrator.results.measure import group_columns, interval_columns
 from orchestrator.results.settings import Summary, aggregate, aggregate_by
 from orchestrator.results.times import Times, times_to_resurgence
@@ -26,10 +28,20 @@ TableRow = dict[str, Any]
 
 
 def text(
-    plan: Plan, store: Store, form: Form, by: Sequence[str], times: bool, threshold: float | None
+    plan: Plan,
+    store: Store,
+    form: Form,
+    by: Sequence[str],
+    times: bool,
+    threshold: float | None,
+    points: bool = False,
 ) -> str:
-    """The settings, or their times to resurgence, as CSV or JSON with a newline at the end."""
-    if times:
+    """The settings, or their times to resurgence or points, as CSV or JSON with a newline at the
+    end.
+    """
+    if points:
+        rows = list(points_rows(chains(plan, store)))
+    elif times:
         rows = list(times_rows(times_to_resurgence(plan, store, threshold)))
     else:
         summary = aggregate_by(plan, store, by) if by else aggregate(plan, store)
@@ -111,6 +123,30 @@ def times_rows(times: Times) -> Iterator[TableRow]:
                 "model_ruined": setting.ruined,
                 "seeds_to_come": setting.to_come,
             }
+
+
+def points_table(found: Sequence[Chain]) -> pa.Table:
+    """One row a model on the way of a setting, and group of what it was asked."""
+    return _table(points_rows(found))
+
+
+def points_rows(found: Sequence[Chain]) -> Iterator[TableRow]:
+    """One row a model on the way of a setting, and group of what it was asked."""
+    names = dict.fromkeys(name for chain in found for name in chain.params)
+    for chain in found:
+        for point in chain.points:
+            passage = point.passage
+            for group, estimate in point.scores.items():
+                yield {name: chain.params.get(name) for name in names} | {
+                    "is_control": chain.is_control,
+                    "position": passage.position,
+                    "point": passage.label,
+                    "alone": passage.aside,
+                    "erased_so_far": joined(passage.erased),
+                    "group": group.name,
+                    **interval_columns("score", estimate),
+                    "replicates": point.replicates,
+                }
 
 
 def _table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:

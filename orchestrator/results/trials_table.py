@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.plan.plan import Plan
+from orchestrator.results.chains import way_columns
 from orchestrator.results.measure import Measured, TrialReader, group_columns
 from orchestrator.store.store import Store
 
@@ -168,7 +169,8 @@ def table(plan: Plan, store: Store, reader: TrialReader | None = None) -> pa.Tab
     A column is called what the sweep file calls its axis ("finetune.steps"); a final model's other
     numbers are "<metric>.<name>".
     """
-    trials = (reader or TrialReader(plan, store)).all()
+    reader = reader or TrialReader(plan, store)
+    trials = reader.all()
     fields: list[tuple[pa.Field, list[Any]]] = [
         (_field("sweep", _TEXT, "the sweep's name"), [plan.name] * len(trials))
     ]
@@ -176,6 +178,7 @@ def table(plan: Plan, store: Store, reader: TrialReader | None = None) -> pa.Tab
     fields += _open(trials, lambda m: m.planned.trial.params, "axis of the sweep")
     fields += [_fixed(column, trials) for column in NUMBERS]
     fields += _open(trials, lambda m: group_columns(m.groups), "a group beside the erased concept")
+    fields += _open(trials, lambda m: way_columns(reader, m.planned), "a model on the way")
     fields += _open(trials, lambda m: m.metrics, "number of the final model")
     fields += [_fixed(column, trials) for column in ORIGINS]
     schema = pa.schema([field for field, _ in fields], metadata={"resurge.sweep": plan.name})

@@ -244,11 +244,12 @@ def export_job(job: Job, folder: Path) -> list[Path]:
 def _write_exports(job: Job, folder: Path) -> list[Path]:
     from pyarrow import csv
 
+    from orchestrator.results.chains import chains
     from orchestrator.results.figures import figure
     from orchestrator.results.settings import aggregate
-    from orchestrator.results.settings_table import settings_table
+    from orchestrator.results.settings_table import points_table, settings_table
 
-    endings = ("parquet", "csv", "png", "settings.parquet")
+    endings = ("parquet", "csv", "png", "settings.parquet", "points.parquet")
     paths = [folder / f"{job.name}.{ending}" for ending in endings]
     plan, store = job.plan, job.store
     rows = table(plan, store)
@@ -256,4 +257,5 @@ def _write_exports(job: Job, folder: Path) -> list[Path]:
     csv.write_csv(rows, paths[1])
     figure(plan, store, paths[2])
     write(settings_table(aggregate(plan, store)), paths[3])
+    write(points_table(chains(plan, store)), paths[4])
     return paths

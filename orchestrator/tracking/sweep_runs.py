@@ -17,6 +17,7 @@ from orchestrator.core.artifacts import CONSTANT_PICTURES, LOSS
 from orchestrator.core.digest import sha256
 from orchestrator.plan.labels import trial_label
 from orchestrator.plan.plan import Plan, PlannedTrial
+from orchestrator.results.chains import means_of, passages
 from orchestrator.results.measure import Measured, TrialReader
 from orchestrator.store.store import Record, Store
 from orchestrator.sweep.trial import scalar
@@ -224,10 +225,21 @@ def _trial_run(
         end_ms=end_ms,
         parent=SWEEP_KEY,
         params=as_params({**asked, **planned.params}),
-        tags=_digests(planned) | _flags([measured]),
-        points=tuple(points_of(_trial_numbers(measured), step=0, time_ms=end_ms)),
+        tags=_digests(planned) | _flags([measured]) | _way_tag(planned),
+        points=(*points_of(_trial_numbers(measured), 0, end_ms), *_way_points(reader, planned)),
         data=data_inputs(reader, model),
     )
+
+
+def _way_points(reader: TrialReader, planned: PlannedTrial) -> Iterator[MetricPoint]:
+    """Of a trial with several unlearnings every model's scores, by its place on the way in the
+    place of the step.
+    """
+    for passage, waypoint in passages(planned) if planned.way else ():
+        if (record := reader.record(waypoint.sample)) is not None:
+            scores = means_of(reader, waypoint)
+            named = {f"{passage.prefix}.{name}": score for name, score in scores.items()}
+            yield from points_of(named, passage.position, end_of(record))
 
 
 def _trajectory(planned: PlannedTrial) -> str:
@@ -340,6 +352,12 @@ def _flags(trials: Sequence[Measured]) -> dict[str, str]:
         "resurge.constant_pictures": any(m.pictures.constant for m in trials),
     }
     return {name: "true" for name, is_so in flags.items() if is_so}
+
+
+def _way_tag(planned: PlannedTrial) -> dict[str, str]:
+    """What the places on the way are."""
+    passed = [passage for passage, _ in passages(planned) if not passage.aside]
+    return {"resurge.way": " → ".join(one.label for one in passed)} if planned.way else {}
 
 
 def _digests(planned: PlannedTrial) -> dict[str, str]:

@@ -15,7 +15,13 @@ from orchestrator.store.store import Store
 
 
 def choose_format(
-    as_csv: bool, as_json: bool, times: bool, threshold: float | None, by: Sequence[str]
+    as_csv: bool,
+    as_json: bool,
+    times: bool,
+    threshold: float | None,
+    by: Sequence[str],
+    groups: bool = False,
+    points: bool = False,
 ) -> Form | None:
     """What `resurge results` prints in; None for the table.
 
@@ -26,6 +32,11 @@ def choose_format(
         raise ResurgeError("--csv and --json do not go together; give one of them")
     if by and times:
         raise ResurgeError("--by and --time-to-resurgence do not go together; give one of them")
+    views = {"--groups": groups, "--points": points, "--time-to-resurgence": times}
+    if len(both := [name for name, is_given in views.items() if is_given]) > 1:
+        raise ResurgeError(f"{' and '.join(both)} do not go together; give one of them")
+    if by and points:
+        raise ResurgeError("--by and --points do not go together; give one of them")
     if threshold is not None and not times:
         raise ResurgeError("--threshold is of --time-to-resurgence; give that too")
     if threshold is not None and not math.isfinite(threshold):
@@ -65,6 +76,16 @@ def show_settings(
 
     summary = aggregate_by(plan, store, by) if by else aggregate(plan, store)
     (render_groups if groups else render)(summary, console)
+
+
+def show_points(job: Job, console: Console) -> None:
+    """The table of every model on the settings' ways."""
+    from orchestrator.cli.show.settings import render_points
+    from orchestrator.results.chains import chains
+    from orchestrator.results.settings import caption
+
+    axes = [axis for axis in job.plan.varying if axis != "seed"]
+    render_points(chains(job.plan, job.store), axes, caption(job.plan), console)
 
 
 def show_times(job: Job, console: Console, threshold: float | None) -> None:

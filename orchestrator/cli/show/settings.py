@@ -1,8 +1,8 @@
-"""The table of settings: resurgence with its interval, and what to compare it with."""
+"""The tables of settings: resurgence with its interval, and what to compare it with."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.text import Text
@@ -10,10 +10,17 @@ from rich.text import Text
 from orchestrator.cli.show.tables import axis_cells, header, new_table, print_whole, score
 from orchestrator.core.artifacts import KEPT, Role
 from orchestrator.core.errors import ResurgeError
+from orchestrator.results.chains import Chain
+from orchestrator.results.measure import Group
 from orchestrator.results.settings import Aggregate, Summary
 from orchestrator.stats.paired import Estimate
 
 KEPT_TITLES: Mapping[Role, str] = {"retained": "retained", "other": "others", "related": "related"}
+GROUP_TITLES: Mapping[Role, str] = {
+    **KEPT_TITLES, "synonym": "synonyms", "never_known": "never known",
+}  # fmt: skip
+MOST_CONCEPTS = 6
+"""Of how many concepts that are erased together each has a column of points."""
 
 
 def render(summary: Summary, console: Console) -> None:
@@ -72,6 +79,57 @@ def render_groups(summary: Summary, console: Console) -> None:
     console.print(summary.caption, style="dim", soft_wrap=True, highlight=False)
     note = "lost: base − unlearned, what unlearning took; of other concepts the interference"
     console.print(note, style="dim", soft_wrap=True, highlight=False)
+
+
+def render_points(
+    found: Sequence[Chain], axes: Sequence[str], caption: str, console: Console
+) -> None:
+    """Print a row a model, in the order in which they are made, controls last.
+
+    Raises:
+        ResurgeError: no model has a score yet.
+    """
+    groups = dict.fromkeys(group for chain in found for p in chain.points for group in p.scores)
+    if not groups:
+        raise ResurgeError("there are no points to show: no model has a score yet")
+    names = {name for chain in found for name in chain.params}
+    axes = [axis for axis in axes if axis in names]
+    concepts = [group for group in groups if group.role == "erased" and group.concept is not None]
+    shown = [group for group in groups if group.concept is None]
+    shown[1:1] = concepts if len(concepts) <= MOST_CONCEPTS else []
+    sheet = new_table()
+    for title in (*(header(axis, axes) for axis in axes), "", "model"):
+        sheet.add_column(title, no_wrap=True)
+    for group in shown:
+        sheet.add_column(_group_title(group), justify="right", no_wrap=True)
+    for chain in found:
+        for row in _point_rows(chain, shown):
+            sheet.add_row(*axis_cells(chain.params, axes), *row)
+    print_whole(sheet, console)
+    console.print(caption, style="dim", soft_wrap=True, highlight=False)
+    for note in _point_notes(found, concepts):
+        console.print(note, style="dim", soft_wrap=True, highlight=False)
+
+
+def _point_rows(chain: Chain, groups: Sequence[Group]) -> Iterator[list[str]]:
+    for point in chain.points:
+        number = str(point.passage.position)
+        cells = ["control " + number if chain.is_control else number, point.passage.name]
+        for group in groups:
+            one = point.scores.get(group)
+            cells.append("–" if one is None else f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]")
+        yield cells
+
+
+def _group_title(group: Group) -> str:
+    return group.concept or GROUP_TITLES.get(group.role, group.role)
+
+
+def _point_notes(found: Sequence[Chain], concepts: Sequence[Group]) -> Iterator[str]:
+    if len(concepts) > MOST_CONCEPTS:
+        yield f"each of the {len(concepts)} erased concepts: --csv or --json"
+    if any(point.passage.aside for chain in found for point in chain.points):
+        yield "alone: erased from the same model by itself; what that changed is added in the next"
 
 
 def _estimate(estimate: Estimate) -> str:

@@ -7,16 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from orchestrator.core.artifacts import VALUES, ValueRow
+from orchestrator.cli.show.settings import render_points
+from orchestrator.core.artifacts import DATASET, EXAMPLES, VALUES, ValueRow
 from orchestrator.core.concepts import targets_of
 from orchestrator.core.stage import Stage
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.results.chains import Chain, Passage, chains
 from orchestrator.results.measure import Group
-from orchestrator.results.settings import aggregate
+from orchestrator.results.settings import aggregate, caption
+from orchestrator.results.settings_table import points_rows, points_table
+from orchestrator.results.trials_table import table
 from orchestrator.store.store import Store
 from orchestrator.sweepfile.load import parse
+from orchestrator.tracking.sweep_runs import SweepView
 
 TEXT = """
 name: chains
@@ -49,6 +54,9 @@ def commit(store: Store, plan: Plan, without: str = "") -> None:
             continue
         with store.scratch() as folder:
             files, numbers = {}, {}
+            if stage.kind == "prepare":
+                (folder / DATASET.name).write_bytes(b"pictures")
+                files, numbers = {DATASET.name: folder / DATASET.name}, {EXAMPLES: 4.0}
             if stage.kind == "score":
                 probes = stage.parent.settings["probes"]  # type: ignore[union-attr]
                 rows = [
@@ -139,3 +147,47 @@ def test_a_sweep_that_fine_tunes_nowhere_shows_what_it_unlearned(store: Store) -
     shown = aggregate(plan, store).shown
     assert {setting.params["unlearn.method"] for setting in shown} == {"uce", "none"}
     assert not any(setting.is_ranked for setting in shown)
+
+
+def test_points_are_rows_of_numbers_and_of_a_table(store: Store) -> None:
+    plan = planned("independent")
+    commit(store, plan)
+    found = chains(plan, store)
+    rows = list(points_rows(found))
+    [row] = [r for r in rows if r["point"] == "uce heart" and r["group"] == "erased.heart"]
+    assert (row["position"], row["alone"], row["erased_so_far"]) == (2, True, "heart")
+    assert row["score_low"] <= row["score"] == pytest.approx(0.1)
+    assert points_table(found).num_rows == len(rows)
+    console = Console(record=True, width=300)
+    render_points(found, ["unlearn.order", "finetune.dataset"], caption(plan), console)
+    said = console.export_text()
+    for words in ("uce heart, alone", "uce heart, added", "dots 2 steps", "control 1", "0.10 ["):
+        assert words in said
+
+
+def test_a_trial_has_columns_of_what_lies_on_its_way(store: Store) -> None:
+    plan = planned("independent")
+    commit(store, plan)
+    rows = table(plan, store).to_pylist()
+    first = rows[0]
+    assert (first["way_1"], first["way_2"]) == ("uce star", "uce heart, alone")
+    assert first["way_1_erased.star"] == pytest.approx(0.1)
+    assert first["way_1_erased.heart"] == pytest.approx(0.9)
+    # What the trial's own numbers are of has columns already.
+    assert "way_3" not in first
+    usual = planned("simultaneous")
+    commit(Store(f"{store.location}2"), usual)
+    names = table(usual, Store(f"{store.location}2")).column_names
+    assert not [name for name in names if name.startswith("way")]
+
+
+def test_mlflow_has_the_way_by_position(store: Store) -> None:
+    plan = planned("independent")
+    commit(store, plan)
+    runs = SweepView(plan, store, None).runs()
+    run = next(r for r in runs if r.kind == "trial" and r.params["finetune.steps"] == "2")
+    assert run.tags["resurge.way"] == "base → uce star → uce heart, added → dots 2 steps"
+    found = {(p.name, p.step): p.value for p in run.points}
+    way = [found["way.erased.star", position] for position in range(4)]
+    assert way == pytest.approx([0.9, 0.1, 0.1, 0.5])
+    assert found["alone.erased.star", 2] == pytest.approx(0.9)

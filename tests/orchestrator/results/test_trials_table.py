@@ -358,7 +358,8 @@ def test_every_column_of_settings_and_times_is_documented(plan, store, summary):
     documented = DOCS.read_text()
     axes = {*plan.trials[0].trial.params, "unlearn.esd.group"}
     times = json.loads(text(plan, store, "json", (), True, None))
-    for name in {*settings_table(summary).column_names, *times[0]} - axes:
+    points = json.loads(text(plan, store, "json", (), False, None, points=True))
+    for name in {*settings_table(summary).column_names, *times[0], *points[0]} - axes:
         assert f"`{name}`" in documented, name
 
 
@@ -369,6 +370,8 @@ def test_every_column_of_settings_and_times_is_documented(plan, store, summary):
         ((False, False, True, None, ("unlearn.method",)), "--by and --time-to-resurgence"),
         ((False, False, False, 0.5, ()), "--threshold is of --time-to-resurgence"),
         ((False, False, True, float("nan"), ()), "--threshold must be a number"),
+        ((False, False, False, None, ("seed",), False, True), "--by and --points"),
+        ((False, False, True, None, (), False, True), "--points and --time-to-resurgence"),
     ],
 )
 def test_options_that_do_not_go_together(given, said):
