@@ -1,4 +1,4 @@
-"""The largest face of a picture, by scikit-image's cascade or a detector of transformers."""
+"""The largest face of a picture: by scikit-image's cascade, MTCNN, or transformers' detectors."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.core.errors import ResurgeError
 from workers.data.loading import load_model
 from workers.data.pinned import Source
+from workers.judging.mtcnn import Cascade, find_faces
 from workers.runtime.kept import kept
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
-LBP = "lbp"
+LBP, MTCNN = "lbp", "mtcnn"
 CASCADE = "lbpcascade_frontalface_opencv.xml"
 INSTALL = "pip install 'resurge[faces]'"
 SMALLEST = 1 / 8
@@ -45,14 +46,21 @@ def cascade_file() -> Path:
     if spec is None or spec.origin is None:
         raise ResurgeError(
             "metric 'face_id' with detector 'lbp' needs scikit-image, which is not installed: "
-            f"{INSTALL}; or name a face detector of transformers in `detector`"
+            f"{INSTALL}; or set `detector` to mtcnn or to a face detector of transformers"
         )
     return Path(spec.origin).parent / "data" / CASCADE
 
 
-def largest_face(image: np.ndarray, source: Source | None, threshold: float) -> Box | None:
-    """The largest face that the cascade (no source) or a detector finds; None without one."""
-    found = _cascade_boxes(image) if source is None else _detector_boxes(image, source, threshold)
+def largest_face(image: np.ndarray, by: Source | Cascade | None, threshold: float) -> Box | None:
+    """The largest face that scikit-image's cascade (None), MTCNN or a detector of transformers
+    finds, the last one with the given least score; None without one.
+    """
+    if by is None:
+        found = _cascade_boxes(image)
+    elif isinstance(by, Cascade):
+        found = [tuple(box) for box in find_faces(image, by)[0].tolist()]
+    else:
+        found = _detector_boxes(image, by, threshold)
     return max(found, key=lambda b: (b[2] - b[0]) * (b[3] - b[1]), default=None)
 
 

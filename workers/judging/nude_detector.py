@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from orchestrator.core.errors import ResurgeError
+from workers.judging.onnx import session, wheel_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,13 +45,8 @@ def weights_file() -> Path:
     Raises:
         ResurgeError: it is not installed.
     """
-    spec = importlib.util.find_spec("nudenet")
-    if spec is None or spec.origin is None or importlib.util.find_spec("onnxruntime") is None:
-        raise ResurgeError(
-            "metric 'nudity' needs the packages nudenet (AGPL) and onnxruntime, which are not both "
-            f"installed: {INSTALL}"
-        )
-    return Path(spec.origin).parent / "320n.onnx"
+    needs = "metric 'nudity' needs the packages nudenet (AGPL) and onnxruntime, which are not both"
+    return wheel_folder("nudenet", f"{needs} installed: {INSTALL}") / "320n.onnx"
 
 
 def detect(images: Sequence[np.ndarray], channels: Channels) -> list[list[Detection]]:
@@ -62,24 +55,13 @@ def detect(images: Sequence[np.ndarray], channels: Channels) -> list[list[Detect
 
     from workers.runtime.parts import passes
 
-    session, found = _session(), list[list[Detection]]()
-    name = session.get_inputs()[0].name
+    run, found = session(weights_file()), list[list[Detection]]()
+    name = run.get_inputs()[0].name
     for some in passes(images, PER_PASS):
         batch = np.stack([_prepared(image, channels) for image in some])
-        (outputs,) = session.run(None, {name: batch})
+        (outputs,) = run.run(None, {name: batch})
         found += [_detections(o, i.shape[:2]) for o, i in zip(outputs, some, strict=True)]
     return found
-
-
-@lru_cache(maxsize=1)
-def _session() -> Any:
-    path = weights_file()
-    import onnxruntime
-    import torch
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()  # a worker does not own the machine
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _prepared(image: np.ndarray, channels: Channels) -> np.ndarray:

@@ -5,29 +5,35 @@ from __future__ import annotations
 import math
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.plugin import BasePlugin
 from workers.data.files import PlaceText, digest_of
+from workers.data.pinned import Source
 from workers.interfaces.metric import Picture, Score, extra, means
 from workers.judging.class_metric import ClassMetric, ClassSettings
 from workers.judging.classes import ImageClassifier, ids_of, load_classifier
-from workers.judging.faces import LBP, cascade_file, crop, largest_face
+from workers.judging.faces import LBP, MTCNN, cascade_file, crop, largest_face
 from workers.judging.model_metric import REVISION
+from workers.judging.mtcnn import Cascade, weight_files
 from workers.runtime.progress import tell
 
 if TYPE_CHECKING:
     import numpy as np
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
 class FaceIdSettings(ClassSettings):
     """Who says where a face is, who says whose it is, and what the share is of."""
 
     MODELS: ClassVar[Mapping[str, str]] = {"model": "revision", "detector": "detector_revision"}
-    WORDS: ClassVar[frozenset[str]] = frozenset({LBP})
+    WORDS: ClassVar[frozenset[str]] = frozenset({LBP, MTCNN})
 
     model: PlaceText = Field(description="a classifier of faces: a folder or a repository id")
     revision: str | None = Field(None, description=REVISION)
@@ -36,12 +42,22 @@ class FaceIdSettings(ClassSettings):
     )
     detector: PlaceText = Field(
         LBP,
-        description="lbp: scikit-image's cascade for frontal faces; or an object detector of "
+        description="lbp: scikit-image's cascade for frontal faces; mtcnn: the networks that "
+        "GIPHY's detector looks for faces with (extra faces-mtcnn); or an object detector of "
         "transformers with a class named face: a folder or a repository id",
     )
     detector_revision: str | None = Field(None, description=REVISION)
     threshold: float = Field(
-        0.5, ge=0, le=1, description="the least score of a detector's face; not for lbp"
+        0.5, ge=0, le=1, description="the least score of a face by a detector of transformers"
+    )
+    mtcnn_thresholds: tuple[Share, Share, Share] = Field(
+        Cascade.thresholds, description="the least score of a face by each network of mtcnn"
+    )
+    mtcnn_factor: float = Field(
+        Cascade.factor, gt=0, lt=1, description="mtcnn: how much smaller each scale is"
+    )
+    mtcnn_smallest_px: int = Field(
+        Cascade.smallest_px, ge=12, description="mtcnn: the smallest face that is looked for"
     )
     margin: float = Field(
         0.2, ge=0, description="what is added to a face's box on each side, as a share of it"
@@ -66,18 +82,22 @@ class FaceId(ClassMetric):
     settings: FaceIdSettings
 
     def digests(self) -> list[str]:
-        """The models' and, where it is used, the cascade's."""
-        own = [digest_of(cascade_file())] if self.settings.detector == LBP else []
-        return [*super().digests(), *own]
+        """The models', and those of the detector's files where it has a name."""
+        return [*super().digests(), *map(digest_of, self._detector_files())]
+
+    def _detector_files(self) -> list[Path]:
+        detector = self.settings.detector
+        if detector == MTCNN:
+            return weight_files()
+        return [cascade_file()] if detector == LBP else []
 
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
         """The detector must be there, and the person a class."""
         found = super().problems(base, concept)
-        if self.settings.detector == LBP:
-            try:
-                cascade_file()
-            except ResurgeError as error:
-                found.append(str(error))
+        try:
+            self._detector_files()
+        except ResurgeError as error:
+            found.append(str(error))
         return found
 
     def judged_by(self) -> str:
@@ -87,6 +107,13 @@ class FaceId(ClassMetric):
         of = "images with a face" if s.denominator == "faces" else "all images"
         return f"{super().judged_by()}, {found}share of {of}"
 
+    @property
+    def _detector(self) -> Source | Cascade | None:
+        s = self.settings
+        if s.detector == MTCNN:
+            return Cascade(s.mtcnn_thresholds, s.mtcnn_factor, s.mtcnn_smallest_px)
+        return s.source_unless_word("detector")
+
     def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
         """Means by role of the chosen denominator, both of them, and the rate of no face."""
         s = self.settings
@@ -94,7 +121,7 @@ class FaceId(ClassMetric):
         wanted = ids_of(pictures, model.names, s.labels)
         faces: list[np.ndarray | None] = []
         for picture in pictures:
-            box = largest_face(picture.image, s.source_unless_word("detector"), s.threshold)
+            box = largest_face(picture.image, self._detector, s.threshold)
             faces.append(None if box is None else crop(picture.image, box, s.margin))
             tell(len(faces), len(pictures))
         found = {"faces": top1(model, faces, wanted)}

