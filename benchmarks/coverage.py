@@ -3,7 +3,8 @@
 A simulated image shows the concept where a sum of normal effects is above 0: of its prompt, of its
 seed, of the two together, of its noise (the same for both models and all seeds), and its own. So
 the true share is known. 2,000 sweeps a line; one seed is simulated with its effect held fixed, as
-the interval then speaks of that seed. Prints how often each interval covers, and how wide ours is.
+the interval then speaks of that seed. Prints how often each interval covers, and how wide ours is;
+then the same where prompts are of several concepts, which are a sample of others.
 
     python -m benchmarks.coverage [SWEEPS]
 """
@@ -44,6 +45,15 @@ class World:
     prompt_sd: float = 0.8
     seed_sd: float = 0.2
     both_sd: float = 0.2
+    concepts: int = 0
+    concept_sd: float = 0.0
+
+    @property
+    def clusters(self) -> list[int] | None:
+        """Of which concept each prompt is, if concepts are a sample; as many prompts of each."""
+        if not self.concepts:
+            return None
+        return [prompt * self.concepts // self.prompts for prompt in range(self.prompts)]
 
 
 USUAL = tuple(
@@ -65,6 +75,18 @@ HARD = (
 """Seeds that differ much, little or nothing that comes back, everything, few prompts."""
 
 
+CONCEPTS = tuple(
+    World(
+        seeds, prompts=concepts * each, images=4, unlearned=1.5, final=0.5,
+        concepts=concepts, concept_sd=sd,
+    )
+    for seeds in (1, 3)
+    for concepts, each in ((5, 2), (10, 5), (100, 5))
+    for sd in (0.0, 0.6)
+)  # fmt: skip
+"""Concepts that should survive and that lose: five of two prompts, ten and a hundred of five."""
+
+
 @dataclass(frozen=True)
 class Sweeps:
     """Values of both models, shape (sweeps, seeds, prompts, images), and the true shares."""
@@ -80,6 +102,9 @@ def simulate(world: World, rng: np.random.Generator, sweeps: int) -> Sweeps:
     n, seeds, prompts, images = sweeps, world.seeds, world.prompts, world.images
     prompt = rng.normal(size=(2, n, 1, prompts, 1)) * world.prompt_sd
     prompt[1] = 0.6 * prompt[0] + 0.8 * prompt[1]
+    if world.clusters is not None:
+        concept = rng.normal(size=(2, n, 1, world.concepts, 1)) * world.concept_sd
+        prompt = prompt + concept[:, :, :, world.clusters]
     seed = rng.normal(size=(n, seeds, 1, 1)) * world.seed_sd
     both = rng.normal(size=(n, seeds, prompts, 1)) * world.both_sd
     noise = rng.normal(size=(n, 1, prompts, images)) * NOISE_SD
@@ -98,7 +123,8 @@ def _share(mean: float, seed: Array, world: World, seed_sd: float, both_sd: floa
     """The true share of each sweep: over all seeds, or of its one seed."""
     fixed = seed[:, 0, 0, 0] if world.seeds == 1 else np.zeros(len(seed))
     free = 0.0 if world.seeds == 1 else seed_sd**2
-    share: Array = ndtr((mean + fixed) / np.sqrt(1 + world.prompt_sd**2 + both_sd**2 + free))
+    asked = world.prompt_sd**2 + world.concept_sd**2
+    share: Array = ndtr((mean + fixed) / np.sqrt(1 + asked + both_sd**2 + free))
     return share
 
 
@@ -114,6 +140,15 @@ def coverage_of_resurgence(world: World, sweeps: int = SWEEPS, rng_seed: int = 0
     """Of `paired_interval`."""
 
     def interval(low: Array, now: Array, rng: np.random.Generator) -> Estimate:
+        return paired_interval(np.ones_like(low), low, now, clusters=world.clusters).resurgence
+
+    return _coverage(world, sweeps, rng_seed, interval, lambda s: s.final_share - s.unlearned_share)
+
+
+def coverage_by_prompt(world: World, sweeps: int = SWEEPS, rng_seed: int = 0) -> Coverage:
+    """Of `paired_interval` that is not told which prompts are of one concept."""
+
+    def interval(low: Array, now: Array, rng: np.random.Generator) -> Estimate:
         return paired_interval(np.ones_like(low), low, now).resurgence
 
     return _coverage(world, sweeps, rng_seed, interval, lambda s: s.final_share - s.unlearned_share)
@@ -123,7 +158,7 @@ def coverage_of_score(world: World, sweeps: int = SWEEPS, rng_seed: int = 0) -> 
     """Of `mean_interval`, of the final score."""
 
     def interval(low: Array, now: Array, rng: np.random.Generator) -> Estimate:
-        return mean_interval(now)
+        return mean_interval(now, clusters=world.clusters)
 
     return _coverage(world, sweeps, rng_seed, interval, lambda s: s.final_share)
 
@@ -212,6 +247,20 @@ def main() -> None:
             f"{ours.covered:.1%}",
             f"{ours.width:.2f}",
             *(f"{measure(world, sweeps).covered:.1%}" for measure in others),
+        )
+    console.print(table)
+    heads = ("seeds", "concepts", "prompts", "concept sd", "covered", "score covered")
+    table = Table(*heads, "by prompt alone", box=None, pad_edge=False, header_style="bold")
+    for world in CONCEPTS:
+        found = (
+            coverage_of_resurgence(world, sweeps),
+            coverage_of_score(world, sweeps),
+            coverage_by_prompt(world, sweeps),
+        )
+        table.add_row(
+            *(str(n) for n in (world.seeds, world.concepts, world.prompts)),
+            f"{world.concept_sd:g}",
+            *(f"{one.covered:.1%}" for one in found),
         )
     console.print(table)
 

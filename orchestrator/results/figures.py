@@ -10,12 +10,15 @@ from typing import Any
 
 from PIL import Image
 
+from orchestrator.core.artifacts import Role
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.text import axis_value, number
 from orchestrator.plan.plan import Plan, PlannedTrial
-from orchestrator.results.measure import TrialReader
+from orchestrator.results.chains import Chain, Point, chains
+from orchestrator.results.measure import ERASED, Group, TrialReader
 from orchestrator.results.pictures import Shown, cell, read_images
 from orchestrator.results.settings import Aggregate, Summary, aggregate
+from orchestrator.stats.paired import Estimate
 from orchestrator.store.store import Store
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -29,6 +32,15 @@ _INK = "#333333"
 _FAINT = "#888888"
 _WARNING = "#A61C00"
 _CURVES_INCHES = 3.1
+_ROW_INCHES = 1.5
+_WAY_INCHES = 2.2
+_DOT_INCHES = 0.22
+_BESIDE: Mapping[Role, str] = {
+    "synonym": "synonyms", "retained": "retained", "related": "related", "other": "others",
+}  # fmt: skip
+PANELS_ABREAST = 4
+CONCEPTS_APART = 6
+"""Of how many concepts that are erased together each has a line."""
 _STRIP_FRAME_INCHES = 0.75
 _STRIP_ROW_INCHES = 0.62
 
@@ -66,16 +78,28 @@ def _draw(plan: Plan, store: Store, path: Path) -> None:
 
     reader = TrialReader(plan, store)
     summary = aggregate(plan, store, reader)
+    has_way = any(planned.way for planned in plan.trials)
+    ways = _ways(chains(plan, store, reader), summary.axes) if has_way else {}
     panels, strip = _panels(summary), _strip(reader, summary)
-    heights = [_CURVES_INCHES]
+    curves = _curves(summary)
+    blocks = _blocks(panels)
+    row_inches = _CURVES_INCHES + _ROW_INCHES * (len(curves) - 1) + _WAY_INCHES * bool(ways)
+    heights = [row_inches] * len(blocks)
+    if not summary.is_tuned:
+        heights = [1.0 + _DOT_INCHES * len(summary.shown)]
     if strip is not None:
         heights.append(_STRIP_FRAME_INCHES + _STRIP_ROW_INCHES * len(strip.rows))
     sheet = Figure(figsize=(8.6, sum(heights)), layout="constrained", facecolor="white")
     FigureCanvasAgg(sheet)
     parts = sheet.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    _draw_curves(parts[0], panels, plan, summary.axes)
+    if summary.is_tuned:
+        styles = _styles_of(panels, plan, summary.axes)
+        for part, block in zip(parts, blocks, strict=False):
+            _draw_block(part, block, curves, styles, {t: ways.get(t) for t in block if ways})
+    else:
+        _draw_dots(parts[0], summary, curves)
     if strip is not None:
-        _draw_strip(parts[1], strip)
+        _draw_strip(parts[-1], strip)
     notes = (textwrap.fill(warning, 150) for warning in summary.warnings())
     sheet.supxlabel("\n".join([summary.caption, *notes]), fontsize=6.5, color=_FAINT)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,64 +109,221 @@ def _draw(plan: Plan, store: Store, path: Path) -> None:
 # Curves
 
 
+@dataclass(frozen=True)
+class Curve:
+    """What a row of panels shows of a setting: one group's scores on the three models."""
+
+    title: str
+    role: Role
+
+    def of(self, setting: Aggregate) -> tuple[float | None, float | None, Estimate | None]:
+        """Base, unlearned and final; None where there is none."""
+        if self.role == "erased":
+            low, high = setting.final_low, setting.final_high
+            known = setting.final is not None and low is not None and high is not None
+            last = Estimate(setting.final, low, high) if known else None  # type: ignore[arg-type]
+            return setting.base, setting.unlearned, last
+        group = setting.of_role(self.role)
+        return (group.base, group.unlearned, group.after) if group else (None, None, None)
+
+
+def _curves(summary: Summary) -> list[Curve]:
+    """The erased concept, and each other group of which some setting has numbers."""
+    concepts = sorted({str(s.params["concept"]) for s in summary.settings if not s.is_control})
+    of = f"“{number(concepts[0])}”" if len(concepts) == 1 else "what is erased"
+    asked = {one.group for s in summary.settings for one in s.groups}
+    beside = [Curve(title, role) for role, title in _BESIDE.items() if Group(role) in asked]
+    return [Curve(f"accuracy of {of}", "erased"), *beside]
+
+
 def _panels(summary: Summary) -> dict[str, list[Aggregate]]:
     """Settings with scores by concept and unlearning."""
     panels: dict[str, list[Aggregate]] = {}
     for setting in summary.settings:
         if not setting.is_control and setting.paired is not None:
-            words = [str(setting.params.get("unlearn.method", "no unlearning")).upper()]
-            for axis in summary.axes:
-                value = setting.params.get(axis)
-                is_of_method = axis.startswith("unlearn") and not axis.endswith(".method")
-                if is_of_method and value is not None:
-                    words.append(f"{axis.rpartition('.')[2]} {number(value)}")
-            if "concept" in summary.axes:
-                words.append(f"· {number(setting.params['concept'])}")
-            panels.setdefault(" ".join(words), []).append(setting)
+            panels.setdefault(_title(setting.params, summary.axes), []).append(setting)
     if not panels:
         raise ResurgeError("there is nothing to draw yet: no trial has all its scores")
     return dict(sorted(panels.items()))
 
 
-def _draw_curves(
-    sheet: Any, panels: Mapping[str, Sequence[Aggregate]], plan: Plan, varying: Iterable[str]
-) -> None:
-    """A panel a method, a line a data set and rate."""
+def _title(params: Mapping[str, Any], axes: Collection[str]) -> str:
+    """What was erased, and how."""
+    words = [str(params.get("unlearn.method", "no unlearning")).upper()]
+    for axis in axes:
+        value = params.get(axis)
+        is_of_method = axis.startswith("unlearn") and not axis.endswith(".method")
+        if is_of_method and value is not None:
+            words.append(axis_value(axis, value, " "))
+    if "concept" in axes:
+        words.append(f"· {number(params['concept'])}")
+    return " ".join(words)
+
+
+def _ways(found: Sequence[Chain], axes: Collection[str]) -> dict[str, list[Point]]:
+    """By panel the models up to where trials end, of the first of its settings."""
+    ways: dict[str, list[Point]] = {}
+    for chain in found:
+        if not chain.is_control:
+            last = max(p.passage.position for p in chain.points)
+            points = [p for p in chain.points if not p.passage.aside and p.passage.position < last]
+            ways.setdefault(_title(chain.params, axes), points)
+    return ways
+
+
+def _blocks(panels: Mapping[str, list[Aggregate]]) -> list[dict[str, list[Aggregate]]]:
+    """The panels, some side by side and the others below them."""
+    titles = list(panels)
+    rows = -(-len(titles) // PANELS_ABREAST)
+    width = -(-len(titles) // rows)
+    parts = (titles[begin : begin + width] for begin in range(0, len(titles), width))
+    return [{title: panels[title] for title in part} for part in parts]
+
+
+@dataclass(frozen=True)
+class Lines:
+    """How the lines of all panels look, and by which axes a setting has its line."""
+
+    axes: tuple[str, ...]
+    styles: Mapping[tuple[Any, ...], Style]
+
+
+def _styles_of(
+    panels: Mapping[str, Sequence[Aggregate]], plan: Plan, varying: Iterable[str]
+) -> Lines:
+    """A line a data set and rate."""
     steps = {planned.steps_param for planned in plan.trials}
-    axes = [
+    axes = tuple(
         axis
         for axis in varying
         if axis != "concept" and not axis.startswith("unlearn") and axis not in steps
-    ]
-    styles = _styles(axes, {_key(s, axes) for settings in panels.values() for s in settings})
-    places = sheet.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for place, (title, settings) in zip(places, panels.items(), strict=True):
-        gap = max(s.steps for s in settings) / 60
-        for i, (key, style) in enumerate(styles.items()):
-            dodge = (i - (len(styles) - 1) / 2) * gap
-            _draw_line(place, style, [s for s in settings if _key(s, axes) == key], dodge)
-        _draw_level(place, "base model", [s.base for s in settings], (0, (5, 3)))
-        _draw_level(place, "never-known concept", [s.never_known for s in settings], (0, (1, 2)))
-        _dress(place, {0, *(s.steps for s in settings)})
+    )
+    keys = {_key(s, axes) for settings in panels.values() for s in settings}
+    return Lines(axes, _styles(axes, keys))
+
+
+def _draw_block(
+    sheet: Any,
+    panels: Mapping[str, Sequence[Aggregate]],
+    curves: Sequence[Curve],
+    lines: Lines,
+    ways: Mapping[str, Sequence[Point] | None],
+) -> None:
+    """A column a method; a row for the way to the unlearned model, then one a group."""
+    heights = [_CURVES_INCHES, *[_ROW_INCHES] * (len(curves) - 1)]
+    heights = [*([_WAY_INCHES] if ways else []), *heights]
+    places = sheet.subplots(len(heights), len(panels), squeeze=False, height_ratios=heights)
+    for column, (title, settings) in enumerate(panels.items()):
+        if ways:
+            _draw_way(places[0][column], ways.get(title) or ())
+        for row, curve in enumerate(curves, start=int(bool(ways))):
+            place = places[row][column]
+            _draw_panel(place, curve, settings, lines)
+            if column == 0:
+                place.set_ylabel(curve.title, fontsize=9)
+            if row == len(heights) - 1:
+                place.set_xlabel("fine-tuning steps", fontsize=9)
         flaws = _flaws(settings)
-        place.set_title(
-            f"{title} ({flaws})" if flaws else title,
+        places[0][column].set_title(
+            textwrap.fill(f"{title} ({flaws})" if flaws else title, 72 // len(panels)),
             fontsize=10,
             fontweight="bold",
             loc="left",
             color=_WARNING if flaws else _INK,
         )
-    concepts = sorted({planned.trial.concept for planned in plan.trials})
-    of = f"“{number(concepts[0])}”" if len(concepts) == 1 else "the concept"
-    places[0].set_ylabel(f"accuracy of {of}", fontsize=9)
+    _share_scale(places[int(bool(ways)) :])
+    if ways:
+        _share_scale(places[:1])
+        places[0][0].set_ylabel("on the way", fontsize=9)
     sheet.legend(
-        *places[0].get_legend_handles_labels(),
+        *_legend([place for place in places[: 1 + bool(ways), 0]]),
         loc="outside right center",
         frameon=False,
         fontsize=8,
         handlelength=2.6,
         labelspacing=0.7,
     )
+
+
+def _legend(places: Sequence[Any]) -> tuple[list[Any], list[str]]:
+    """Handles and labels; of two rows, whose colours mean other things, each under its name."""
+    from matplotlib.lines import Line2D
+
+    handles: list[Any] = []
+    labels: list[str] = []
+    for place in places:
+        if len(places) > 1:
+            handles.append(Line2D([], [], linestyle="none"))
+            labels.append("on the way:" if not labels else "\nfine-tuned:")
+        found = place.get_legend_handles_labels()
+        handles, labels = handles + found[0], labels + found[1]
+    return handles, labels
+
+
+def _draw_panel(place: Any, curve: Curve, settings: Sequence[Aggregate], lines: Lines) -> None:
+    gap = max(s.steps for s in settings) / 60
+    for i, (key, style) in enumerate(lines.styles.items()):
+        dodge = (i - (len(lines.styles) - 1) / 2) * gap
+        _draw_line(place, style, curve, [s for s in settings if _key(s, lines.axes) == key], dodge)
+    _draw_level(place, "base model", [curve.of(s)[0] for s in settings], (0, (5, 3)))
+    if curve.role == "erased":
+        _draw_level(place, "never-known concept", [s.never_known for s in settings], (0, (1, 2)))
+    _dress(place)
+    place.set_xticks(sorted({0, *(s.steps for s in settings)}))
+
+
+def _draw_way(place: Any, points: Sequence[Point]) -> None:
+    """Each erased concept's score at every model, and the other groups'; of many concepts one."""
+    groups = dict.fromkeys(group for point in points for group in point.scores)
+    concepts = [group for group in groups if group.role == "erased" and group.concept is not None]
+    if not 0 < len(concepts) <= CONCEPTS_APART:
+        concepts = [ERASED]
+    looks = {
+        group: (number(group.concept or "erased"), COLOURS[i % len(COLOURS)], "-", MARKERS[i % 4])
+        for i, group in enumerate(concepts)
+    }
+    looks |= {
+        Group(role): (title, "#555555", dash, "")
+        for (role, title), dash in zip(_BESIDE.items(), (":", "--", "-.", "--"), strict=True)
+        if Group(role) in groups
+    }
+    for i, (group, (label, colour, dash, marker)) in enumerate(looks.items()):
+        known = [(n, p.scores[group]) for n, p in enumerate(points) if group in p.scores]
+        at = [n + 0.05 * (i - (len(looks) - 1) / 2) for n, _ in known]
+        for x, (_, one) in zip(at, known, strict=True):
+            place.vlines(x, one.low, one.high, color=colour, alpha=0.35, linewidth=1.2)
+        style = {"color": colour, "linestyle": dash, "marker": marker, "markersize": 4}
+        place.plot(at, [one.value for _, one in known], linewidth=1.4, label=label, **style)
+    _dress(place)
+    labels = [textwrap.fill(number(p.passage.label).replace("+", "+ "), 11) for p in points]
+    place.set_xticks(range(len(points)), labels)
+    place.tick_params(axis="x", labelsize=6.5)
+
+
+def _draw_dots(sheet: Any, summary: Summary, curves: Sequence[Curve]) -> None:
+    """Of a sweep that fine-tunes nowhere: a row a setting, a column a group."""
+    settings = sorted(
+        (s for s in summary.shown if s.paired), key=lambda s: _title(s.params, summary.axes)
+    )
+    places = sheet.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    for i, (place, curve) in enumerate(zip(places, curves, strict=True)):
+        for row, setting in enumerate(settings):
+            base, _, after = curve.of(setting)
+            if base is not None and after is not None:
+                place.hlines(row, after.low, after.high, color=COLOURS[i], alpha=0.5)
+                place.plot(after.value, row, "o", color=COLOURS[i], markersize=4.5)
+                place.plot(base, row, "|", color=_FAINT, markersize=9)
+        _dress(place)
+        place.grid(axis="y", visible=False)
+        place.grid(axis="x", color="#e8e8e8", linewidth=0.6)
+        place.set_title(curve.title, fontsize=9, loc="left", color=_INK)
+    titles = [_title(s.params, summary.axes) for s in settings]
+    places[0].set_yticks(range(len(settings)), [textwrap.shorten(t, 60) for t in titles])
+    places[0].set_ylim(len(settings) - 0.5, -0.5)
+    low, high = _common([place.get_xlim() for place in places])
+    for place in places:
+        place.set_xlim(low, high)
+    sheet.supxlabel("score after unlearning with its 95% interval; | the base", fontsize=8)
 
 
 def _flaws(settings: Sequence[Aggregate]) -> str:
@@ -189,29 +370,32 @@ def _sortable(value: Any) -> tuple[str, float, str]:
     return ("text", 0.0, str(value))
 
 
-def _draw_line(axis: Any, style: Style, settings: Sequence[Aggregate], dodge: float) -> None:
+def _draw_line(
+    axis: Any, style: Style, curve: Curve, settings: Sequence[Aggregate], dodge: float
+) -> None:
     """Means over seeds with 95% whiskers; step 0 is the unlearned model.
 
     Whiskers and not bands: they stay apart where many lines cross, and say nothing of step counts
     that were not measured.
     """
-    points = {s.steps: (s.final, s.final_low, s.final_high) for s in settings}
-    if settings and 0 not in points:
-        points[0] = (settings[0].unlearned,) * 3
+    found = {s.steps: curve.of(s) for s in settings}
+    points = {steps: last for steps, (_, _, last) in found.items() if last is not None}
+    begun = next((unlearned for _, unlearned, _ in found.values() if unlearned is not None), None)
+    if points and 0 not in points and begun is not None:
+        points[0] = Estimate(begun, begun, begun)
     steps = sorted(points)
     places = [step + dodge if step else 0 for step in steps]  # all lines begin at one model
-    means = [points[step][0] for step in steps]
     axis.vlines(
         places,
-        [points[step][1] for step in steps],
-        [points[step][2] for step in steps],
+        [points[step].low for step in steps],
+        [points[step].high for step in steps],
         color=style.colour,
         alpha=0.45,
         linewidth=1.4,
     )
     axis.plot(
         places,
-        means,
+        [points[step].value for step in steps],
         color=style.colour,
         linestyle=style.dash,
         marker=style.marker,
@@ -228,15 +412,27 @@ def _draw_level(axis: Any, label: str, values: Iterable[float | None], dash: Any
         axis.axhline(mean, color=_FAINT, linestyle=dash, linewidth=1.1, label=label, zorder=1)
 
 
-def _dress(axis: Any, steps: Collection[int]) -> None:
-    axis.set_xlabel("fine-tuning steps", fontsize=9)
-    axis.set_ylim(-0.03, 1.05)
-    axis.set_xticks(sorted(steps))
+def _dress(axis: Any) -> None:
     axis.tick_params(labelsize=8, color=_FAINT)
     axis.grid(axis="y", color="#e8e8e8", linewidth=0.6)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["left", "bottom"]].set_color(_FAINT)
+
+
+def _share_scale(places: Any) -> None:
+    """One scale for all panels: of shares 0 to 1, else as far as any goes."""
+    low, high = _common([place.get_ylim() for row in places for place in row])
+    for row in places:
+        for i, place in enumerate(row):
+            place.set_ylim(low, high)
+            if i:
+                place.tick_params(labelleft=False)
+
+
+def _common(scales: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    low, high = min(scale[0] for scale in scales), max(scale[1] for scale in scales)
+    return (-0.03, 1.05) if low > -0.1 and high < 1.1 else (low, high)
 
 
 # Images

@@ -31,6 +31,7 @@ from orchestrator.stats.paired import (
     Estimate,
     Paired,
     change,
+    mean_interval,
     model_ruined,
     paired_interval,
     unchanged,
@@ -39,7 +40,7 @@ from orchestrator.stats.paired import (
 from orchestrator.store.store import Record, Store
 
 Status = Literal["done", "incomplete", "failed"]
-BESIDE: tuple[Role, ...] = ("synonym", "related", "other")
+BESIDE: tuple[Role, ...] = ("synonym", "retained", "related", "other")
 """The roles that have numbers of their own beside the erased concept's, where they are asked."""
 
 
@@ -86,7 +87,8 @@ ERASED = Group("erased")
 class GroupNumbers:
     """A group's means on the three models, what came back and what unlearning took.
 
-    `lost` is base - unlearned, paired by image: of other concepts, the interference.
+    `lost` is base - unlearned, paired by image: of other concepts, the interference. `after` is
+    `final` with its interval.
     """
 
     group: Group
@@ -95,6 +97,7 @@ class GroupNumbers:
     final: float
     paired: Paired
     lost: Estimate
+    after: Estimate
 
 
 @dataclass(frozen=True)
@@ -126,8 +129,8 @@ class Measured:
     `control` is the score after the same fine-tuning of the base without unlearning; None for a
     control itself. `metrics` holds the final model's other numbers as "<metric>.<name>",
     `base_metrics` and `unlearned_metrics` those of the other two; `groups` what is measured beside
-    the erased concept as a whole: synonyms, related and other concepts, and each concept of several
-    that are erased together.
+    the erased concept as a whole: synonyms, what should survive, and each concept of several that
+    are erased together.
     `seconds` is the work that the numbers rest on; what trials share counts in each.
     """
 
@@ -460,6 +463,7 @@ def group_numbers(
         final=float(np.nanmean(final)),
         paired=unchanged(paired) if has_no_edit else paired,
         lost=change(unlearned, base, shares, clusters),
+        after=mean_interval(final, shares, clusters),
     )
 
 
@@ -472,7 +476,9 @@ def group_columns(groups: Iterable[GroupNumbers]) -> dict[str, float | str | Non
     for one in groups:
         estimates = {"resurgence": one.paired.resurgence, "recovery": one.paired.recovery}
         means = {"base": one.base, "unlearned": one.unlearned, "final": one.final}
-        found |= {f"{one.group.name}_{name}": value for name, value in means.items()}
+        if one.group.role != "retained":  # which has columns of these names in any case
+            found |= {f"{one.group.name}_{name}": value for name, value in means.items()}
+        found |= _ends(f"{one.group.name}_final", one.after)
         for name, estimate in (estimates | {"lost": one.lost}).items():
             found |= interval_columns(f"{one.group.name}_{name}", estimate)
     if (worst := worst_of(groups)) is not None:
@@ -485,9 +491,12 @@ def interval_columns(name: str, estimate: Estimate | None) -> dict[str, float | 
     """A value and the ends of its interval, null where there is none."""
     if estimate is None:
         return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
+    return {name: estimate.value, **_ends(name, estimate)}
+
+
+def _ends(name: str, estimate: Estimate) -> dict[str, float | None]:
     ends = ((f"{name}_low", estimate.low), (f"{name}_high", estimate.high))
-    found = {end: value if math.isfinite(value) else None for end, value in ends}
-    return {name: estimate.value, **found}
+    return {end: value if math.isfinite(value) else None for end, value in ends}
 
 
 def worst_of(groups: Iterable[GroupNumbers]) -> GroupNumbers | None:

@@ -172,6 +172,11 @@ class Summary:
         settings = [s for s in self.settings if not s.is_control]
         return [s for s in settings if s.is_tuned] or settings
 
+    @property
+    def is_tuned(self) -> bool:
+        """Whether any setting fine-tunes."""
+        return any(s.is_tuned for s in self.settings if not s.is_control)
+
     def warnings(self) -> Iterator[str]:
         """A sentence for each thing that makes the numbers mean less than they seem to."""
         fewer = [s for s in self.shown if s.scored and s.seeds_scored < s.seeds_planned]

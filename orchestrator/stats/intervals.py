@@ -108,7 +108,7 @@ def _cluster_part(means: Array, clusters: Sequence[int]) -> tuple[float, int]:
     over G.
     """
     apart = means - means.mean()
-    sums = np.array([apart[[c == one for c in clusters]].sum() for one in dict.fromkeys(clusters)])
+    sums = np.bincount(np.unique(clusters, return_inverse=True)[1], apart)
     n = sums.size
     return float(n / (n - 1) * (sums**2).sum() / means.size**2), n - 1
 

@@ -59,8 +59,8 @@ def render_groups(summary: Summary, console: Console) -> None:
     """
     if not any(setting.groups for setting in summary.shown):
         raise ResurgeError(
-            "there are no groups to show: what was asked has neither synonyms nor related or other "
-            "concepts, and one erased concept; name a set that has (evaluate: {set: …})"
+            "there are no groups to show: what was asked has neither synonyms nor concepts that "
+            "should survive, and one erased concept; name a set that has (evaluate: {set: …})"
         )
     sheet = new_table()
     for axis in summary.axes:
@@ -168,7 +168,8 @@ def _groups_shown(summary: Summary) -> dict[str, str]:
     names = {one.group.role for s in summary.shown for one in s.groups if one.group.concept is None}
     shown = {"synonym": "synonyms"} if "synonym" in names else {}
     shown |= {"related": "related"} if "related" in names and summary.kept != "related" else {}
-    shown |= {"lost": f"{KEPT_TITLES[summary.kept]}\nlost"} if summary.kept in names else {}
+    kept = summary.kept in names and summary.kept != "retained"
+    shown |= {"lost": f"{KEPT_TITLES[summary.kept]}\nlost"} if kept else {}
     return shown | ({"worst": "worst\nof the set"} if any(s.worst for s in summary.shown) else {})
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from orchestrator.cli.show.settings import render_points
-from orchestrator.core.artifacts import DATASET, EXAMPLES, VALUES, ValueRow
+from orchestrator.core.artifacts import DATASET, EXAMPLES, IMAGES, VALUES, ImageRow, ValueRow
 from orchestrator.core.concepts import targets_of
 from orchestrator.core.stage import Stage
 from orchestrator.plan.plan import Plan, make_plan
@@ -35,6 +37,15 @@ seeds: 2
 """
 
 
+def _picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+PICTURE = _picture()
+
+
 def planned(order: str = "continual", method: str = "uce") -> Plan:
     return make_plan(parse(TEXT.replace("METHOD", method).replace("ORDER", order)))
 
@@ -54,6 +65,13 @@ def commit(store: Store, plan: Plan, without: str = "") -> None:
             continue
         with store.scratch() as folder:
             files, numbers = {}, {}
+            if stage.kind == "sample":
+                pictures = [
+                    ImageRow(p["role"], p["concept"], p["prompt"], i, 0, PICTURE)
+                    for i, p in enumerate(stage.settings["probes"])
+                ]
+                IMAGES.write(folder / IMAGES.name, pictures)
+                files = {IMAGES.name: folder / IMAGES.name}
             if stage.kind == "prepare":
                 (folder / DATASET.name).write_bytes(b"pictures")
                 files, numbers = {DATASET.name: folder / DATASET.name}, {EXAMPLES: 4.0}

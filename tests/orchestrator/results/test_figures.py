@@ -3,10 +3,13 @@ import pytest
 from PIL import Image
 
 from orchestrator.core.errors import ResurgeError
+from orchestrator.plan.plan import make_plan
 from orchestrator.results.figures import figure
 from orchestrator.results.pictures import Shown, cell, grid
 from orchestrator.store.store import Store
+from orchestrator.sweepfile.load import parse
 from tests.orchestrator import synthetic
+from tests.orchestrator.results.test_chains import TEXT, commit
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +66,43 @@ def test_large_images_shrink():
 def test_a_grid_of_many_images_stays_small():
     row = [Shown("a star", Image.new("RGB", (512, 512)))] * 50
     assert max(grid([row] * 50).size) <= 8 * 100 + 4
+
+
+GROUPS = """
+    {role: erased, prompt: "a {concept}"}, {role: other, concept: circle, prompt: a ring},
+    {role: synonym, concept: star, prompt: a spark}"""
+
+
+def drawn(tmp_path, name, method="uce", order="simultaneous", rows=GROUPS):
+    """The size of the figure of a sweep of two concepts."""
+    text = TEXT.replace("METHOD", method).replace("ORDER", order)
+    text = text.replace("evaluate: {", f"evaluate: {{set: {{inline: {{rows: [{rows}]}}}}, ")
+    found, store = make_plan(parse(text)), Store(str(tmp_path / name))
+    commit(store, found)
+    figure(found, store, tmp_path / f"{name}.png")
+    with Image.open(tmp_path / f"{name}.png") as image:
+        return image.size
+
+
+def test_a_group_has_a_row_of_panels_and_so_has_the_way(calls, tmp_path):
+    plain = drawn(tmp_path, "plain", rows='{role: erased, prompt: "a {concept}"}')
+    groups = drawn(tmp_path, "groups")
+    way = drawn(tmp_path, "way", order="continual")
+    assert plain[0] == groups[0] == way[0]
+    assert plain[1] < groups[1] < way[1]
+
+
+def test_many_methods_stand_below_each_other(calls, tmp_path):
+    few = drawn(tmp_path, "few", method="{uce: {erase_scale: [0.5, 1.0]}}")
+    many = drawn(tmp_path, "many", method="{uce: {erase_scale: [0.5, 0.6, 0.7, 0.8, 0.9]}}")
+    assert few[0] == many[0]
+    assert few[1] * 1.5 < many[1]
+
+
+def test_a_sweep_that_fine_tunes_nowhere_is_dots(calls, tmp_path):
+    text = TEXT.replace("METHOD", "uce").replace("ORDER", "[simultaneous, continual]")
+    text = text.replace("  - finetune: {dataset: dots, steps: [0, 1, 2]}\n", "")
+    found, store = make_plan(parse(text)), Store(str(tmp_path / "store"))
+    commit(store, found)
+    figure(found, store, tmp_path / "dots.png")
+    assert share_of_ink(tmp_path / "dots.png") > 0.005

@@ -3,7 +3,14 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.coverage import USUAL, World, coverage_of_resurgence, coverage_of_score, power
+from benchmarks.coverage import (
+    USUAL,
+    World,
+    coverage_by_prompt,
+    coverage_of_resurgence,
+    coverage_of_score,
+    power,
+)
 from orchestrator.stats.intervals import least_variance, two_way_mean, without_gaps
 
 
@@ -66,6 +73,17 @@ def test_gaps_change_neither_the_mean_nor_the_order_of_its_error():
 def test_intervals_cover_what_they_say(world: World):
     """2,000 sweeps with effects of prompts and of seeds; one seed is held fixed."""
     assert 0.93 <= coverage_of_resurgence(world).covered <= 0.97
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_intervals_of_several_concepts_speak_of_other_concepts(seeds: int):
+    """Concepts differ, and their prompts are many: by prompt alone the interval is too narrow."""
+    world = World(
+        seeds, prompts=50, images=2, unlearned=1.5, final=0.5, concepts=10, concept_sd=0.6
+    )
+    assert 0.92 <= coverage_of_resurgence(world, sweeps=400).covered <= 0.98
+    assert 0.92 <= coverage_of_score(world, sweeps=400).covered <= 0.985
+    assert coverage_by_prompt(world, sweeps=400).covered < 0.9
 
 
 @pytest.mark.slow
