@@ -72,6 +72,31 @@ def test_studies_ask_in_prompts_that_methods_do_not_train_on(name: str) -> None:
     assert all(allowed is not None and allowed in leak for leak in leaks)
 
 
+def test_every_published_number_of_maces_table_stands_beside_a_trial() -> None:
+    sweep = load(ROOT / "sweeps" / "mace_celebrity.yaml")
+    assert sweep.reference is not None
+    sizes = {f"celebrities-{count}": count for count in (1, 5, 10, 100)}
+    assert {one.name: len(one.concepts) for one in sweep.grid.known_sets()} == sizes
+    trials = [p.trial.params for p in make_plan(sweep).trials if not p.is_control]
+    begun = [params for params in trials if params["finetune.steps"] == 0]
+    assert len(begun) == len(sizes) * 6
+    for params in begun:
+        if params["unlearn.method"] == "mace":
+            assert params["unlearn.mace.preset"] == f"sd-{params['concept'].replace('ies', 'y')}"
+        (row,) = [
+            row
+            for row in sweep.reference.rows
+            if all(params.get(name) == value for name, value in row.items() if "." in name)
+            and row["concept"] == params["concept"]
+        ]
+        assert {"base", "unlearned"} <= row.keys()
+        assert ("retained" in row) == (params["unlearn.method"] == "uce")
+    assert len(sweep.reference.rows) == len(begun)
+    asked = sweep.evaluate.asked_of(sweep.evaluate.probes(sweep.base, sweep.grid.known_sets()[-1]))
+    assert len(asked.retained) == 100
+    assert asked.pictures == {"erased": 2_500, "other": 2_500}
+
+
 TUNED = sorted((ROOT / "sweeps" / "tuning").glob("*.yaml"))
 
 

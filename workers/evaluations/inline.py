@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -14,15 +16,21 @@ from workers.interfaces.evaluation import Evaluation, fitting
 PLACE = "{concept}"
 
 
+Word = Annotated[str, Field(min_length=1)]
+Words = Word | Annotated[tuple[Word, ...], Field(min_length=1)]
+
+
 class Row(Settings):
-    """A prompt, and why it is asked."""
+    """A prompt, or every one of some prompts for each of some concepts, and why it is asked."""
 
     role: Role = Field(description="erased, synonym, related, other, retained or never_known")
-    prompt: str = Field(min_length=1, description="what is asked; {concept} is the row's concept")
-    concept: str | None = Field(
+    prompt: Words = Field(
+        description="what is asked, or a list of it; {concept} is the row's concept"
+    )
+    concept: Words | None = Field(
         None,
-        min_length=1,
-        description="what the picture should show; null: each concept that is erased",
+        description="what the picture should show, or a list: every prompt of each; null: each "
+        "concept that is erased",
     )
     noise_seed: int | None = Field(
         None, ge=0, description="of this row alone; null: evaluate.noise_seed"
@@ -34,6 +42,14 @@ class Row(Settings):
             raise ValueError(f"a row of the role {self.role!r} needs its concept")
         return self
 
+    def prompts(self) -> tuple[str, ...]:
+        """The prompt, or each of them."""
+        return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
+
+    def concepts(self) -> tuple[str | None, ...]:
+        """The concept, or each of them; None for those that are erased."""
+        return self.concept if isinstance(self.concept, tuple) else (self.concept,)
+
 
 class InlineSettings(Settings):
     """The rows."""
@@ -44,9 +60,10 @@ class InlineSettings(Settings):
     def _each_stands_once(self) -> InlineSettings:
         seen: set[tuple[object, ...]] = set()
         for row in self.rows:
-            if (key := (row.role, row.concept, row.prompt, row.noise_seed)) in seen:
-                raise ValueError(f"the row {row.prompt!r} ({row.role}) stands there twice")
-            seen.add(key)
+            for concept, prompt in product(row.concepts(), row.prompts()):
+                if (key := (row.role, concept, prompt, row.noise_seed)) in seen:
+                    raise ValueError(f"the row {prompt!r} ({row.role}) stands there twice")
+                seen.add(key)
         return self
 
 
@@ -69,6 +86,6 @@ class Inline(Evaluation):
 
     def _rows(self, erased: tuple[str, ...]) -> Iterator[Probe]:
         for row in self.settings.rows:
-            for concept in erased if row.concept is None else (row.concept,):
-                prompt = row.prompt.replace(PLACE, concept)
-                yield Probe(row.role, concept, prompt, row.noise_seed)
+            for named, prompt in product(row.concepts(), row.prompts()):
+                for concept in erased if named is None else (named,):
+                    yield Probe(row.role, concept, prompt.replace(PLACE, concept), row.noise_seed)

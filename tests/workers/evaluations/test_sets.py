@@ -75,6 +75,23 @@ def test_no_synonym_of_objects_is_anothers() -> None:
     assert set(every).isdisjoint(SYNONYMS)
 
 
+def test_inline_lists_are_every_prompt_of_every_concept() -> None:
+    prompts = ["a {concept}", "one {concept}"]
+    rows = [
+        {"role": "erased", "prompt": prompts},
+        {"role": "other", "concept": ["cat", "cow"], "prompt": prompts},
+    ]
+    asked = made("inline", rows=rows).probes(WORDS, ("cat",))
+    assert [(p.role, p.prompt) for p in asked] == [
+        ("erased", "a cat"),
+        ("erased", "one cat"),
+        ("other", "a cow"),
+        ("other", "one cow"),
+    ]
+    with pytest.raises(ValidationError, match="stands there twice"):
+        made("inline", rows=[{"role": "erased", "prompt": ["a cat", "a cat"]}])
+
+
 def test_inline_rows_follow_what_is_erased() -> None:
     rows = [
         {"role": "erased", "prompt": "a {concept}"},
