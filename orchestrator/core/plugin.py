@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel
@@ -163,6 +164,11 @@ class _BaseOfSet(BasePlugin):
         return self.base.bare(concept)
 
     def retained(self, concept: str) -> tuple[str, ...]:
+        return self._retained
+
+    @cached_property
+    def _retained(self) -> tuple[str, ...]:
+        """Asked by every concept of a set, and of a hundred by a hundred it takes its time."""
         return retained_of(self.base, self.erased)
 
     def anchor(self, concept: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 # Letters together, each digit alone, marks together; what stands between them is no part of it.
 _PIECES = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|(?:[^\w\s]|_)+")
@@ -23,6 +24,7 @@ def clip_pieces(text: str) -> list[str]:
     return _PIECES.findall(unicodedata.normalize("NFC", text).lower())
 
 
+@lru_cache(maxsize=4096)
 def as_clip_reads(text: str) -> str:
     """Equal for texts that CLIP's tokenizer cannot tell apart: "star", "Star", " star "."""
     return " ".join(clip_pieces(text))
