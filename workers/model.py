@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -22,6 +22,7 @@ from workers.diffusion.rng import normal
 from workers.diffusion.text import embed, refuse_cut
 from workers.editing.edit_file import load_edits
 from workers.editing.edits import Weights, live_parameters
+from workers.editing.learned_token import reading
 from workers.editing.pipeline import WarmPipeline
 from workers.interfaces.base import Base
 from workers.interfaces.dataset import Dataset, Examples
@@ -119,18 +120,17 @@ class Model:
         self.stage = target
 
     @contextmanager
-    def evaluation(self) -> Iterator[Pipeline]:
-        """The pipeline as it is to be judged: averaged and merged weights in place."""
-        if self.trainer is None:
+    def evaluation(self, tokens: Mapping[str, str] | None = None) -> Iterator[Pipeline]:
+        """The pipeline as it is to be judged: averaged and merged weights in place, and each of
+        `tokens` that it has not learned read as the word beside it.
+        """
+        trained = self.trainer.evaluation() if self.trainer is not None else nullcontext()
+        with trained, reading(self.warm.pipe, tokens or {}):
             yield self.warm.pipe
-        else:
-            with self.trainer.evaluation():
-                yield self.warm.pipe
 
     def edits(self) -> tuple[ModelEdit, ...]:
         """What makes the base this model: all that has to be stored."""
-        with self.evaluation():
-            return self.warm.now() if self.stage.kind == "finetune" else self.warm.edits
+        return self._now() if self.stage.kind == "finetune" else self.warm.edits
 
     def prepare(self, target: Stage) -> Made:
         """Make a material from the model that `target` hangs on."""
@@ -181,7 +181,7 @@ class Model:
         @contextmanager
         def at(which: Which) -> Iterator[Pipeline]:
             self.become(stages[which])
-            with self.evaluation() as pipe:
+            with self.evaluation(asked.get("placeholders")) as pipe:
                 yield pipe
 
         return Subject(
@@ -274,9 +274,18 @@ class Model:
         with self.store.object(record_of(self.store, stage), MATERIAL) as path:
             return plugin.read(load_tensors(path), stage.settings)
 
+    def _now(self) -> tuple[ModelEdit, ...]:
+        """Edits that make the base what is to be judged."""
+        with self.evaluation():
+            return (*self.warm.now(), *self._learned())
+
+    def _learned(self) -> tuple[ModelEdit, ...]:
+        """What the training at hand has put beside the model."""
+        return () if self.trainer is None else self.trainer.beside()
+
     def _beside(self) -> list[ModelEdit]:
         """The edits that change no weight but stand beside the model."""
-        return [edit for edit in self.warm.now() if not isinstance(edit, Weights)]
+        return [edit for edit in self._now() if not isinstance(edit, Weights)]
 
     def _state(self) -> dict[str, Tensor]:
         with self.evaluation():
@@ -323,7 +332,8 @@ class Model:
         """
         where = f"after {target.kind} {target.plugin!r}"
         with self.evaluation() as pipe:
-            beside = [edit for edit in self.warm.edits if not isinstance(edit, Weights)]
+            edits = (*self.warm.edits, *self._learned())
+            beside = [edit for edit in edits if not isinstance(edit, Weights)]
             made = {name: v for edit in beside for name, v in edit.tensors().items()}
             check_tensors({**live_parameters(pipe), **made}, where, advice)
             noise = normal((1, *latent_shape(pipe)), 0, 0, "last look", pipe.device)
@@ -348,7 +358,7 @@ class Model:
     def _settle(self) -> None:
         """End the training at hand: the pipeline is plain again and holds the result."""
         if self.trainer is not None:
-            self.trainer.finish()
+            self.warm.add(self.trainer.finish())
             self.trainer = None
             give_back()
 

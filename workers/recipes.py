@@ -15,8 +15,22 @@ from orchestrator.core.settings import Settings
 class FinetuneSettings(Settings):
     """How a model is fine-tuned. `dataset` is a plug-in choice and is resolved separately."""
 
-    adapter: Literal["full", "lora", "dora"] = Field(
-        "full", description="full weights, LoRA, or LoRA with trained lengths of rows (DoRA)"
+    adapter: Literal["full", "lora", "dora", "textual_inversion"] = Field(
+        "full",
+        description="full weights, LoRA, LoRA with trained lengths of rows (DoRA), or nothing but "
+        "the embedding of a new token (textual inversion, Gal et al. 2023, who have rate 5e-3)",
+    )
+    placeholder: str | None = Field(
+        None,
+        pattern=r"^<[a-z0-9_-]+>$",
+        description="the token that textual inversion learns, such as <mug>, as every caption of "
+        "the pictures must name it, and prompts may",
+    )
+    initializer: str | None = Field(
+        None,
+        pattern=r"^\S+$",
+        description="the word, of one token, as which it begins, and as which models that have not "
+        "learned it read it",
     )
     train_text_encoder: bool = Field(
         False,
@@ -126,6 +140,33 @@ class FinetuneSettings(Settings):
             raise ValueError("prior_prompt needs prior_weight beside it (0: without the prior)")
         return self
 
+    @model_validator(mode="after")
+    def _token_is_learned(self) -> FinetuneSettings:
+        if self.adapter != "textual_inversion":
+            return self
+        if self.placeholder is None or self.initializer is None:
+            raise ValueError(
+                "adapter textual_inversion needs placeholder, the token to be learned, such as "
+                "<mug>, and initializer, a word as which it begins"
+            )
+        if self.caption is not None and self.placeholder not in self.caption.lower():
+            raise ValueError(f"caption must name {self.placeholder}, or nothing is learned of it")
+        if self.train_text_encoder:
+            raise ValueError(
+                "textual_inversion trains the token alone; leave out train_text_encoder"
+            )
+        if self.prior_weight:
+            raise ValueError(
+                "textual_inversion changes nothing that a prior would hold: its pictures do not "
+                "name the token; leave out prior_weight"
+            )
+        return self
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether low-rank factors are trained."""
+        return self.adapter in ("lora", "dora")
+
     @property
     def alpha(self) -> float:
         """LoRA's alpha, which goes with the rank unless it is said."""
@@ -147,7 +188,9 @@ class FinetuneSettings(Settings):
             names.add("momentum")
         if self.optimizer in ("sgd", "adafactor"):
             names |= {"beta1", "beta2"}
-        if self.adapter == "full":
+        if self.adapter != "textual_inversion":
+            names |= {"placeholder", "initializer"}
+        if not self.has_lora:
             names |= {name for name in type(self).model_fields if name.startswith("lora_")}
         return frozenset(names)
 
@@ -164,7 +207,7 @@ class Prepare(RecipePlugin):
 
 
 class Finetune(RecipePlugin):
-    """Fine-tune the UNet, or it and the text encoder, with the ordinary denoising loss."""
+    """Fine-tune the UNet, it and the text encoder, or a token, with the ordinary denoising loss."""
 
     name = "finetune"
     version = 2
@@ -180,6 +223,11 @@ class Finetune(RecipePlugin):
         pictures = cls(cls.Settings.model_validate({"images_per_prompt": s.prior_images, **how}))
         return {"prior": Need(cast(MaterialPlugin, pictures), {"prompts": [s.prior_prompt]})}
 
+    def tokens(self) -> Mapping[str, str]:
+        """Textual inversion's."""
+        s = self.settings
+        return {s.placeholder: s.initializer} if s.adapter == "textual_inversion" else {}
+
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
         """Captions that the sweep itself says are read to their end, unlike a data set's."""
         said = {"caption": self.settings.caption, "prior_prompt": self.settings.prior_prompt}
@@ -190,7 +238,7 @@ class Finetune(RecipePlugin):
     def doubts(cls, used: Sequence[FinetuneSettings]) -> list[str]:
         """Axes that move more than they say, and rates that are never reached."""
         found = []
-        lora = [s for s in used if s.adapter != "full"]
+        lora = [s for s in used if s.has_lora]
         ranks, alphas = {s.lora_rank for s in lora}, {s.alpha for s in lora}
         if len(ranks) > 1 and len(alphas) == 1:
             found.append(
@@ -211,6 +259,12 @@ class Finetune(RecipePlugin):
             found.append(
                 f"up to {longest} steps all are warm-up (warmup_steps {slow[0].warmup_steps}): the "
                 "learning rate is not reached by then"
+            )
+        still = [s for s in used if s.adapter == "textual_inversion" and s.learning_rate < 1e-4]
+        if still:
+            found.append(
+                f"at learning rate {still[0].learning_rate:g} textual inversion hardly moves its "
+                "token; 5e-4 to 5e-3 are usual"
             )
         return found
 

@@ -261,7 +261,7 @@ class _TaskRun:
         model = self.model(stage)
         model.become(stage.model)
         settings = SampleSettings.model_validate(stage.settings["settings"])
-        with model.evaluation() as pipe:
+        with model.evaluation(stage.settings.get("placeholders")) as pipe:
             pictures = sample(pipe, probes, settings)
         path = folder / IMAGES.name
         write_pictures(path, pictures)

@@ -504,3 +504,9 @@ class RecipePlugin(Plugin):
     def needs(self, base: BasePlugin) -> Mapping[str, Need]:
         """Materials to work from, made of the model that the work begins with."""
         return {}
+
+    def tokens(self) -> Mapping[str, str]:
+        """Words that the work teaches to the model, each with the word as which it begins: models
+        that have not learned it read it so.
+        """
+        return {}

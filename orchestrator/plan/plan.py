@@ -189,7 +189,7 @@ class Planner:
         self.merge = merge(merge.Settings())
         self.asked: dict[ConceptSet, list[Probe]] = {}
         self.known: dict[str, Stage] = {}
-        self.points: dict[tuple[str, str], Waypoint] = {}
+        self.points: dict[tuple[str, str, str], Waypoint] = {}
 
     def plan(self, trials: Iterable[Trial], controls: bool) -> Plan:
         """The plan of these trials and, if asked for, of their controls."""
@@ -230,16 +230,17 @@ class Planner:
         after = [edit.kind for edit in trial.edits if edit.kind != "unlearn"]
         has_way = has_way or sum(stage.kind == "unlearn" for stage in final.lineage) > 1
         way = [s for s in _way(final) if s not in (unlearned, final)] if has_way else []
+        erased, tokens = trial.erased, _tokens(trial)
         return PlannedTrial(
             trial=trial,
             is_control=is_control,
-            base=self.point(self.root, trial.erased),
-            unlearned=self.point(unlearned, trial.erased),
-            final=self.point(final, trial.erased),
+            base=self.point(self.root, erased, tokens),
+            unlearned=self.point(unlearned, erased, tokens),
+            final=self.point(final, erased, tokens),
             control=clean.digest if has_control else None,
             steps_param=f"{tuned[-1]}.steps" if tuned else None,
             starts_unlearned=after == ["finetune"] and trial.edits[-1].kind == "finetune",
-            way=tuple(self.point(model, trial.erased) for model in way),
+            way=tuple(self.point(model, erased, tokens) for model in way),
         )
 
     def edited(self, parent: Stage, clean: Stage, edit: Edit, trial: Trial) -> Stage:
@@ -312,15 +313,20 @@ class Planner:
         recipe = type(edit.plugin)(settings)
         return _stage("finetune", recipe, identity, full, trial.seed, parent, inputs)
 
-    def point(self, model: Stage, erased: ConceptSet) -> Waypoint:
-        """Made once a model and what is erased: many trials share the base and the unlearned."""
-        key = (model.digest, erased.name)
+    def point(self, model: Stage, erased: ConceptSet, tokens: Mapping[str, str]) -> Waypoint:
+        """Made once a model and what is erased: many trials share the base and the unlearned.
+
+        `tokens` are those that the trial learns.
+        """
+        key = (model.digest, erased.name, canonical_json(tokens))
         if key not in self.points:
             draws = self.sweep.evaluate.draws
-            sample = self.unique(self.sample_stage(model, erased))
+            sample = self.unique(self.sample_stage(model, erased, tokens))
             kind = "unlearn" if model.unlearns else model.kind
             metrics = [m for m in self.sweep.evaluate.metrics if kind in m.of]
-            scores = [self.unique(self.score_stage(m, model, sample, erased)) for m in metrics]
+            scores = [
+                self.unique(self.score_stage(m, model, sample, erased, tokens)) for m in metrics
+            ]
             of_pictures = (
                 score
                 for metric, score in zip(metrics, scores, strict=True)
@@ -330,8 +336,12 @@ class Planner:
             self.points[key] = Waypoint(model, sample, tuple(scores), primary, draws)
         return self.points[key]
 
-    def sample_stage(self, model: Stage, erased: ConceptSet) -> Stage:
-        asked = {"probes": [probe.to_json() for probe in self.probes(erased)]}
+    def sample_stage(self, model: Stage, erased: ConceptSet, tokens: Mapping[str, str]) -> Stage:
+        probes = self.probes(erased)
+        asked: dict[str, Any] = {"probes": [probe.to_json() for probe in probes]}
+        named = {t: w for t, w in tokens.items() if any(t in p.prompt.lower() for p in probes)}
+        if named:
+            asked["placeholders"] = named
         return _stage("sample", self.sample, asked, asked, None, model)
 
     def probes(self, erased: ConceptSet) -> list[Probe]:
@@ -343,7 +353,12 @@ class Planner:
         return self.asked[erased]
 
     def score_stage(
-        self, metric: MetricPlugin, model: Stage, sample: Stage, erased: ConceptSet
+        self,
+        metric: MetricPlugin,
+        model: Stage,
+        sample: Stage,
+        erased: ConceptSet,
+        tokens: Mapping[str, str],
     ) -> Stage:
         mark: dict[str, Any] = {"fingerprint": self.fingerprint(metric)}
         if metric.needs == "pipeline":
@@ -355,13 +370,15 @@ class Planner:
             mark |= as_settings([Target(c, tuple(prompts)) for c, prompts in asked.items()])
             if metric.strangers and (stranger := _stranger(probes)) is not None:
                 mark["never_known"] = as_settings([stranger])
+            if tokens:
+                mark["placeholders"] = dict(tokens)
         full = dict(mark)
         if metric.samples:
             mark["sampling"] = self.sample.settings.identity()
             full["sampling"] = self.sample.settings.full()
         inputs = {}
         if metric.reference:
-            inputs["reference"] = self.unique(self.sample_stage(self.root, erased))
+            inputs["reference"] = self.unique(self.sample_stage(self.root, erased, tokens))
         parent = sample if metric.needs == "images" else model
         uncounted = _paths("sampling", self.sample)
         return _stage("score", metric, mark, full, None, parent, inputs, uncounted)
@@ -389,6 +406,12 @@ class Planner:
 
     def unique(self, stage: Stage) -> Stage:
         return self.known.setdefault(stage.digest, stage)
+
+
+def _tokens(trial: Trial) -> dict[str, str]:
+    """The words that its edits teach, also where they take no step."""
+    recipes = (edit.plugin for edit in trial.edits if isinstance(edit.plugin, RecipePlugin))
+    return {token: word for recipe in recipes for token, word in recipe.tokens().items()}
 
 
 def _stranger(probes: Iterable[Probe]) -> Target | None:

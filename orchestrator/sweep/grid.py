@@ -13,6 +13,7 @@ plug-in is chosen. A setting with one value is an axis of length one.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,13 @@ from orchestrator.config.checks import build
 from orchestrator.core.concepts import ConceptSet
 from orchestrator.core.digest import canonical_json
 from orchestrator.core.errors import Place, Problem
-from orchestrator.core.plugin import BasePlugin, Plugin, PluginKind, UnlearnerPlugin
+from orchestrator.core.plugin import (
+    BasePlugin,
+    Plugin,
+    PluginKind,
+    RecipePlugin,
+    UnlearnerPlugin,
+)
 from orchestrator.core.registry import find
 from orchestrator.sweep.trial import Edit, EditKind, Scalar, Trial, UnlearnSettings, scalar
 
@@ -317,6 +324,7 @@ class _TrialBuilder:
             edits.append(made[0])
             params |= made[1]
         self._say_unlike(edits, erased)
+        self._say_learned_twice(edits)
         params["seed"] = seed = self.grid.seeds[point["seed"]]
         return Trial(erased, tuple(edits), seed, params)
 
@@ -398,6 +406,18 @@ class _TrialBuilder:
                     "what is scored as erased, and nothing else"
                 )
             )
+
+    def _say_learned_twice(self, edits: Sequence[Edit]) -> None:
+        """A token of one trial is learned once: the second time the model knows it already."""
+        recipes = (edit.plugin for edit in edits if isinstance(edit.plugin, RecipePlugin))
+        learned = Counter(token for recipe in recipes for token in recipe.tokens())
+        for token, count in learned.items():
+            if count > 1:
+                self.problems.append(
+                    self.grid.place.problem(
+                        f"{count} edits of a trial learn {token}; give each a token of its own"
+                    )
+                )
 
 
 def _params(prefix: str, plugin: Plugin, names: Mapping[str, Any]) -> dict[str, Scalar]:

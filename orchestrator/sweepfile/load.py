@@ -27,6 +27,7 @@ from orchestrator.sweepfile.evaluate import is_given, read_evaluate
 from orchestrator.sweepfile.grid import read_grid
 from orchestrator.sweepfile.reference import read_reference
 from orchestrator.sweepfile.search import read_search
+from orchestrator.sweepfile.tokens import unused_tokens
 
 REQUIRED = ("name", "concept", "edits", "evaluate")
 KEYS = (
@@ -161,6 +162,8 @@ def _sweep(root: At, source: str) -> Sweep | None:
         root.problems.extend(p for p in problems if not p.what.startswith(hidden))
     if not (name and grid and evaluate and resources):
         return None
+    if not root.problems:
+        root.problems.extend(unused_tokens(grid, evaluate, search))
     named: dict[str, At] = {key: top[key] for key in ("store", "mlflow") if key in top}
     if search is not None and "storage" in top["search"].value:
         named["search.storage"] = top["search"].key("storage")

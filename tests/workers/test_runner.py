@@ -127,7 +127,20 @@ BOOTH = (
 )
 
 
-@pytest.mark.parametrize("how", [(), ("finetune.adapter=lora",), BOOTH], ids=["full", "lora", "db"])
+INVERSION = (
+    "finetune.adapter=textual_inversion",
+    "finetune.placeholder=<mug>",
+    "finetune.initializer=circle",
+    "finetune.caption=a <mug>",
+    'evaluate.prompts=["a {concept} <mug>"]',
+)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [(), ("finetune.adapter=lora",), BOOTH, INVERSION, (*INVERSION, "finetune.trained_on=base")],
+    ids=["full", "lora", "dreambooth", "textual inversion", "textual inversion elsewhere"],
+)
 def test_a_run_that_was_cut_off_goes_on_to_the_same_images(
     small: str, tmp_path: Path, how: tuple[str, ...]
 ) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from orchestrator.core.errors import ResurgeError, UnreadableFile
 from workers.editing.adapters import Bottlenecks, GatedLora
 from workers.editing.edits import LowRank, Weights
+from workers.editing.learned_token import LearnedToken
 from workers.interfaces.edit import ModelEdit
 
 OURS: dict[str, type[ModelEdit]] = {
-    cls.kind: cls for cls in (Weights, LowRank, Bottlenecks, GatedLora)
+    cls.kind: cls for cls in (Weights, LowRank, Bottlenecks, GatedLora, LearnedToken)
 }
 
 

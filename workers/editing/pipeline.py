@@ -70,10 +70,18 @@ class WarmPipeline:
             ResurgeError: a name or a shape that the base does not have.
         """
         self.reset()
+        self.add(edits)
+
+    def add(self, edits: Sequence[ModelEdit]) -> None:
+        """Make further edits to what it is now.
+
+        Raises:
+            ResurgeError: as of `put`.
+        """
         for edit in edits:
             if (undo := edit.apply(self.pipe)) is not None:
                 self._undo.append(undo)
-        self.edits = tuple(edits)
+        self.edits = (*self.edits, *edits)
 
     def now(self) -> tuple[ModelEdit, ...]:
         """Edits that make the base what the pipeline is: moved weights, and what stands beside."""

@@ -201,6 +201,15 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text that the ids stand for."""
 
+    def get_vocab(self) -> dict[str, int]:
+        """Every token with its id."""
+
+    def add_tokens(self, new_tokens: list[str]) -> int:
+        """Read these as one token each, with ids behind all others; how many are new."""
+
+    def convert_tokens_to_ids(self, tokens: str) -> int:
+        """The id of a token."""
+
 
 class SchedulerConfig(Protocol):
     """The noise schedule; a configuration is also a mapping, for settings that may be missing."""

@@ -20,11 +20,14 @@ from accelerate.utils import AutocastKwargs, broadcast
 from torch import Tensor, nn
 from torch.nn import functional
 
+from orchestrator.core.errors import ResurgeError
 from workers.diffusion.denoise import min_snr_weights, training_scheduler, training_target
 from workers.diffusion.lora import Lora
 from workers.diffusion.rng import generator, integers, normal, shuffled
 from workers.diffusion.text import embed, token_ids
+from workers.editing.learned_token import LearnedToken
 from workers.interfaces.dataset import Examples
+from workers.interfaces.edit import ModelEdit, Undo
 from workers.recipes import FinetuneSettings
 from workers.runtime.parts import part_size
 from workers.runtime.progress import TellProgress
@@ -44,8 +47,8 @@ Part = Literal["unet", "text_encoder"]
 @dataclass(frozen=True)
 class Batch:
     """x_t (n, c, h, w), time steps (n,), text, what to predict (n, …), and what each counts in the
-    loss (n,). The text is embeddings (n, tokens, width), or token ids (n, tokens) where the text
-    encoder is trained.
+    loss (n,). The text is embeddings (n, tokens, width), or token ids (n, tokens) where they move
+    in training.
     """
 
     noisy: Tensor
@@ -65,19 +68,20 @@ class Batch:
 
 
 class Trainer:
-    """Fine-tunes `pipe` in place, its UNet and if asked its text encoder; call `finish` when done,
-    or reset the pipeline.
+    """Fine-tunes `pipe` in place, its UNet and if asked its text encoder, or a token of its own and
+    nothing else; call `finish` when done, or reset the pipeline.
 
     An optimiser on the mean squared error of the scheduler's own target (noise or v) at uniform
-    time steps (Ho et al. 2020). Each different caption is embedded once, unless the text encoder is
-    trained. What is trained stays in evaluation mode, so that no dropout draws from a global
-    generator (Stable Diffusion's dropout is 0 anyway).
+    time steps (Ho et al. 2020). Each different caption is embedded once, unless the text encoder or
+    a token is trained. What is trained stays in evaluation mode, so that no dropout draws from a
+    global generator (Stable Diffusion's dropout is 0 anyway).
 
     With `prior`, latents (n, c, h, w) of pictures of the class, each micro-batch has as many of
     them as of the data set's, whose loss counts `prior_weight` (Ruiz et al., CVPR 2023).
 
     Raises:
-        ResurgeError: what is trained is in half precision, or a package is missing.
+        ResurgeError: what is trained is in half precision, a package is missing, or a caption does
+            not name the token that is to be learned.
     """
 
     def __init__(
@@ -102,7 +106,11 @@ class Trainer:
         self._pictures = Pictures(pipe, settings, examples, seed)
         self._prior = None if prior is None else prior.to(pipe.device, pipe.vae.dtype)
         captions = sorted(set(examples.captions))
-        as_text = token_ids if settings.train_text_encoder else embed
+        if settings.adapter == "textual_inversion":
+            refuse_unnamed(str(settings.placeholder), examples)
+        self.learned, self._forget = new_token(pipe, settings)
+        self._is_embedded_in_training = settings.train_text_encoder or self.learned is not None
+        as_text = token_ids if self._is_embedded_in_training else embed
         self._text = as_text(pipe, ["", *captions])
         if prior is not None:
             assert settings.prior_prompt is not None
@@ -114,14 +122,16 @@ class Trainer:
         if settings.gradient_checkpointing:
             pipe.unet.enable_gradient_checkpointing()
         self._loras: dict[Part, Lora] = {}
-        if settings.adapter != "full":
+        if settings.has_lora:
             self._loras = {n: Lora(part, settings, seed, n) for n, part in self._parts.items()}
         self._training = self._new_training()
 
     def _new_training(self) -> Training:
         s = self.settings
         parameters: dict[str, nn.Parameter] = {}
-        for name, part in self._parts.items():
+        if self.learned is not None:
+            self.learned.value = parameters["token"] = nn.Parameter(self.learned.value)
+        for name, part in self._parts.items() if self.learned is None else ():
             own = self._loras[name].parameters() if self._loras else dict(part.named_parameters())
             # The UNet's are called as they were before a text encoder could be trained.
             prefix = "" if name == "unet" else f"{name}."
@@ -180,7 +190,7 @@ class Trainer:
             for share, part in batch.parts(here.process_index, here.num_processes):
                 with here.autocast(precision):
                     text = part.text
-                    if s.train_text_encoder:
+                    if self._is_embedded_in_training:
                         text = self.pipe.text_encoder(text)[0]
                     found = self.pipe.unet(
                         part.noisy, part.timesteps, encoder_hidden_states=text
@@ -297,9 +307,18 @@ class Trainer:
                     parameter.copy_(value)
             go_on(self._training.optimizer)
 
-    def finish(self) -> None:
-        """Make `pipe` a plain pipeline that holds the result; the trainer is then used up."""
+    def beside(self) -> tuple[ModelEdit, ...]:
+        """What was learned that is no weight of the model's: made to it, not part of it."""
+        return () if self.learned is None else (self.learned.kept(),)
+
+    def finish(self) -> tuple[ModelEdit, ...]:
+        """Make `pipe` a plain pipeline that holds the result; the trainer is then used up.
+
+        What stands beside the weights is returned, and has to be made to the pipeline again.
+        """
         self._use_average()
+        found = self.beside()
+        self._forget()
         for lora in self._loras.values():
             lora.finish()
         if self.settings.gradient_checkpointing:
@@ -307,6 +326,7 @@ class Trainer:
         for part in self._parts.values():
             part.requires_grad_(False)
         self._training.optimizer.state.clear()
+        return found
 
     @torch.no_grad()
     def _use_average(self) -> None:
@@ -314,6 +334,29 @@ class Trainer:
         show_average(self._training.optimizer)
         for name, average in self._training.carried.items():
             self._training.parameters[name].copy_(average)
+
+
+def new_token(pipe: Pipeline, settings: FinetuneSettings) -> tuple[LearnedToken | None, Undo]:
+    """The token that textual inversion is to learn, made to `pipe`, and what takes it off again."""
+    if settings.adapter != "textual_inversion":
+        return None, lambda: None
+    assert settings.placeholder is not None and settings.initializer is not None
+    learned = LearnedToken.beginning(pipe, settings.placeholder, settings.initializer)
+    return learned, learned.apply(pipe)
+
+
+def refuse_unnamed(token: str, examples: Examples) -> None:
+    """See that every picture's caption names the token: without it nothing is learned of it.
+
+    Raises:
+        ResurgeError: one does not.
+    """
+    without = [caption for caption in examples.captions if token not in caption.lower()]
+    if without:
+        raise ResurgeError(
+            f"{len(without)} of {len(examples)} captions do not name the token {token} that is to "
+            f"be learned, such as {without[0]!r}; give finetune.caption, 'a photo of {token}'"
+        )
 
 
 def learning_rate_at(step: int, settings: FinetuneSettings) -> float:

@@ -34,14 +34,16 @@ from orchestrator.core.registry import find
 from workers.data.prepared import read_examples
 from workers.editing.edit_file import load_edits, save_edits
 from workers.editing.edits import live_parameters
+from workers.editing.learned_token import LearnedToken
 from workers.editing.pipeline import WarmPipeline
 from workers.interfaces.base import Base
+from workers.interfaces.edit import ModelEdit
 from workers.recipes import FinetuneSettings
 from workers.runtime.causes import FailedElsewhere, cause_of, message_of
 from workers.runtime.parts import in_parts, parts
 from workers.runtime.progress import TellProgress, heard_by, tell
 from workers.training.checkpoints import load_tensors, save_tensors
-from workers.training.finetune import Trainer
+from workers.training.finetune import Trainer, new_token
 from workers.training.loop import LossNotFinite
 
 if TYPE_CHECKING:
@@ -113,6 +115,7 @@ class SpreadTrainer:
         save_edits(folder / EDITS, warm.now())
         if prior is not None:
             save_tensors(folder / PRIOR, {"latents": prior})
+        self.learned, self._forget = new_token(warm.pipe, settings)
         order = _Order(
             base=warm.base.name,
             base_settings=warm.base.settings.model_dump(),
@@ -191,10 +194,16 @@ class SpreadTrainer:
         self._show()
         yield
 
-    def finish(self) -> None:
+    def beside(self) -> tuple[ModelEdit, ...]:
+        """As `Trainer.beside`."""
+        return () if self.learned is None else (self.learned.kept(),)
+
+    def finish(self) -> tuple[ModelEdit, ...]:
         """As `Trainer.finish`; the processes end."""
         self._show()
         self._close()
+        self._forget()
+        return self.beside()
 
     @torch.no_grad()
     def _show(self) -> None:
@@ -203,9 +212,12 @@ class SpreadTrainer:
             return
         self._ask("weights")
         found = load_tensors(self._file)
-        for name, value in _trained(self._warm.pipe, self._settings).items():
+        for name, value in self._trained().items():
             value.copy_(found[name])
         self._shown = self.step
+
+    def _trained(self) -> dict[str, Tensor]:
+        return _trained(self._warm.pipe, self._settings, self.learned)
 
     def _ask(
         self,
@@ -285,8 +297,12 @@ def _found_first() -> Iterator[None]:
         sys.path.remove(beside_us)
 
 
-def _trained(pipe: Pipeline, settings: FinetuneSettings) -> dict[str, Tensor]:
-    """The weights that training may move."""
+def _trained(
+    pipe: Pipeline, settings: FinetuneSettings, learned: LearnedToken | None
+) -> dict[str, Tensor]:
+    """What training may move: weights, or a token's embedding."""
+    if learned is not None:
+        return {"token": learned.value}
     start = ("unet.", "text_encoder.") if settings.train_text_encoder else ("unet.",)
     return {name: v for name, v in live_parameters(pipe).items() if name.startswith(start)}
 
@@ -393,7 +409,8 @@ class _Part:
         """Write what is trained as it is to be judged."""
         if self.is_first:
             with self.trainer.evaluation():
-                _write(self.file, _trained(self.trainer.pipe, self.trainer.settings))
+                trainer = self.trainer
+                _write(self.file, _trained(trainer.pipe, trainer.settings, trainer.learned))
 
 
 def _meet(rank: int, order: _Order) -> None:

@@ -239,6 +239,28 @@ def test_a_method_is_told_what_it_erases_jointly(small: str) -> None:
     assert "concept" not in stage.settings
 
 
+INVERSION = (
+    "finetune.adapter=textual_inversion",
+    "finetune.placeholder=<mug>",
+    "finetune.initializer=[circle, heart]",
+    "finetune.caption=a <mug>",
+    'evaluate.prompts=["a {concept}", "a {concept} <mug>"]',
+)
+
+
+def test_models_that_have_not_learned_a_token_read_it_as_what_it_begins_as(small: str) -> None:
+    """So each trial's models are asked the same: the base is drawn once for each beginning."""
+    brief = ("unlearn=nudge", "finetune.learning_rate=1e-3", "seeds=1", "evaluate.controls=false")
+    plan = plan_of(small, *brief, *INVERSION)
+    for planned in plan.trials:
+        read = {"<mug>": planned.params["finetune.initializer"]}
+        for point in (planned.base, planned.unlearned, planned.final):
+            assert point.sample.settings["placeholders"] == read
+    assert len({planned.base.sample for planned in plan.trials}) == 2
+    asked_nothing = plan_of(small, *brief, "finetune.adapter=lora")
+    assert not any("placeholders" in s.settings for s in asked_nothing.stages)
+
+
 def test_prior_pictures_are_drawn_once_of_the_model_that_is_fine_tuned(small: str) -> None:
     booth = ("finetune.prior_weight=1.0", "finetune.prior_prompt=a star", "finetune.prior_images=2")
     plan = plan_of(small, *booth, "unlearn=nudge", "finetune.learning_rate=1e-3", "seeds=1")

@@ -104,6 +104,24 @@ def test_two_processes_end_where_one_does(spread, warm, dataset, name):
     assert apart < 1e-3 * moved
 
 
+def test_two_processes_learn_the_token_that_one_does(spread, warm, dataset):
+    settings = recipe(
+        adapter="textual_inversion", placeholder="<mug>", initializer="circle", caption="a <mug>"
+    )
+    alone = Trainer(warm.pipe, settings, read_examples(dataset), 0)
+    begun = alone.beside()[0].value
+    alone.train_to(4)
+    [expected] = alone.finish()
+
+    together = spread(settings)
+    together.train_to(4)
+    [found] = together.finish()
+
+    assert warm.changed() == {}
+    moved, apart = expected.value - begun, expected.value - found.value
+    assert moved.norm() > 0 and apart.norm() < 1e-3 * moved.norm()
+
+
 def test_it_goes_on_from_what_it_saved_to_the_same_bits(spread, warm, tmp_path):
     settings = recipe(ema_decay=0.9)
     first = spread(settings)
