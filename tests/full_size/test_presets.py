@@ -4,8 +4,8 @@ What a preset says of the model stays as published: which weights, losses, masks
 weights of terms. What only says how long and how many is cut to two or so (`SHORT`). Batches are of
 one picture with gradient checkpointing: the published ones are for cards of 40 to 80 GB. MACE's
 presets for five concepts and more are not here: they do to each of them what `sd-celebrity-1` does
-to one, which takes hours. Pictures have 256 pixels a side instead of 512: weights, gradients and
-moments take the memory, pixels the hours.
+to one, which takes hours. Pictures have 128 pixels a side instead of 512: weights, gradients and
+moments take the memory, pixels the hours; test_full_size.py has 512.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     root = tmp_path_factory.mktemp("presets")
     model = root / "model"
     build_model("sd14", model)
-    set_side(model, 256)
+    set_side(model, 128)
     (root / "captions.txt").write_text("\n".join(captions()))
     sweep = {
         "name": "presets",
