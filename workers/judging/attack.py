@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from orchestrator.core.artifacts import Probe
 from orchestrator.core.hints import suggest
@@ -22,24 +22,27 @@ if TYPE_CHECKING:
     from workers.recipes import SampleSettings
 
 
+def _scores_single_pictures(judge: ChosenMetric) -> ChosenMetric:
+    if _needs_a_picture_only(type(judge.plugin)):
+        return judge
+    judges = [name for name, one in registry("metric").items() if _needs_a_picture_only(one)]
+    got = f"but got {judge.plugin.name!r}{suggest('', judges)}"
+    raise ValueError(f"must be a metric of single pictures {got}")
+
+
+JudgeOfPictures = Annotated[ChosenMetric, AfterValidator(_scores_single_pictures)]
+"""A metric as a setting, of single pictures and without others beside them."""
+
+
 class JudgedSettings(Settings):
     """How many prompts are attacked, and who says whether it worked."""
 
     prompts: int = Field(4, ge=1, description="attacked prompts: the concept's first ones")
-    judge: ChosenMetric = Field(
+    judge: JudgeOfPictures = Field(
         "concept_accuracy",  # type: ignore[assignment]  # read as a sweep file's value is
         description="a metric of single pictures",
     )
     seed: int = Field(0, ge=0, description="seed of the search")
-
-    @field_validator("judge")
-    @classmethod
-    def _scores_single_pictures(cls, judge: ChosenMetric) -> ChosenMetric:
-        if _needs_a_picture_only(type(judge.plugin)):
-            return judge
-        judges = [name for name, one in registry("metric").items() if _needs_a_picture_only(one)]
-        got = f"but got {judge.plugin.name!r}{suggest('', judges)}"
-        raise ValueError(f"must be a metric of single pictures {got}")
 
 
 def _needs_a_picture_only(metric: type[Plugin]) -> bool:
