@@ -29,12 +29,14 @@ TEXT_TARGETS = r".*\.self_attn\.(q_proj|k_proj|v_proj|out_proj)"
 """Those of a text encoder that diffusers' scripts train."""
 
 
-def projections(unet: nn.Module) -> dict[str, nn.Linear]:
-    """The attention projections by path: what LoRA usually stands beside."""
-    layer = re.compile(TARGETS["attention"])
+def projections(part: nn.Module, targets: str = TARGETS["attention"]) -> dict[str, nn.Linear]:
+    """The attention projections by path, a UNet's unless `targets` says otherwise: what LoRA
+    usually stands beside.
+    """
+    layer = re.compile(targets)
     return {
         path: module
-        for path, module in unet.named_modules()
+        for path, module in part.named_modules()
         if layer.fullmatch(path) and isinstance(module, nn.Linear)
     }
 

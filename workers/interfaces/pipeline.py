@@ -126,6 +126,9 @@ class TextEncoderConfig(Protocol):
     """How the text encoder was made."""
 
     hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
     vocab_size: int
     max_position_embeddings: int
 

@@ -116,6 +116,14 @@ def test_memory_grows_with_what_is_trained(pipe):
     assert total["full"] > 7 * weights
 
 
+def test_training_the_text_encoder_too_takes_its_moments_and_checkpoint(pipe):
+    needs = estimates(pipe)
+    total = {name: need.device_bytes + need.host_bytes for name, need in needs.items()}
+    text = sum(p.numel() for p in pipe.text_encoder.parameters())
+    assert total["full_text"] - total["full"] >= (8 + 4) * text
+    assert total["lora_text"] > max(total["lora"], total["inversion"])
+
+
 def run(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["resurge", "doctor", *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
