@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, field_validator
 
-from orchestrator.core.artifacts import Role
+from orchestrator.core.artifacts import KEPT, Role
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.plugin import Asked
 from workers.data.files import PlaceText
@@ -37,7 +37,7 @@ class SetSettings(SourceSettings):
     )
     revision: str | None = Field(None, description=REVISION)
     roles: tuple[Role, ...] = Field(
-        ("retained",), description="the pictures that are compared: erased, retained, never_known"
+        KEPT, description="the pictures that are compared; by default all that should survive"
     )
 
     @field_validator("roles")
@@ -51,7 +51,8 @@ class SetSettings(SourceSettings):
 class SetDistance(SourceMetric):
     """A distance between a model's pictures and the base's of the same prompts, as two sets.
 
-    `distance`, with `n` pictures on either side and features of `dimensions`.
+    `distance`, with `n` pictures on either side and features of `dimensions`; and of each role
+    alone that has enough of them, as "distance.other", "n.other".
     """
 
     reference = True
@@ -72,17 +73,24 @@ class SetDistance(SourceMetric):
         return [] if there >= LEAST else [self._too_few(there)]
 
     def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
-        """The distance and what it rests on."""
+        """The distances and what they rest on."""
         s, sets = self.settings, []
-        for some in (pictures, reference):
-            images = [picture.image for picture in some if picture.probe.role in s.roles]
-            if len(images) < LEAST:
-                raise ResurgeError(self._too_few(len(images)))
+        compared = [[p for p in some if p.probe.role in s.roles] for some in (pictures, reference)]
+        for some in compared:
+            if len(some) < LEAST:
+                raise ResurgeError(self._too_few(len(some)))
+            images = [picture.image for picture in some]
             sets.append(embedded(s.source_unless_word("features"), images))
-        ours, theirs = sets
-        distance = self.distance(ours, theirs)
-        n, dimensions = map(float, ours.shape)
-        return Score({"distance": distance, "n": n, "dimensions": dimensions})
+        n, dimensions = map(float, sets[0].shape)
+        found = {"distance": self.distance(*sets), "n": n, "dimensions": dimensions}
+        # The base was asked the same in the same order, so that a row is of one role in both.
+        roles = [picture.probe.role for picture in compared[0]]
+        for role in dict.fromkeys(roles):
+            rows = [row for row, other in enumerate(roles) if other == role]
+            if len(rows) >= LEAST:
+                found[f"distance.{role}"] = self.distance(*(features[rows] for features in sets))
+                found[f"n.{role}"] = float(len(rows))
+        return Score(found)
 
     def _too_few(self, there: int) -> str:
         return (

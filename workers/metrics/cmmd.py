@@ -27,14 +27,14 @@ class CmmdSettings(SetSettings):
 
 
 class Cmmd(SetDistance):
-    """1000 · unbiased squared MMD, Gaussian kernel, of the retained pictures to the base's.
+    """1000 · unbiased squared MMD, Gaussian kernel, of what should survive to the base's pictures.
 
     CMMD (Jayasumana et al., CVPR 2024) on CLIP embeddings of length 1. Around 0, and below
     it as often as above, for two samples of one distribution.
     """
 
     name = "cmmd"
-    version = 1
+    version = 2
     values = (None, None)
     Settings = CmmdSettings
     settings: CmmdSettings

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Fid(SetDistance):
-    """Fréchet distance of the retained pictures' features to those of the base's pictures.
+    """Fréchet distance of the features of what should survive to those of the base's pictures.
 
     FID (Heusel et al., NeurIPS 2017), with other features than Inception's: not comparable to
     published numbers. It is biased upwards where `n` is not far larger than `dimensions`; KID and
@@ -20,7 +20,7 @@ class Fid(SetDistance):
     """
 
     name = "fid"
-    version = 1
+    version = 2
 
     def distance(self, ours: Tensor, theirs: Tensor) -> float:
         """In fp64."""

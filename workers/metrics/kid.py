@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Kid(SetDistance):
-    """Unbiased squared MMD, by a cubic kernel, of the retained pictures to the base's.
+    """Unbiased squared MMD, by a cubic kernel, of what should survive to the base's pictures.
 
     KID (Bińkowski et al., ICLR 2018), with other features than Inception's and all pictures
     in one block. Around 0, and below it as often as above, for two samples of one distribution;
@@ -20,7 +20,7 @@ class Kid(SetDistance):
     """
 
     name = "kid"
-    version = 1
+    version = 2
     values = (None, None)
 
     def distance(self, ours: Tensor, theirs: Tensor) -> float:

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
+from orchestrator.core.artifacts import ASKS_ERASED, KEPT, Role
 from orchestrator.core.errors import DataError
 from orchestrator.core.hints import suggest
 from orchestrator.core.plugin import BasePlugin
@@ -67,14 +68,15 @@ class UnlearnCanvas(SourceMetric):
     """UA, IRA and CRA: erased, and kept in the concept's own domain and in the others.
 
     UnlearnCanvas (Zhang et al., NeurIPS 2024 Datasets): UA is the share of the erased concept's
-    pictures that are not classified as it; IRA and CRA are the accuracies, over the retained
-    pictures, of what their prompts ask for in the concept's domain and in the other ones. The
-    domains are style and object; on the bundled world shape, colour and fill. An accuracy that no
-    picture has a say in is left out.
+    pictures that are not classified as it; IRA and CRA are the accuracies, over the pictures of
+    what should survive, of what their prompts ask for in the concept's domain and in the other
+    ones. The domains are style and object; on the bundled world shape, colour and fill. Of several
+    concepts each picture's own counts, and any domain of one of them is theirs. Each accuracy also
+    stands by role ("UA.synonym", "IRA.other"). One that no picture has a say in is left out.
     """
 
     name = "unlearncanvas"
-    version = 1
+    version = 2
     per_picture = False
     INSTEAD = "set styles and objects to classifiers"
     higher = "better unlearning (UA), more retained (IRA, CRA)"
@@ -107,23 +109,30 @@ class UnlearnCanvas(SourceMetric):
 
     def score_images(self, pictures: Sequence[Picture], reference: Sequence[Picture] = ()) -> Score:
         """The three accuracies."""
-        erased = [i for i, picture in enumerate(pictures) if picture.probe.role == "erased"]
-        concept = plain(pictures[erased[0]].probe.concept)
         if self.asks_the_judge():
             domains = _judged_domains(pictures)
         else:
             domains = [_classified_domain(pictures, source) for source in self._sources]
-        own = next((domain for domain in domains if concept in domain.words), None)
-        if own is None:
-            words = frozenset(word for domain in domains for word in domain.words)
-            raise NoClassError(self._no_class(concept, words))
-        others = [domain for domain in domains if domain is not own]
-        accuracies = {
-            "UA": [float(concept not in own.shown[index]) for index in erased],
-            "IRA": _retained(pictures, own),
-            "CRA": [hit for domain in others for hit in _retained(pictures, domain)],
-        }
-        return Score({name: sum(hits) / len(hits) for name, hits in accuracies.items() if hits})
+        gone = {p.probe.concept: None for p in pictures if p.probe.role == "erased"}
+        own = {concept: self._domain(domains, concept) for concept in map(plain, gone)}
+        hits: dict[str, list[float]] = {"UA": [], "IRA": [], "CRA": []}
+        for index, picture in enumerate(pictures):
+            role, concept = picture.probe.role, plain(picture.probe.concept)
+            if role in ASKS_ERASED and concept in own:
+                shown = own[concept].shown[index]
+                _count(hits, "UA", role, [float(concept not in shown)])
+            for domain in domains if role in KEPT else ():
+                name = "IRA" if any(domain is one for one in own.values()) else "CRA"
+                _count(hits, name, role, _retained(picture, domain.shown[index], domain.words))
+        return Score({name: sum(some) / len(some) for name, some in hits.items() if some})
+
+    def _domain(self, domains: Sequence[Domain], concept: str) -> Domain:
+        """The kind of concept that one is."""
+        for domain in domains:
+            if concept in domain.words:
+                return domain
+        words = frozenset(word for domain in domains for word in domain.words)
+        raise NoClassError(self._no_class(concept, words))
 
     @property
     def _sources(self) -> list[Source]:
@@ -137,19 +146,22 @@ class UnlearnCanvas(SourceMetric):
         )
 
 
-def _retained(pictures: Sequence[Picture], domain: Domain) -> list[float]:
-    """For each word of the domain that a retained picture was asked for, 1 if it shows it.
+def _count(hits: dict[str, list[float]], name: str, role: Role, found: Sequence[float]) -> None:
+    """By name, where the role counts in it, and by name and role."""
+    if role != "synonym":  # UA is of the concept by name
+        hits[name] += found
+    hits.setdefault(f"{name}.{role}", []).extend(found)
+
+
+def _retained(picture: Picture, shown: frozenset[str], words: frozenset[str]) -> list[float]:
+    """For each of a domain's words that a picture was asked for, 1 if it shows it.
 
     It was asked for those in its prompt, without those inside longer ones, and its probe's concept.
     """
-    hits = []
-    for picture, shown in zip(pictures, domain.shown, strict=True):
-        if picture.probe.role == "retained":
-            asked = f"{plain(picture.probe.prompt)} ; {plain(picture.probe.concept)}"
-            found = [w for w in domain.words if re.search(rf"(?<!\w){re.escape(w)}(?!\w)", asked)]
-            whole = [w for w in found if not any(w in other for other in found if other != w)]
-            hits += [float(word in shown) for word in whole]
-    return hits
+    asked = f"{plain(picture.probe.prompt)} ; {plain(picture.probe.concept)}"
+    found = [w for w in words if re.search(rf"(?<!\w){re.escape(w)}(?!\w)", asked)]
+    whole = [w for w in found if not any(w in other for other in found if other != w)]
+    return [float(word in shown) for word in whole]
 
 
 def _judged_domains(pictures: Sequence[Picture]) -> list[Domain]:

@@ -47,14 +47,37 @@ def test_only_the_chosen_roles_are_compared_and_counted():
     pictures = [*pictures_of(kept, "retained", "heart"), *pictures_of(erased)]
     reference = [*pictures_of(kept, "retained", "heart"), *pictures_of(HEARTS[:8])]
     score = judged(Fid).score_images(pictures, reference)
-    assert score.metrics == pytest.approx({"distance": 0, "n": 12, "dimensions": 64}, abs=1e-6)
+    told = {"distance": 0, "n": 12, "dimensions": 64, "distance.retained": 0, "n.retained": 12}
+    assert score.metrics == pytest.approx(told, abs=1e-6)
     both = Fid(Fid.Settings(roles=("erased", "retained"))).score_images(pictures, reference)
     assert both.metrics["n"] == 20
     assert both.metrics["distance"] > 0
 
 
+@pytest.mark.parametrize("metric", [Fid, Kid, Cmmd])
+def test_what_should_survive_is_compared_together_and_by_role(metric):
+    """What is not erased, as it is asked for: near and not near, and one of a role alone."""
+
+    def asked(near, far):
+        return [
+            *pictures_of(HEARTS[:4]),
+            *pictures_of(near, "related", "heart"),
+            *pictures_of(far, "other", "cross"),
+            *pictures_of(HEARTS[:1], "retained", "heart"),
+            *pictures_of(HEARTS[:4], "synonym", "star"),
+        ]
+
+    near, far = HEARTS[:12], rendered(EACH, shape="cross")
+    score = judged(metric).score_images(asked(near, noisy(far, 60)), asked(near, far)).metrics
+    assert next(iter(score)) == "distance"
+    assert score["n"] == 12 + EACH + 1
+    assert (score["n.related"], score["n.other"], "n.retained" in score) == (12, EACH, False)
+    assert score["distance.other"] == pytest.approx(distance(judged(metric), noisy(far, 60), far))
+    assert score["distance.related"] < score["distance"] < score["distance.other"]
+
+
 def test_one_picture_is_no_set():
-    with pytest.raises(ResurgeError, match="2 or more retained pictures but got 1"):
+    with pytest.raises(ResurgeError, match="2 or more retained, other, related pictures but got 1"):
         distance(judged(Kid), HEARTS[:1], HEARTS[:1])
 
 
@@ -62,11 +85,13 @@ def test_one_picture_is_no_set():
 def test_too_few_pictures_are_known_before_they_are_drawn(metric):
     pictures = {"erased": 8, "retained": 1, "never_known": 2}
     asked = Asked(("heart",), pictures)
-    assert "2 or more retained pictures but got 1" in judged(metric).problems_with(asked)[0]
+    said = judged(metric).problems_with(asked)
+    assert "2 or more retained, other, related pictures but got 1" in said[0]
     both = metric(metric.Settings(features="judge", roles=("erased", "retained")))
     assert both.problems_with(asked) == []
     assert judged(metric).problems_with(Asked((), {"erased": 8})) != []
     assert judged(metric).problems_with(Asked((), {"retained": 2})) == []
+    assert judged(metric).problems_with(Asked((), {"other": 1, "related": 1})) == []
 
 
 def test_clip_embeddings(clip_folder):

@@ -21,6 +21,12 @@ def shapes(role, concept, prompt=None, **shown):
     return pictures_of(rendered(EACH, **shown), role, concept, prompt)
 
 
+def told(**accuracies):
+    """Each as it stands alone, and once more by role where there is one role of its kind."""
+    roles = {"UA": "erased", "IRA": "retained", "CRA": "retained"}
+    return accuracies | {f"{name}.{roles[name]}": value for name, value in accuracies.items()}
+
+
 def test_known_pictures_of_the_bundled_world():
     """Stars that became hearts; of two retained shapes one right; of two colours both; no fill."""
     score = JUDGED.score_images(
@@ -31,7 +37,7 @@ def test_known_pictures_of_the_bundled_world():
             *shapes("never_known", "bolt", shape="heart"),
         ]
     )
-    assert score.metrics == pytest.approx({"UA": 1, "IRA": 0.5, "CRA": 1}, abs=0.1)
+    assert score.metrics == pytest.approx(told(UA=1, IRA=0.5, CRA=1), abs=0.1)
     assert score.values == ()
 
 
@@ -43,7 +49,7 @@ def test_what_was_not_unlearned_and_a_color_that_went_with_the_shape():
             *shapes("retained", "striped", "a striped shape", fill="striped"),
         ]
     )
-    assert score.metrics == pytest.approx({"UA": 0, "CRA": 0.5}, abs=0.1)
+    assert score.metrics == pytest.approx(told(UA=0, CRA=0.5), abs=0.1)
 
 
 def test_a_color_has_its_own_domain():
@@ -53,7 +59,41 @@ def test_a_color_has_its_own_domain():
             *shapes("retained", "blue", "a blue star", color="blue", shape="heart"),
         ]
     )
-    assert score.metrics == pytest.approx({"UA": 0, "IRA": 1, "CRA": 0}, abs=0.1)
+    assert score.metrics == pytest.approx(told(UA=0, IRA=1, CRA=0), abs=0.1)
+
+
+def test_every_role_that_should_survive_counts_and_stands_alone():
+    score = JUDGED.score_images(
+        [
+            *shapes("erased", "star", shape="star"),
+            *shapes("synonym", "star", "one star", shape="heart"),
+            *shapes("related", "cross", "a cross", shape="cross"),
+            *shapes("other", "circle", "a red circle", shape="heart", color="red"),
+        ]
+    )
+    assert next(iter(score.metrics)) == "UA"
+    assert score.metrics == pytest.approx(
+        {
+            "UA": 0, "UA.erased": 0, "UA.synonym": 1,
+            "IRA": 0.5, "IRA.related": 1, "IRA.other": 0,
+            "CRA": 1, "CRA.other": 1,
+        },
+        abs=0.1,
+    )  # fmt: skip
+
+
+def test_of_several_concepts_each_picture_is_asked_for_its_own():
+    score = JUDGED.score_images(
+        [
+            *shapes("erased", "star", shape="star"),
+            *shapes("erased", "circle", shape="heart"),
+            *shapes("erased", "red", color="red"),
+            *shapes("retained", "blue", "a blue shape", color="blue"),
+            *shapes("retained", "striped", "a striped shape", fill="solid"),
+        ]
+    )
+    expected = told(UA=1 / 3, IRA=1, CRA=0)  # a colour was erased too, so blue is of its kind
+    assert score.metrics == pytest.approx(expected, abs=0.1)
 
 
 def test_an_empty_picture_is_unlearned_and_retains_nothing():
@@ -61,7 +101,7 @@ def test_an_empty_picture_is_unlearned_and_retains_nothing():
     score = JUDGED.score_images(
         [*pictures_of(blank), *pictures_of(blank, "retained", "heart", "a red heart")]
     )
-    assert score.metrics == {"UA": 1, "IRA": 0, "CRA": 0}
+    assert score.metrics == told(UA=1, IRA=0, CRA=0)
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +130,11 @@ def test_two_classifiers(classified):
         ]
     )
     assert score.metrics == pytest.approx(
-        {
-            "UA": sum(name != "Van_Gogh" for name in shown["styles"]) / 3,
-            "IRA": sum(name == "Rust" for name in shown["styles"]) / 3,
-            "CRA": sum(name == "Polar_Bear" for name in shown["objects"]) / 3,
-        }
+        told(
+            UA=sum(name != "Van_Gogh" for name in shown["styles"]) / 3,
+            IRA=sum(name == "Rust" for name in shown["styles"]) / 3,
+            CRA=sum(name == "Polar_Bear" for name in shown["objects"]) / 3,
+        )
     )
 
 
