@@ -79,6 +79,21 @@ class Plugin(ABC):
         return []
 
 
+HELD_OUT = (
+    "a snapshot of {}",
+    "a postcard of {}",
+    "a studio photograph of {}",
+    "a scene with {}",
+    "a view of {}",
+    "an oil painting of {}",
+    "a watercolour of {}",
+    "a charcoal drawing of {}",
+    "a statue of {}",
+    "somebody took a picture of {}",
+)
+"""Of a base that has none of its own: neither a base's templates nor any method's."""
+
+
 class BasePlugin(Plugin):
     """What planning needs to know of a base model."""
 
@@ -97,6 +112,10 @@ class BasePlugin(Plugin):
     def bare(self, concept: str) -> str:
         """The concept and nothing else, as a prompt: by default its words."""
         return concept
+
+    def held_out(self, concept: str) -> tuple[str, ...]:
+        """Other prompts that ask for `concept`: no method trains on them unless it is told to."""
+        return tuple(template.replace("{}", concept) for template in HELD_OUT)
 
     @abstractmethod
     def retained(self, concept: str) -> tuple[str, ...]:
@@ -162,6 +181,9 @@ class _BaseOfSet(BasePlugin):
 
     def bare(self, concept: str) -> str:
         return self.base.bare(concept)
+
+    def held_out(self, concept: str) -> tuple[str, ...]:
+        return self.base.held_out(concept)
 
     def retained(self, concept: str) -> tuple[str, ...]:
         return self._retained

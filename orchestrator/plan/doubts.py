@@ -74,4 +74,5 @@ def _leaks(trials: Sequence[PlannedTrial], base: BasePlugin) -> Iterator[str]:
     if retained.shared:
         found.append(retained.told("retained", "preserved by", "preserve"))
     if found:
-        yield f"unlearn: of the prompts, {'; '.join(found)}"
+        others = "; `evaluate.set: held_out` asks in others" if erased.shared else ""
+        yield f"unlearn: of the prompts, {'; '.join(found)}{others}"

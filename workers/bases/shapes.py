@@ -14,7 +14,16 @@ from workers.data.pipeline_files import weight_shapes
 from workers.data.pipeline_loading import load_pipeline
 from workers.interfaces.base import Base
 from workers.interfaces.reading import as_clip_reads, cut_by_clip
-from workers.shapes.vocabulary import ALL_SHAPES, COLORS, FILLS, NOVEL_SHAPES, SHAPES, caption
+from workers.shapes.vocabulary import (
+    ALL_SHAPES,
+    COLORS,
+    FILLS,
+    HELD_OUT,
+    NOVEL_SHAPES,
+    SHAPES,
+    caption,
+    said,
+)
 
 if TYPE_CHECKING:
     from workers.interfaces.pipeline import Pipeline
@@ -55,6 +64,10 @@ class Shapes(Base):
     def bare(self, concept: str) -> str:
         """`a star`, `a red shape`: the model has read no word alone."""
         return self.prompts(concept)[0]
+
+    def held_out(self, concept: str) -> tuple[str, ...]:
+        """Six sentences about it (docs/evaluations.md has what the model draws from them)."""
+        return said(HELD_OUT, concept) if self.prompts(concept) else ()
 
     def retained(self, concept: str) -> tuple[str, ...]:
         """The other words of the concept's kind."""

@@ -7,10 +7,7 @@ from orchestrator.core.errors import ResurgeError
 from orchestrator.core.plugin import BasePlugin
 from orchestrator.core.settings import Settings
 from workers.interfaces.evaluation import Evaluation, strangers
-from workers.shapes.vocabulary import COLORS, FILLS, caption
-
-WORDINGS = ("a photo of {a}", "a drawing of {a}", "one {}")
-"""`{a}` is the concept with its article. The model was trained on none of these sentences."""
+from workers.shapes.vocabulary import WORDINGS, said
 
 
 class ShapesSet(Evaluation):
@@ -33,16 +30,7 @@ class ShapesSet(Evaluation):
                 f"the evaluation set 'shapes' is of base 'shapes' but the base is {base.name!r}"
             )
         found = [Probe("erased", c, prompt) for c in erased for prompt in base.prompts(c)]
-        found += [Probe("synonym", c, prompt) for c in erased for prompt in other_words(c)]
+        found += [Probe("synonym", c, prompt) for c in erased for prompt in said(WORDINGS, c)]
         others = dict.fromkeys(other for c in erased for other in base.retained(c))
         found += [Probe("other", c, base.prompts(c)[0]) for c in others if c not in erased]
         return found + strangers(base)
-
-
-def other_words(concept: str) -> list[str]:
-    """Sentences that no caption of the model's training is."""
-    color = concept if concept in COLORS else None
-    fill = concept if concept in FILLS else None
-    named = caption(None if color or fill else concept, color, fill)
-    bare = named.partition(" ")[2]
-    return [wording.replace("{a}", named).replace("{}", bare) for wording in WORDINGS]

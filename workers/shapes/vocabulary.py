@@ -66,3 +66,18 @@ def mentioned(
         word if kept else None for word, kept in zip(attributes, mention, strict=True)
     )
     return shape, color, fill
+
+
+WORDINGS = ("a photo of {a}", "a drawing of {a}", "one {}")
+"""`{a}` is the concept with its article. The model was trained on none of these sentences."""
+HELD_OUT = (*WORDINGS, "a picture of {a}", "{a} on paper", "the {}")
+"""Sentences that no method trains on and from which the base draws nearly every concept."""
+
+
+def said(wordings: Iterable[str], concept: str) -> tuple[str, ...]:
+    """A concept in other sentences than its captions."""
+    color = concept if concept in COLORS else None
+    fill = concept if concept in FILLS else None
+    named = caption(None if color or fill else concept, color, fill)
+    bare = named.partition(" ")[2]
+    return tuple(wording.replace("{a}", named).replace("{}", bare) for wording in wordings)

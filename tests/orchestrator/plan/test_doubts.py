@@ -86,7 +86,8 @@ def test_a_moving_average_that_is_mostly_the_model_before() -> None:
             "uce",
             '"a {concept}"',
             "1 of the 1 scored as erased are trained on by uce (see `prompts`); "
-            "6 of the 7 scored as retained are preserved by uce (see `preserve`)",
+            "6 of the 7 scored as retained are preserved by uce (see `preserve`); "
+            "`evaluate.set: held_out` asks in others",
         ),
         ("[{uce: {prompts: [['{concept}']], preserve: [[circle]]}}]", '"{concept}"', "1 of the 7"),
         ("[esd, uce, sdd, mace, spm]", '"a {concept}"', "by esd, mace, sdd and 2 more"),

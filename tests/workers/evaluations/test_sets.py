@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from orchestrator.core.artifacts import Probe
 from orchestrator.core.errors import DataError, ResurgeError
-from orchestrator.core.registry import find
+from orchestrator.core.registry import find, registry
 from workers.bases.diffusers import Diffusers
 from workers.bases.shapes import Shapes
 
@@ -226,3 +226,32 @@ def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
     [said] = made("prompts_file", path=str(tmp_path / "no.csv")).problems(WORDS, "x")
     assert "does not exist" in said
     assert made("prompts_file", path=str(table(tmp_path / "a.csv", "prompt\nx\n"))).fingerprint()
+
+
+def test_held_out_asks_the_bundled_base_in_other_sentences() -> None:
+    base = SHAPES
+    found = made("held_out").probes(base, ("star",))
+    assert ("star", "the star") in asked(found, "erased") and len(asked(found, "erased")) == 6
+    assert asked(found, "retained")[0] == ("circle", "a photo of a circle")
+    assert len(asked(found, "never_known")) == 2
+    own = {prompt for concept in base.concepts() for prompt in base.prompts(concept)}
+    assert not own & {probe.prompt for probe in found}
+    [kept] = asked(made("held_out", retain=["heart"]).probes(base, ("star", "circle")), "retained")
+    assert kept == ("heart", "a photo of a heart")
+    assert made("held_out", retain=["Star"]).problems(base, "star")
+    with pytest.raises(ResurgeError, match="unknown concept 'dog'"):
+        made("held_out", retain=["dog"]).probes(base, ("star",))
+
+
+def test_no_method_trains_on_what_is_held_out() -> None:
+    base = Diffusers(Diffusers.Settings(source="owner/name", revision="0" * 40))
+    held = set(base.held_out("cat"))
+    assert len(held) == 10 and held.isdisjoint(base.prompts("cat"))
+    for cls in registry("unlearner").values():
+        presets = getattr(cls.Settings, "PRESETS", {})
+        for given in ({}, *({"preset": name} for name in presets)):
+            try:
+                method = cls(cls.Settings(**given))
+            except ValueError:  # it needs settings
+                continue
+            assert held.isdisjoint(method.prompts(base, "cat")), (cls.name, given)
