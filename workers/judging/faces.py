@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.core.errors import ResurgeError
+from orchestrator.core.text import some
 from workers.data.loading import load_model
 from workers.data.pinned import Source
 from workers.judging.mtcnn import Cascade, find_faces
@@ -23,6 +24,7 @@ Box = tuple[float, float, float, float]
 LBP, MTCNN = "lbp", "mtcnn"
 CASCADE = "lbpcascade_frontalface_opencv.xml"
 INSTALL = "pip install 'resurge[faces]'"
+MOST_TOLD = 10
 SMALLEST = 1 / 8
 """A face that the cascade finds is at least this share of the picture's shorter side."""
 
@@ -118,10 +120,19 @@ def _load_detector(source: Source) -> Detector:
 
     model = load_model(AutoModelForObjectDetection, source)
     names = model.config.id2label
-    faces = frozenset(index for index, name in names.items() if "face" in name.lower())
-    if not faces:
-        raise ResurgeError(
-            f"detector {source.name!r} must have a class with 'face' in its name but has "
-            f"{', '.join(map(str, names.values()))}"
-        )
+    if what := no_face_class(source, list(names.values())):
+        raise ResurgeError(what)
+    faces = frozenset(index for index, name in names.items() if _is_face(name))
     return Detector(model, load_processor(source), faces)
+
+
+def no_face_class(source: Source, names: Sequence[str]) -> str:
+    """What to say of a detector without a class of faces; '' if it has one."""
+    if any(map(_is_face, names)):
+        return ""
+    has = some(list(map(str, names)), MOST_TOLD)
+    return f"detector {source.name!r} must have a class with 'face' in its name but has {has}"
+
+
+def _is_face(name: str) -> bool:
+    return "face" in name.lower()

@@ -146,7 +146,7 @@ def _resized(pictures: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     import torch
     from torch.nn import functional
 
-    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
+    pixels = torch.tensor(pictures).permute(0, 3, 1, 2).float()  # a copy: pictures are read-only
     found: np.ndarray = (
         functional.interpolate(pixels, size, mode="area").permute(0, 2, 3, 1).numpy()
     )

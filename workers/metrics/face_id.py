@@ -16,8 +16,15 @@ from workers.data.files import PlaceText, digest_of
 from workers.data.pinned import Source
 from workers.interfaces.metric import Picture, Score, extra, means
 from workers.judging.class_metric import ClassMetric, ClassSettings
-from workers.judging.classes import ImageClassifier, ids_of, load_classifier
-from workers.judging.faces import LBP, MTCNN, cascade_file, crop, largest_face
+from workers.judging.classes import ImageClassifier, ids_of, load_classifier, names_ahead
+from workers.judging.faces import (
+    LBP,
+    MTCNN,
+    cascade_file,
+    crop,
+    largest_face,
+    no_face_class,
+)
 from workers.judging.model_metric import REVISION
 from workers.judging.mtcnn import Cascade, weight_files
 from workers.runtime.progress import tell
@@ -92,13 +99,16 @@ class FaceId(ClassMetric):
         return [cascade_file()] if detector == LBP else []
 
     def problems(self, base: BasePlugin, concept: str) -> list[str]:
-        """The detector must be there, and the person a class."""
+        """The detector must be there and know faces, and the person be a class."""
         found = super().problems(base, concept)
+        detector = self.settings.source_unless_word("detector")
         try:
             self._detector_files()
+            names = names_ahead(detector) if detector else None
         except ResurgeError as error:
-            found.append(str(error))
-        return found
+            return [*found, str(error)]
+        what = no_face_class(detector, names) if detector and names else ""
+        return [*found, f"metric {self.name!r}: {what}"] if what else found
 
     def judged_by(self) -> str:
         """The models, and what the share is of."""

@@ -134,8 +134,10 @@ def test_a_detector_of_transformers(tmp_path):
     assert largest_face(image, source, 1.0) is None
 
 
-def test_a_detector_must_know_faces(tmp_path):
+def test_a_detector_must_know_faces(folder, tmp_path):
     source = save_detector(tmp_path, ["cat", "dog"])
+    (said,) = metric(folder, detector=str(tmp_path)).problems(BASE, PEOPLE[0])
+    assert "'face' in its name but has cat, dog" in said
     with pytest.raises(ResurgeError, match="'face' in its name but has cat, dog"):
         largest_face(noise_images(1)[0], source, 0.5)
 
