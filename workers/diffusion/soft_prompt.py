@@ -74,7 +74,7 @@ def encode(
     """Text embeddings (n, tokens, width) of `ids` (n, tokens), with gradients.
 
     `soft` (n, k, width) takes the place of the token embeddings right after the start token; with
-    `places` (n,) of those that begin there.
+    `places` (n,) of those that begin there, or with `places` (n, k) of those that stand there.
     """
     if soft is None:
         return pipe.text_encoder(ids)[0]
@@ -85,7 +85,9 @@ def encode(
         put = soft.to(output.dtype)
         if places is None:
             return torch.cat([output[:, :1], put, output[:, 1 + count :]], dim=1)
-        where = places[:, None] + torch.arange(count, device=places.device)
+        where = places
+        if places.dim() == 1:
+            where = places[:, None] + torch.arange(count, device=places.device)
         return output.scatter(1, where[..., None].expand_as(put), put)
 
     handle = layer.register_forward_hook(replace)

@@ -20,7 +20,7 @@ class CompletionSettings(AttackSettings):
     """How much is left to the model."""
 
     noise: float = Field(
-        0.7, gt=0, le=1, description="share of the sampler's steps that the model takes itself"
+        0.9, gt=0, le=1, description="share of the sampler's steps that the model takes itself"
     )
 
 
@@ -30,11 +30,12 @@ class Completion(Redraw):
     A probe of what is left in a model whose prompts lead nowhere (Lu et al., When Are Concepts
     Erased From Diffusion Models?, 2025): x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε of the base's x_0, from which
     the sampler's last steps go on with this model. At `noise` 1 next to nothing is shown, at 0.1
-    next to everything: compare with `unasked`, which is shown the same and asked for nothing.
+    next to everything: compare with `unasked`, which is shown the same and asked for nothing. Where
+    that is high, what is shown holds the concept, and success says nothing of the model.
     """
 
     name = "completion"
-    version = 1
+    version = 2
     Settings = CompletionSettings
     settings: CompletionSettings
 

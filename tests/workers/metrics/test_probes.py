@@ -9,6 +9,7 @@ import torch
 
 from orchestrator.core.artifacts import Probe
 from orchestrator.core.concepts import Target
+from orchestrator.core.errors import ResurgeError
 from orchestrator.core.stage import Stage
 from orchestrator.plan.plan import make_plan
 from orchestrator.sweepfile.load import parse
@@ -26,7 +27,7 @@ from workers.metrics.classifier_guidance import ClassifierGuidance
 from workers.metrics.completion import Completion
 from workers.metrics.concept_inversion import ConceptInversion
 from workers.metrics.inpainting import Inpainting, square
-from workers.metrics.p4d import P4D
+from workers.metrics.p4d import P4D, layout
 from workers.metrics.seed_search import SeedSearch
 from workers.recipes import SampleSettings
 from workers.unlearners.uce import UCE
@@ -39,6 +40,7 @@ ALL = (
     Inpainting(Inpainting.Settings(prompts=2, images_per_prompt=2)),
     ConceptInversion(ConceptInversion.Settings(prompts=2, images_per_prompt=2, iterations=2)),
     P4D(P4D.Settings(prompts=2, images_per_prompt=2, iterations=3, targets=2)),
+    P4D(P4D.Settings(prompts=2, images_per_prompt=2, iterations=3, targets=2, every=2)),
     SeedSearch(SeedSearch.Settings(prompts=2, seeds=3)),
     ClassifierGuidance(ClassifierGuidance.Settings(prompts=2, images_per_prompt=2)),
 )
@@ -147,6 +149,39 @@ def test_a_learned_word_stands_where_the_prompt_names_the_concept(bundled):
     with torch.no_grad():
         learned = encode(pipe, ids, word[None], places)
     assert torch.allclose(learned, embed(pipe, ["a red star"]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "every", "read"),
+    [
+        ("a red star", 1, "a ? red ? star ?"),
+        ("a red star", 2, "a red ? star"),
+        ("a star", 3, "a star ?"),
+    ],
+)
+def test_p4d_puts_its_words_after_every_so_many_of_the_prompt_s(bundled, prompt, every, read):
+    pipe = bundled.pipe
+    ids, places = layout(pipe, prompt, P4D.Settings(every=every))
+    words = ["?" if n in places[0] else pipe.tokenizer.decode([i]) for n, i in enumerate(ids[0])]
+    length = len(read.split())
+    assert [word.strip() for word in words[1 : 1 + length]] == read.split()
+    padded = pipe.tokenizer("", padding="max_length", max_length=ids.shape[1]).input_ids
+    assert ids[0, 0] == padded[0] and ids.shape[1] == pipe.tokenizer.model_max_length
+    assert ids[0, 1 + length :].tolist() == padded[1 : ids.shape[1] - length]
+    # Room that is filled with words is what typing them would be.
+    typed = ids.scatter(1, places, pipe.tokenizer("star").input_ids[1])
+    said = encode(pipe, ids, bundled_words(pipe, "star", places.shape[1]), places)
+    assert torch.allclose(said, encode(pipe, typed), atol=1e-6)
+
+
+def bundled_words(pipe, word, count):
+    table = pipe.text_encoder.get_input_embeddings().weight.detach()
+    return table[pipe.tokenizer(word).input_ids[1]].expand(1, count, -1)
+
+
+def test_p4d_says_what_is_too_long(bundled):
+    with pytest.raises(ResurgeError, match="raise p4d's `every`"):
+        layout(bundled.pipe, "a red star " * 4, P4D.Settings(every=1))
 
 
 def test_p4d_finds_words_that_the_base_s_noise_speaks_for(bundled, pictures):
