@@ -174,7 +174,7 @@ def layout(pipe: Pipeline, prompt: str, settings: P4DSettings) -> tuple[Tensor, 
     tokenizer, length = pipe.tokenizer, pipe.tokenizer.model_max_length
     start, *padding = tokenizer("", padding="max_length", max_length=length).input_ids
     own = tokenizer(prompt).input_ids[1:-1]
-    row, places = [start], []
+    row, places = [start], list[int]()
     for count, number in enumerate(own, start=1):
         row.append(number)
         is_last_chance = count == len(own) and not places
