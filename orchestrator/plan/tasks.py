@@ -74,6 +74,7 @@ def make_tasks(
         for stage in plan.stages
         if ("unlearn" if stage.unlearns else stage.kind) in kept_kinds
     }
+    saved = needed | kept
     costs = _path_costs(live, pending)
     tasks = [
         Task(
@@ -82,7 +83,7 @@ def make_tasks(
             id=group.id if group.pool == "score" else _name(pending[group.id][0]),
             stages=tuple(pending[group.id]),
             after=after[group.id],
-            save=frozenset(needed | kept),
+            save=frozenset(s.digest for s in pending[group.id] if s.digest in saved),
             keep_checkpoints="checkpoints" in keep,
             path_cost=costs[group.id],
             inputs=_inputs(pending[group.id]),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -124,7 +124,7 @@ class Leases(Claims):
         super().__init__(watch, now_s)
         self.sweep, self.priority = sweep, priority
         self.wants = 0
-        self.running: Sequence[Mapping[str, Any]] = ()
+        self.running: Collection[Mapping[str, Any]] = ()
         self._files = store.files
         # A beat that waits for a store that is away comes too late anyway.
         self._beats = Store(store.location, Patience(BEAT_S / 2))

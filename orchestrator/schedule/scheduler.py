@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +31,8 @@ from orchestrator.messages import (
     WorkOrder,
 )
 from orchestrator.schedule.failures import Again, Final, Policy
-from orchestrator.schedule.leases import Leases, units
+from orchestrator.schedule.leases import Leases
+from orchestrator.schedule.queue import Entry, Queue
 from orchestrator.schedule.shares import Wish, shares
 from orchestrator.store.store import Store
 
@@ -95,8 +97,7 @@ class Scheduler:
         rules: Rules | None = None,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.waiting = list(tasks)
-        self.running: dict[str, Task] = {}
+        self.running: dict[str, Entry] = {}
         self.done = set(done)
         self.executor = executor
         self.store = store
@@ -109,13 +110,17 @@ class Scheduler:
         self._policy = Policy(executor.workers().shares_gpu)
         self._again: dict[str, Again] = {}
         self._broken: set[str | None] = set()
-        self._not_before_s: dict[str, float] = {}
-        self._elsewhere: set[str] = set()
+        self._queue = Queue()
+        self._running_needs: Counter[WorkerKind] = Counter()
         self._looked_s = -math.inf
+        self._listened_s = -math.inf
         self._may_have = math.inf
         self._heard_s: dict[str, float] = {}
         self._under_way: dict[str, dict[str, object]] = {}
         self._lack = ""
+        if leases is not None:
+            leases.running = self._under_way.values()  # as it is when it beats
+        self.add(tasks)
 
     def run(self) -> Outcome:
         """Until every stage is committed, failed or skipped."""
@@ -126,12 +131,12 @@ class Scheduler:
     @property
     def is_busy(self) -> bool:
         """Whether a task is waiting or running."""
-        return bool(self.waiting or self.running)
+        return bool(self._queue or self.running)
 
     @property
     def under_way(self) -> set[str]:
         """Keys of the stages that some task is going to do, or is doing."""
-        tasks = (*self.waiting, *self.running.values())
+        tasks = (*self._queue, *(entry.task for entry in self.running.values()))
         return {stage.key for task in tasks for stage in task.stages} - self.done
 
     def lost(self) -> set[str]:
@@ -141,18 +146,21 @@ class Scheduler:
         gone = self.done - self.store.keys()
         self.done -= gone
         self.outcome.ran -= gone
+        for key in gone:
+            self._queue.gone(key)
         return gone
 
     def add(self, tasks: Iterable[Task]) -> None:
         """More tasks; none of their stages may be under way already."""
-        self.waiting.extend(tasks)
+        for task in tasks:
+            self._wait(task)
 
     def advance(self, timeout_s: float) -> None:
         """Start what can be started, then handle what happens; wait for that no longer than told.
 
         Without a running task it waits too: workers are still starting.
         """
-        self._skip_hopeless()
+        self._queue.wake(self._clock_s())
         self._look_at_others()
         self._adapt()
         self._submit_ready()
@@ -164,73 +172,61 @@ class Scheduler:
 
     def _adapt(self) -> None:
         """Tell the executor how many workers of which kind are of use, and the others too."""
-        wanted: dict[WorkerKind, int] = {}
-        for task in (*self._ready(), *self.running.values()):
-            need = self._need(task)
-            wanted[need] = wanted.get(need, 0) + 1
+        wanted = self._queue.wanted + self._running_needs
         if self.leases is not None:
             models = (count for need, count in wanted.items() if need.pool == "model")
             self.leases.wants = min(sum(models), self.executor.workers().most)
-            self.leases.running = list(self._under_way.values())
         self.executor.adapt(wanted, self._may_have)
 
     def _say_what_lacks(self) -> None:
         """Once for each thing that no machine has."""
         lack = self.executor.lacks()
-        if lack and lack != self._lack and (ready := self._ready()):
-            self.listener(TaskWaits(ready[0].id, lack))
+        if lack and lack != self._lack and (first := self._queue.first()):
+            self.listener(TaskWaits(first.task.id, lack))
         self._lack = lack
 
     def _submit_ready(self) -> None:
         """Give each free worker the ready task with the longest path; one whose model it holds
         goes before all.
         """
+        if not self._queue.wanted.total():
+            return
         for worker in self.executor.workers().free:
+            entry = self._queue.best_for(worker)
+            while entry is not None and not self._claim(entry):
+                entry = self._queue.best_for(worker)
+            if entry is not None:
+                self._start(entry, worker.name)
 
-            def rank(task: Task, holds: str | None = worker.holds) -> tuple[bool, float]:
-                return task.after is not None and task.after.digest == holds, task.path_cost
+    def _start(self, entry: Entry, worker: str) -> None:
+        task = entry.task
+        self._queue.start(entry)
+        self.running[task.id] = entry
+        self._running_needs[entry.need] += 1
+        self._heard_s[task.id] = self._clock_s()
+        order = WorkOrder(
+            task,
+            self.store.location,
+            self._log_path(task),
+            self._policy.history(task.id).split,
+            self.rules.checkpoint_every_s,
+        )
+        self.executor.submit(order, worker)
 
-            fitting = (task for task in self._ready() if worker.has.fits(self._need(task)))
-            by_rank = sorted(fitting, key=rank, reverse=True)
-            task = next(filter(self._claim, by_rank), None)
-            if task is None:
-                continue
-            self.waiting.remove(task)
-            self.running[task.id] = task
-            self._heard_s[task.id] = self._clock_s()
-            history = self._policy.history(task.id)
-            order = WorkOrder(
-                task,
-                self.store.location,
-                self._log_path(task),
-                history.split,
-                self.rules.checkpoint_every_s,
-            )
-            self.executor.submit(order, worker.name)
+    def _wait(self, task: Task, pause_s: float = 0.0) -> None:
+        """Put a task into the queue, unless what it reads failed or was skipped."""
+        if any(map(self._is_hopeless, task.waits_for)):
+            self._skip(task.stages)
+            return
+        need = WorkerKind(task.pool, self._policy.history(task.id).has_whole_gpu)
+        until_s = self._clock_s() + pause_s if pause_s else -math.inf
+        self._queue.add(task, need, self.done, until_s)
 
-    def _need(self, task: Task) -> WorkerKind:
-        return WorkerKind(task.pool, self._policy.history(task.id).has_whole_gpu)
-
-    def _ready(self) -> list[Task]:
-        """The waiting tasks that could start now. A trajectory that goes on, or a model that is
-        evaluated further, waits for the task that has it.
-        """
-        busy = {unit for task in self.running.values() for unit in units(task)}
-        now_s = self._clock_s()
-        return [
-            task
-            for task in self.waiting
-            if task.id not in self._elsewhere
-            and now_s >= self._not_before_s.get(task.id, -math.inf)
-            and all(stage.key in self.done for stage in task.waits_for)
-            and busy.isdisjoint(units(task))
-        ]
-
-    def _claim(self, task: Task) -> bool:
+    def _claim(self, entry: Entry) -> bool:
         """Whether no other head does any of it."""
-        if self.leases is None or self.leases.claim(task):
+        if self.leases is None or self.leases.claim(entry.task):
             return True
-        self._elsewhere.add(task.id)
+        self._queue.leave(entry)
         return False
 
     def _look_at_others(self) -> None:
@@ -239,16 +235,17 @@ class Scheduler:
         if self.leases is None or now_s - self._looked_s < LOOK_EVERY_S:
             return
         self._looked_s = now_s
-        if self._elsewhere:
+        if self._queue.elsewhere:
             recorded = self.store.keys()
-            for task in [task for task in self.waiting if task.id in self._elsewhere]:
+            for entry in list(self._queue.elsewhere):
+                task = entry.task
                 for stage in task.stages:
                     is_new = stage.key in recorded and stage.key not in self.done
                     if is_new and (record := self.store.get(stage)) is not None:
                         self._handle(StageCommitted(task.id, stage.key, record, ran=False))
                 if all(stage.key in self.done for stage in task.stages):
-                    self.waiting.remove(task)
-            self._elsewhere.clear()
+                    self._queue.remove(entry)
+            self._queue.ask_again()
         others = [head for head in self.leases.others() if head.wants]
         self._may_have = math.inf
         if others:
@@ -257,20 +254,29 @@ class Scheduler:
             wishes[me] = Wish(self.leases.wants, self.leases.priority)
             self._may_have = shares(wishes, self.executor.workers().room)[me]
 
-    def _skip_hopeless(self) -> None:
+    def _is_hopeless(self, stage: Stage) -> bool:
+        return stage.key in self.outcome.failed or stage.key in self.outcome.skipped
+
+    def _skip(self, stages: Iterable[Stage]) -> None:
+        keys = [stage.key for stage in stages]
+        self.outcome.skipped.update(keys)
+        self._skip_readers(keys)
+
+    def _skip_readers(self, keys: Iterable[str]) -> None:
         """Drop the tasks whose parent model or materials failed or were skipped."""
-        lost = self.outcome.failed.keys() | self.outcome.skipped
-        hopeless = [t for t in self.waiting if any(s.key in lost for s in t.waits_for)]
-        for task in hopeless:
-            self.waiting.remove(task)
-            self.outcome.skipped.update(stage.key for stage in task.stages)
-        if hopeless:
-            self._skip_hopeless()
+        lost = list(keys)
+        while lost:
+            for entry in self._queue.reading(lost.pop()):
+                self._queue.remove(entry)
+                gone = [stage.key for stage in entry.task.stages]
+                self.outcome.skipped.update(gone)
+                lost += gone
 
     def _handle(self, event: Event) -> None:
         self._heard_s[event.task_id] = self._clock_s()
         if isinstance(event, StageCommitted):
             self.done.add(event.key)
+            self._queue.recorded(event.key)
             if event.ran:
                 self.outcome.ran.add(event.key)
         elif isinstance(event, StageStarted):
@@ -286,7 +292,7 @@ class Scheduler:
             else:
                 failure = event.failure
                 failure = replace(failure, cause=verdict.cause, message=verdict.message)
-                self._fail(self.running[event.task_id], event.key, failure)
+                self._fail(self.running[event.task_id].task, event.key, failure)
             return  # whoever listens has been told what that came to
         elif isinstance(event, TaskOver):
             self._over(event)
@@ -294,6 +300,7 @@ class Scheduler:
 
     def _fail(self, task: Task, key: str, failure: Failure) -> None:
         self.outcome.failed[key] = failure
+        self._skip_readers([key])
         stage = next(stage for stage in task.stages if stage.key == key)
         self._broken |= {stage.trajectory} - {None}
         self.store.put_failure(stage, failure)
@@ -303,12 +310,16 @@ class Scheduler:
         """What the worker neither committed nor failed is tried again, or fails with the worker, or
         is skipped, because a parent failed.
         """
-        task = self.running.pop(event.task_id)
+        entry = self.running.pop(event.task_id)
+        task = entry.task
         self._under_way.pop(task.id, None)
+        self._heard_s.pop(task.id, None)
+        self._running_needs[entry.need] -= 1
+        self._queue.end(entry)
         if self.leases is not None:
             self.leases.release(task)
-        over = self.done | self.outcome.failed.keys()
-        left = [stage for stage in task.stages if stage.key not in over]
+        failed = self.outcome.failed
+        left = [s for s in task.stages if s.key not in self.done and s.key not in failed]
         verdict: Again | Final | None = self._again.pop(task.id, None)
         if verdict is None and isinstance(event, TaskHandedBack):
             verdict = Again("handed back")
@@ -317,35 +328,37 @@ class Scheduler:
         if isinstance(verdict, Again):
             self._requeue(task, left, verdict)
         elif verdict is not None and left:
-            self.outcome.skipped.update(stage.key for stage in left[1:])
+            self._skip(left[1:])
             failure = Failure(redact(verdict.message), self._log_path(task), verdict.cause)
             self._fail(task, left[0].key, failure)
         else:
-            self.outcome.skipped.update(stage.key for stage in left)
+            self._skip(left)
 
     def _requeue(self, task: Task, left: Sequence[Stage], again: Again) -> None:
         """The task's rest, without what hangs on a stage that failed for good: on an ancestor, or
         on a smaller step count of its trajectory.
         """
-        bad = self.outcome.failed.keys() | self._broken
-        hopeless = [
-            stage
-            for stage in left
-            if any(one.key in bad or one.trajectory in bad for one in stage.ancestry())
-        ]
-        self.outcome.skipped.update(stage.key for stage in hopeless)
+
+        def is_hopeless(stage: Stage) -> bool:
+            failed, broken = self.outcome.failed, self._broken
+            return any(s.key in failed or s.trajectory in broken for s in stage.ancestry())
+
+        hopeless = [stage for stage in left if is_hopeless(stage)]
+        self._skip(hopeless)
         rest = tuple(stage for stage in left if stage not in hopeless)
         if rest:
-            self._not_before_s[task.id] = self._clock_s() + again.pause_s
-            self.waiting.append(replace(task, stages=rest))
+            self._wait(replace(task, stages=rest), again.pause_s)
 
     def _log_path(self, task: Task) -> str:
         return str(self.log_folder / f"{task.id}.log")
 
     def _end_silence(self) -> None:
         """Take a task from a worker of which nothing was heard for too long."""
-        limit_s = self.rules.stage_timeout_s
+        limit_s, now_s = self.rules.stage_timeout_s, self._clock_s()
+        if now_s - self._listened_s < min(LOOK_EVERY_S, limit_s / 10):
+            return
+        self._listened_s = now_s
         for task_id in self.running:
-            if self._clock_s() - self._heard_s[task_id] > limit_s:
-                self._heard_s[task_id] = self._clock_s()
+            if now_s - self._heard_s[task_id] > limit_s:
+                self._heard_s[task_id] = now_s
                 self.executor.abandon(task_id, f"nothing was heard for {limit_s / 60:g} min")
