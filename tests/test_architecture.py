@@ -214,6 +214,21 @@ def test_planning_loads_nothing_heavy(tmp_path: Path) -> None:
     assert "unique" in done.stdout
 
 
+def test_cutting_a_plan_into_tasks_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from orchestrator.plan.plan import make_plan\n"
+        "from orchestrator.plan.tasks import make_tasks\n"
+        "from orchestrator.sweepfile.load import load\n"
+        "tasks = make_tasks(make_plan(load(Path('sweeps/methods.yaml'))), (), ())\n"
+        f"found = [name for name in {sorted(HEAVY | SPEAKS_TO.keys())} if name in sys.modules]\n"
+        "assert tasks and not found, found\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("folder", FOLDERS, ids=str)
 def test_no_folder_has_more_files_than_one_takes_in(folder: Path) -> None:
     # One file a plug-in: a plug-in's own, its tests, and its tests against released numbers.

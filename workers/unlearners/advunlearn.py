@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from workers.diffusion.soft_prompt import Attack
-    from workers.erasure.negative_guidance import Stops
+    from workers.erasure.stops import Stops
 
 
 _RELEASED = {
@@ -105,7 +105,7 @@ class AdvUnlearn(Unlearner):
 
     def passes(self) -> int:
         """Drawing, teachers, the adversary, two trained passes."""
-        from workers.erasure.negative_guidance import drawing_passes
+        from workers.erasure.stops import drawing_passes
 
         s = self.settings
         stops = self._stops()
@@ -191,6 +191,6 @@ class AdvUnlearn(Unlearner):
         return train_weights(erasure, s, trained, from_loss(loss), "text_encoder")
 
     def _stops(self) -> Stops:
-        from workers.erasure.negative_guidance import as_in_2023, at_the_samplers_steps
+        from workers.erasure.stops import as_in_2023, at_the_samplers_steps
 
         return as_in_2023 if self.settings.variant == "released" else at_the_samplers_steps

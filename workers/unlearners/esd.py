@@ -11,7 +11,7 @@ from orchestrator.core.settings import Preset, Presets
 from workers.interfaces.unlearner import Erasure, OutputSettings, Unlearned, Unlearner
 
 if TYPE_CHECKING:
-    from workers.erasure.negative_guidance import Stops
+    from workers.erasure.stops import Stops
     from workers.training.selection import Group
 
 GROUPS: dict[str, Group] = {
@@ -146,7 +146,7 @@ class ESD(Unlearner):
 
     def passes(self) -> int:
         """Drawing x_t, two or three teacher passes, one trained pass."""
-        from workers.erasure.negative_guidance import drawing_passes
+        from workers.erasure.stops import drawing_passes
 
         s = self.settings
         drawing = drawing_passes(s.sampler_steps, s.batch_size, self._stops())
@@ -189,6 +189,6 @@ class ESD(Unlearner):
         return train_weights(erasure, s, parameters, from_loss(loss))
 
     def _stops(self) -> Stops:
-        from workers.erasure.negative_guidance import as_in_2023, at_the_samplers_steps
+        from workers.erasure.stops import as_in_2023, at_the_samplers_steps
 
         return as_in_2023 if self.settings.drawing == "2023" else at_the_samplers_steps

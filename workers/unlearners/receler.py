@@ -96,7 +96,7 @@ class Receler(Unlearner):
 
     def passes(self) -> int:
         """Drawing, teacher and mask, the adversary, the trained pass."""
-        from workers.erasure.negative_guidance import as_in_2023, drawing_passes
+        from workers.erasure.stops import as_in_2023, drawing_passes
 
         s = self.settings
         trained = 3 if s.variant == "released" else 3 * s.attack_steps + 2
@@ -112,7 +112,8 @@ class Receler(Unlearner):
         from workers.diffusion.rng import integers
         from workers.diffusion.text import embed, subject_words
         from workers.editing.adapters import Bottlenecks
-        from workers.erasure.negative_guidance import as_in_2023, draw, erased_noise
+        from workers.erasure.negative_guidance import draw, erased_noise
+        from workers.erasure.stops import as_in_2023
         from workers.training.optimise import minimise
 
         s, pipe = self.settings, erasure.pipe

@@ -18,7 +18,7 @@ from workers.interfaces.unlearner import (
 )
 
 if TYPE_CHECKING:
-    from workers.erasure.negative_guidance import Stops
+    from workers.erasure.stops import Stops
 
 MOSTLY = 0.5
 
@@ -94,7 +94,7 @@ class SDD(Unlearner):
 
     def passes(self) -> int:
         """Drawing, the target, the trained pass."""
-        from workers.erasure.negative_guidance import drawing_passes
+        from workers.erasure.stops import drawing_passes
 
         s = self.settings
         drawing = drawing_passes(s.sampler_steps, s.batch_size, self._stops())
@@ -140,6 +140,6 @@ class SDD(Unlearner):
         return Unlearned([Weights(values)], {"loss": mean})
 
     def _stops(self) -> Stops:
-        from workers.erasure.negative_guidance import as_sdd_released, at_the_samplers_steps
+        from workers.erasure.stops import as_sdd_released, at_the_samplers_steps
 
         return as_sdd_released if self.settings.variant == "released" else at_the_samplers_steps

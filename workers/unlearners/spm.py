@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from workers.diffusion.denoise import NoisePredictor
     from workers.editing.adapters import GatedLora
-    from workers.erasure.negative_guidance import Stop, Stops
+    from workers.erasure.stops import Stop, Stops
     from workers.interfaces.pipeline import Pipeline
 
 
@@ -87,7 +87,7 @@ class SPM(Unlearner):
 
     def passes(self) -> int:
         """Drawing, two teacher passes, a trained one, and the anchors'."""
-        from workers.erasure.negative_guidance import drawing_passes
+        from workers.erasure.stops import drawing_passes
 
         s = self.settings
         kept = len(counted(s.anchors, s.variant))
@@ -109,7 +109,8 @@ class SPM(Unlearner):
         from workers.diffusion.denoise import predictor
         from workers.diffusion.text import embed
         from workers.editing.adapters import GatedLora
-        from workers.erasure.negative_guidance import at_the_samplers_steps, draw, draw_rows
+        from workers.erasure.negative_guidance import draw, draw_rows
+        from workers.erasure.stops import at_the_samplers_steps
         from workers.training.optimise import from_loss, minimise, one_of
 
         s, pipe = self.settings, erasure.pipe
@@ -227,7 +228,7 @@ def released_stops(high: int) -> Stops:
     The sampler has no offset; after k of N steps, k in 1 … N - 1, x_t is evaluated at
     high - 1 - ⌊high · k / N⌋, above the level at which it stands.
     """
-    from workers.erasure.negative_guidance import Stop
+    from workers.erasure.stops import Stop
 
     def stops(timesteps: Sequence[int], spacing: int) -> list[Stop]:
         steps, offset = len(timesteps), timesteps[-1]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
     from workers.diffusion.denoise import NoisePredictor
-    from workers.erasure.negative_guidance import Stops
+    from workers.erasure.stops import Stops
 
     Target = Callable[[int, Tensor, int, Tensor], Tensor]
     """(step, x_t, t, the texts) -> what the model in training is to predict."""
@@ -111,7 +111,7 @@ class STEREO(Unlearner):
 
     def passes(self) -> int:
         """Rounds of erasing and inverting, then the end; as if the concept had one prompt."""
-        from workers.erasure.negative_guidance import drawing_passes
+        from workers.erasure.stops import drawing_passes
 
         s = self.settings
         drawing = drawing_passes(s.sampler_steps, s.batch_size, self._stops())
@@ -237,7 +237,7 @@ class STEREO(Unlearner):
             return encode(pipe, ids, token["token"])
 
     def _stops(self) -> Stops:
-        from workers.erasure.negative_guidance import as_stereo_released, at_the_samplers_steps
+        from workers.erasure.stops import as_stereo_released, at_the_samplers_steps
 
         is_released = self.settings.variant == "released"
         return as_stereo_released if is_released else at_the_samplers_steps

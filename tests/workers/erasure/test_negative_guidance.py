@@ -4,13 +4,8 @@ import pytest
 
 from tests.workers.unlearners.golden.released import erasure
 from workers.diffusion.text import embed
-from workers.erasure.negative_guidance import (
-    as_in_2023,
-    as_sdd_released,
-    at_the_samplers_steps,
-    draw,
-    drawing_passes,
-)
+from workers.erasure.negative_guidance import draw
+from workers.erasure.stops import as_in_2023, as_sdd_released, at_the_samplers_steps, drawing_passes
 
 FIFTY = range(981, 0, -20)
 """Of DDIM with 50 steps on 1000 time steps."""

@@ -6,7 +6,8 @@ import workers.erasure.negative_guidance
 import workers.unlearners.stereo as stereo
 from tests.workers.unlearners.golden.released import Released, erasure, weights
 from workers.diffusion.soft_prompt import encode, token_ids
-from workers.erasure.negative_guidance import as_stereo_released, erased_target
+from workers.erasure.negative_guidance import erased_target
+from workers.erasure.stops import as_stereo_released
 from workers.unlearners.stereo import STEREO, final_target
 
 
