@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from orchestrator.core.digest import sha256
+from orchestrator.core.digest import Canonical, canonical_json, sha256_of_text
 
 StageKind = Literal["base", "prepare", "unlearn", "finetune", "merge", "sample", "score"]
 
@@ -37,7 +37,7 @@ class Stage:
     @cached_property
     def digest(self) -> str:
         """64 hex digits of kind, plug-in, version, identity, seed, the parent and the inputs."""
-        return sha256(self._hashed(self.identity))
+        return self._digest_with(self.identity)
 
     @property
     def key(self) -> str:
@@ -53,10 +53,9 @@ class Stage:
         """
         if self.kind != "finetune":
             return None
-        chosen = dict(self.identity["settings"])
-        if self.settings["settings"]["schedule"] == "constant":
-            chosen.pop("steps", None)
-        return sha256(self._hashed({**self.identity, "settings": chosen}))
+        is_open = self.settings["settings"]["schedule"] == "constant"
+        shared = self.identity if isinstance(self.identity, Canonical) else Canonical(self.identity)
+        return self._digest_with(shared.without_steps if is_open else shared)
 
     @property
     def steps(self) -> int:
@@ -97,18 +96,17 @@ class Stage:
         found = dict.fromkeys(s for stage in before for s in stage.lineage)
         return (*found, self) if self.kind != "base" else ()
 
-    def _hashed(self, identity: Mapping[str, Any]) -> dict[str, Any]:
-        values = {
-            "kind": self.kind,
-            "plugin": self.plugin,
-            "version": self.version,
-            "identity": dict(identity),
-            "seed": self.seed,
-            "parent": self.parent.digest if self.parent else None,
-        }
-        if self.inputs:
-            values["inputs"] = {name: stage.digest for name, stage in self.inputs.items()}
-        return values
+    def _digest_with(self, identity: Mapping[str, Any]) -> str:
+        # Canonical JSON of an object with these seven keys (six without inputs), put together by
+        # hand: most stages share their identity, whose text is made once.
+        digests = {name: stage.digest for name, stage in self.inputs.items()}
+        inputs = f'"inputs":{canonical_json(digests)},' if digests else ""
+        parent = f'"{self.parent.digest}"' if self.parent else "null"
+        seed = "null" if self.seed is None else self.seed
+        return sha256_of_text(
+            f'{{"identity":{canonical_json(identity)},{inputs}"kind":"{self.kind}","parent":{parent},'
+            f'"plugin":{canonical_json(self.plugin)},"seed":{seed},"version":{self.version}}}'
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Stage) and other.digest == self.digest

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from orchestrator.core.artifacts import Probe
 from orchestrator.core.concepts import ConceptSet, Target, as_settings
-from orchestrator.core.digest import canonical_json, sha256
+from orchestrator.core.digest import Canonical, canonical_json, sha256
 from orchestrator.core.plugin import (
     BasePlugin,
     DatasetPlugin,
@@ -26,6 +26,9 @@ from orchestrator.core.registry import find
 from orchestrator.core.stage import Stage, StageKind
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.trial import Edit, Scalar, Trial
+
+Tokens = tuple[tuple[str, str], ...]
+"""Words that a trial teaches to its model, each with the word as which it begins."""
 
 
 @dataclass(frozen=True)
@@ -176,8 +179,7 @@ class Planner:
         self.sweep = sweep
         self.base: BasePlugin = sweep.base
         self.inputs: dict[tuple[str, str, str], Input] = {}
-        mark = {"fingerprint": self.fingerprint(sweep.base)}
-        self.root = _stage("base", sweep.base, mark, mark, None, None)
+        self.root = self.marked("base", sweep.base).at(None)
         # The base's own guidance and steps where the sweep named none.
         sample = sweep.evaluate.sample
         given = sample.settings.model_dump(exclude_unset=True, exclude_none=True)
@@ -188,8 +190,10 @@ class Planner:
         merge = find("recipe", "merge")
         self.merge = merge(merge.Settings())
         self.asked: dict[ConceptSet, list[Probe]] = {}
+        self.works: dict[tuple[Any, ...], _Work] = {}
+        self.made: dict[tuple[Any, ...], tuple[Edit, Stage]] = {}
         self.known: dict[str, Stage] = {}
-        self.points: dict[tuple[str, str, str], Waypoint] = {}
+        self.points: dict[tuple[str, str, Tokens], Waypoint] = {}
 
     def plan(self, trials: Iterable[Trial], controls: bool) -> Plan:
         """The plan of these trials and, if asked for, of their controls."""
@@ -228,7 +232,10 @@ class Planner:
         has_control = has_control and unlearned is not self.root
         tuned = [edit.key for edit in trial.edits if edit.kind == "finetune"]
         after = [edit.kind for edit in trial.edits if edit.kind != "unlearn"]
-        has_way = has_way or sum(stage.kind == "unlearn" for stage in final.lineage) > 1
+        may_have_way = len(trial.edits) > 1 or any(e.order != "simultaneous" for e in trial.edits)
+        has_way = has_way or (
+            may_have_way and sum(stage.kind == "unlearn" for stage in final.lineage) > 1
+        )
         way = [s for s in _way(final) if s not in (unlearned, final)] if has_way else []
         erased, tokens = trial.erased, _tokens(trial)
         return PlannedTrial(
@@ -244,7 +251,17 @@ class Planner:
         )
 
     def edited(self, parent: Stage, clean: Stage, edit: Edit, trial: Trial) -> Stage:
-        """The model after an edit; `clean` is where the way without unlearning has come to."""
+        """The model after an edit; `clean` is where the way without unlearning has come to.
+
+        Made once an edit of a model: a grid's trials share their edits.
+        """
+        key = (parent.digest, clean.digest, id(edit), trial.erased, trial.seed)
+        if key not in self.made:
+            # The edit is kept with it, so that no other can have its id.
+            self.made[key] = edit, self._edited(parent, clean, edit, trial)
+        return self.made[key][1]
+
+    def _edited(self, parent: Stage, clean: Stage, edit: Edit, trial: Trial) -> Stage:
         if edit.kind == "unlearn":
             assert isinstance(edit.plugin, UnlearnerPlugin)
             if not edit.plugin.changes:
@@ -253,8 +270,7 @@ class Planner:
         if edit.kind == "merge":
             if edit.plugin.settings.scale == 0:
                 return parent
-            mark = {"fingerprint": self.fingerprint(edit.plugin)}
-            return self.unique(_stage("merge", edit.plugin, mark, mark, None, parent))
+            return self.unique(self.marked("merge", edit.plugin).at(parent))
         if edit.plugin.settings.steps == 0:
             return parent
         if edit.plugin.settings.trained_on == "model" or parent is clean:
@@ -275,50 +291,67 @@ class Planner:
 
     def merged(self, parent: Stage, donor: Stage) -> Stage:
         """`parent` with what `donor` changed of the model that it was made from."""
-        return self.unique(_stage("merge", self.merge, {}, {}, None, parent, {"donor": donor}))
+        work = self.work(("merge",), lambda: _work("merge", self.merge, {}, {}))
+        return self.unique(work.at(parent, inputs={"donor": donor}))
 
     def unlearn_stage(
         self, parent: Stage, plugin: UnlearnerPlugin, erased: ConceptSet, seed: int
     ) -> Stage:
-        extra = as_settings(plugin.targets(self.base, erased))
-        if files := self.fingerprint(plugin):
-            extra["fingerprint"] = files
-        if "retained" in plugin.uses:
-            extra["retained_prompts"] = list(plugin.kept_prompts(self.base, erased))
-        needs = plugin.needs(self.base, erased)
-        inputs = {name: self.material_stage(parent, need) for name, need in needs.items()}
-        own_seed = seed if plugin.seeded else None
-        return _stage("unlearn", plugin, extra, extra, own_seed, parent, inputs)
+        def make() -> _Work:
+            extra = as_settings(plugin.targets(self.base, erased))
+            if files := self.fingerprint(plugin):
+                extra["fingerprint"] = files
+            if "retained" in plugin.uses:
+                extra["retained_prompts"] = list(plugin.kept_prompts(self.base, erased))
+            return _work("unlearn", plugin, extra, extra, plugin.needs(self.base, erased))
+
+        work = self.work(("unlearn", plugin, erased), make)
+        return work.at(parent, seed if plugin.seeded else None, self.materials(parent, work))
+
+    def materials(self, parent: Stage, work: _Work) -> dict[str, Stage]:
+        """What a piece of work needs, made from the model that it changes."""
+        return {name: self.material_stage(parent, need) for name, need in work.needs.items()}
 
     def material_stage(self, model: Stage, need: Need) -> Stage:
         """Made from the model that is to be changed; without a seed, so that all share it."""
         parent = self.material_stage(model, need.of) if need.of else model
-        files = self.fingerprint(need.plugin)
-        asked = {**need.asked, **({"fingerprint": files} if files else {})}
-        return self.unique(_stage("prepare", need.plugin, asked, asked, None, parent))
+        # By its id: the work that names it is kept, and so is it.
+        work = self.work(
+            ("prepare", id(need)), lambda: self.marked("prepare", need.plugin, need.asked)
+        )
+        return self.unique(work.at(parent))
 
     def finetune_stage(self, parent: Stage, edit: Edit, trial: Trial) -> Stage:
         dataset = edit.dataset
         assert isinstance(dataset, DatasetPlugin)  # the sweep refuses a fine-tune without one
-        extra = _named(trial.erased) if dataset.uses_concept else {}
-        identity, full = ({**extra, "dataset": chosen} for chosen in self.choice(dataset))
-        # Made once at the base's size, whatever was done to the model before: all share it.
-        data = self.unique(_stage("prepare", self.prepare, identity, full, None, self.root))
         assert isinstance(edit.plugin, RecipePlugin)
-        needs = edit.plugin.needs(self.base)
-        made = {name: self.material_stage(parent, need) for name, need in needs.items()}
-        inputs = {"dataset": data, **made}
-        # Where it is trained is no part of the recipe: what comes of it is merged after that.
-        settings = edit.plugin.settings.model_copy(update={"trained_on": "model"})
-        recipe = type(edit.plugin)(settings)
-        return _stage("finetune", recipe, identity, full, trial.seed, parent, inputs)
+        recipe, erased = edit.plugin, trial.erased if dataset.uses_concept else None
 
-    def point(self, model: Stage, erased: ConceptSet, tokens: Mapping[str, str]) -> Waypoint:
+        def asked() -> tuple[dict[str, Any], dict[str, Any]]:
+            extra = _named(erased) if erased is not None else {}
+            identity, full = self.choice(dataset)
+            return {**extra, "dataset": identity}, {**extra, "dataset": full}
+
+        def make() -> _Work:
+            # Where it is trained is no part of the recipe: what comes of it is merged after that.
+            settings = recipe.settings.model_copy(update={"trained_on": "model"})
+            there = type(recipe)(settings)
+            return _work("finetune", there, *asked(), recipe.needs(self.base))
+
+        # Made once at the base's size, whatever was done to the model before: all share it.
+        data = self.work(
+            ("data", dataset, erased), lambda: _work("prepare", self.prepare, *asked())
+        )
+        work = self.work(("finetune", recipe, dataset, erased), make)
+        inputs = {"dataset": self.unique(data.at(self.root)), **self.materials(parent, work)}
+        return work.at(parent, trial.seed, inputs)
+
+    def point(self, model: Stage, erased: ConceptSet, tokens: Tokens) -> Waypoint:
         """Made once a model and what is erased: many trials share the base and the unlearned.
 
         `tokens` are those that the trial learns.
         """
-        key = (model.digest, erased.name, canonical_json(tokens))
+        key = (model.digest, erased.name, tokens)
         if key not in self.points:
             draws = self.sweep.evaluate.draws
             sample = self.unique(self.sample_stage(model, erased, tokens))
@@ -336,13 +369,16 @@ class Planner:
             self.points[key] = Waypoint(model, sample, tuple(scores), primary, draws)
         return self.points[key]
 
-    def sample_stage(self, model: Stage, erased: ConceptSet, tokens: Mapping[str, str]) -> Stage:
-        probes = self.probes(erased)
-        asked: dict[str, Any] = {"probes": [probe.to_json() for probe in probes]}
-        named = {t: w for t, w in tokens.items() if any(t in p.prompt.lower() for p in probes)}
-        if named:
-            asked["placeholders"] = named
-        return _stage("sample", self.sample, asked, asked, None, model)
+    def sample_stage(self, model: Stage, erased: ConceptSet, tokens: Tokens) -> Stage:
+        def make() -> _Work:
+            probes = self.probes(erased)
+            asked: dict[str, Any] = {"probes": [probe.to_json() for probe in probes]}
+            named = {t: w for t, w in tokens if any(t in p.prompt.lower() for p in probes)}
+            if named:
+                asked["placeholders"] = named
+            return _work("sample", self.sample, asked, asked)
+
+        return self.work(("sample", erased, tokens), make).at(model)
 
     def probes(self, erased: ConceptSet) -> list[Probe]:
         """Asked once a set of concepts: an evaluation set may read a file."""
@@ -358,8 +394,17 @@ class Planner:
         model: Stage,
         sample: Stage,
         erased: ConceptSet,
-        tokens: Mapping[str, str],
+        tokens: Tokens,
     ) -> Stage:
+        work = self.work(
+            ("score", metric, erased, tokens), lambda: self.score_work(metric, erased, tokens)
+        )
+        inputs = {}
+        if metric.reference:
+            inputs["reference"] = self.unique(self.sample_stage(self.root, erased, tokens))
+        return work.at(sample if metric.needs == "images" else model, inputs=inputs)
+
+    def score_work(self, metric: MetricPlugin, erased: ConceptSet, tokens: Tokens) -> _Work:
         mark: dict[str, Any] = {"fingerprint": self.fingerprint(metric)}
         if metric.needs == "pipeline":
             asked: dict[str, list[str]] = {concept: [] for concept in erased.concepts}
@@ -376,12 +421,21 @@ class Planner:
         if metric.samples:
             mark["sampling"] = self.sample.settings.identity()
             full["sampling"] = self.sample.settings.full()
-        inputs = {}
-        if metric.reference:
-            inputs["reference"] = self.unique(self.sample_stage(self.root, erased, tokens))
-        parent = sample if metric.needs == "images" else model
-        uncounted = _paths("sampling", self.sample)
-        return _stage("score", metric, mark, full, None, parent, inputs, uncounted)
+        return _work("score", metric, mark, full, uncounted=_paths("sampling", self.sample))
+
+    def marked(
+        self, kind: StageKind, plugin: Plugin, asked: Mapping[str, Any] | None = None
+    ) -> _Work:
+        """Work that is what its plug-in, the files that this names and what is asked make it."""
+        files = self.fingerprint(plugin)
+        mark = {**(asked or {}), **({"fingerprint": files} if files or asked is None else {})}
+        return _work(kind, plugin, mark, mark)
+
+    def work(self, key: tuple[Any, ...], make: Callable[[], _Work]) -> _Work:
+        """Made once for the plug-ins and concepts in the key, whichever model it is done to."""
+        if key not in self.works:
+            self.works[key] = make()
+        return self.works[key]
 
     def choice(self, plugin: Plugin) -> tuple[dict[str, Any], dict[str, Any]]:
         """A plug-in inside another stage's settings: what is hashed, and all of it."""
@@ -408,10 +462,11 @@ class Planner:
         return self.known.setdefault(stage.digest, stage)
 
 
-def _tokens(trial: Trial) -> dict[str, str]:
+def _tokens(trial: Trial) -> Tokens:
     """The words that its edits teach, also where they take no step."""
     recipes = (edit.plugin for edit in trial.edits if isinstance(edit.plugin, RecipePlugin))
-    return {token: word for recipe in recipes for token, word in recipe.tokens().items()}
+    taught = {token: word for recipe in recipes for token, word in recipe.tokens().items()}
+    return tuple(sorted(taught.items()))
 
 
 def _stranger(probes: Iterable[Probe]) -> Target | None:
@@ -423,26 +478,55 @@ def _stranger(probes: Iterable[Probe]) -> Target | None:
     return next((Target(concept, tuple(found)) for concept, found in asked.items()), None)
 
 
-def _stage(
-    kind: Any,
+@dataclass(frozen=True)
+class _Work:
+    """All of a stage but what it is done to: stages of the same work share it.
+
+    `needs` are materials that are made from the model that it changes.
+    """
+
+    kind: StageKind
+    plugin: Plugin
+    identity: Canonical
+    settings: Mapping[str, Any]
+    uncounted: frozenset[str]
+    needs: Mapping[str, Need]
+
+    def at(
+        self,
+        parent: Stage | None,
+        seed: int | None = None,
+        inputs: Mapping[str, Stage] | None = None,
+    ) -> Stage:
+        """The work done to a stage's result."""
+        return Stage(
+            kind=self.kind,
+            plugin=self.plugin.name,
+            version=self.plugin.version,
+            identity=self.identity,
+            settings=self.settings,
+            seed=seed,
+            parent=parent,
+            inputs=inputs or {},
+            uncounted=self.uncounted,
+        )
+
+
+def _work(
+    kind: StageKind,
     plugin: Plugin,
     identity: Mapping[str, Any],
     full: Mapping[str, Any],
-    seed: int | None,
-    parent: Stage | None,
-    inputs: Mapping[str, Stage] | None = None,
+    needs: Mapping[str, Need] | None = None,
     uncounted: Iterable[str] = (),
-) -> Stage:
-    return Stage(
+) -> _Work:
+    return _Work(
         kind=kind,
-        plugin=plugin.name,
-        version=plugin.version,
-        identity={**identity, "settings": plugin.settings.identity()},
-        settings={**full, "settings": plugin.settings.full()},
-        seed=seed,
-        parent=parent,
-        inputs=inputs or {},
+        plugin=plugin,
+        identity=Canonical({**identity, "settings": plugin.settings.identity()}),
+        settings=Canonical({**full, "settings": plugin.settings.full()}),
         uncounted=frozenset(uncounted) | _paths("settings", plugin),
+        needs=needs or {},
     )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
-from orchestrator.core.digest import canonical_json
+import pytest
+
+from orchestrator.core.digest import Canonical, canonical_json, sha256
 from orchestrator.core.stage import Stage
 
 BASE = Stage("base", "tiny", 1, {"settings": {}}, {"settings": {}}, None, None)
@@ -26,6 +29,31 @@ def test_the_digest_is_pinned() -> None:
     assert finetune(steps=50).digest == (
         "2bed65671e543817dd9dd115f8ea6137cefec9544bb00246c71d89fb2ee68788"
     )
+
+
+@pytest.mark.parametrize("seed", [0, None])
+@pytest.mark.parametrize("inputs", [{}, {"b": BASE, "a\n": BASE}])
+def test_the_digest_is_that_of_the_canonical_json(
+    seed: int | None, inputs: dict[str, Stage]
+) -> None:
+    identity = {"settings": {"b": [1.0, "ü"], "a": None}}
+    stage = Stage("sample", 'a "b"', 3, Canonical(identity), {}, seed, BASE, inputs)
+    parts = {
+        "kind": "sample", "plugin": 'a "b"', "version": 3, "identity": identity, "seed": seed,
+        "parent": BASE.digest,
+    }  # fmt: skip
+    if inputs:
+        parts["inputs"] = {name: BASE.digest for name in inputs}
+    assert stage.digest == sha256(parts)
+
+
+def test_what_stages_share_is_sent_without_its_text() -> None:
+    shared = Canonical({"settings": {"a": 1}})
+    assert shared.text == canonical_json(dict(shared))
+    sent = pickle.loads(pickle.dumps(shared))
+    assert sent == shared
+    assert type(sent) is Canonical
+    assert not vars(sent)
 
 
 def test_seed_version_settings_and_parent_count() -> None:
