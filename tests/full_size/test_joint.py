@@ -27,7 +27,7 @@ def joint_sweep(root: Path) -> dict[str, Any]:
     """The sweep, with the model in `root`'s folder "model"."""
     return {
         "name": "joint",
-        "base": {"diffusers": {"source": str(root / "model"), "retained": ["dog"]}},
+        "base": {"brief": {"source": str(root / "model"), "retained": ["dog"]}},
         "concept": [list(CONCEPTS)],
         "edits": [{"unlearn": {"mace": Case("mace", "sd-object").settings(root)}}],
         "evaluate": {
