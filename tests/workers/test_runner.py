@@ -159,6 +159,28 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_images(
     assert images(cut, plan) == images(whole, plan)
 
 
+def test_a_learned_token_stands_beside_what_comes_after(small: str, tmp_path: Path) -> None:
+    """Trained on with it in the captions, unlearned again, and read back from the store."""
+    text = small.replace(
+        "evaluate:", "  - finetune: {dataset: dots}\n  - unlearn: shake\nevaluate:"
+    )
+    more = ("finetune.steps=2", "finetune_2.steps=1", "finetune_2.caption=my <mug>")
+    plan, store = plan_of(text, *BRIEF, *INVERSION, *more), Store(tmp_path)
+    outcome = run(plan, store, keep=("unlearned", "finetuned"))
+    assert outcome.ok, outcome.failed
+    kinds = []
+    for stage in next(iter(plan.trials)).final.model.lineage:
+        if stage.is_model:
+            with store.object(store.get(stage), "weights.safetensors") as path:
+                kinds.append([edit.kind for edit in load_edits(path)])
+    both = ["weights", "learned_token"]
+    assert kinds == [["weights"], both, both, ["weights", *both[1:], "weights"]]
+    last = plan_of(text, *BRIEF, *INVERSION, *more, "evaluate.noise_seed=1")
+    outcome = run(last, store)
+    assert outcome.ok, outcome.failed
+    assert {s.kind for s in last.stages if s.key in outcome.ran} == {"sample", "score"}
+
+
 def interrupt_after(count: int) -> Callable[..., object]:
     from workers.diffusion.sampling import sample
 
