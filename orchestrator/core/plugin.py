@@ -344,7 +344,9 @@ class UnlearnerPlugin(Plugin):
                     f"erased too; set `anchors` of {erased.name!r}"
                 )
             elif "anchors" not in self.uses:
-                found += self._problems_of_anchor(seen, concept)
+                with suppress(ResurgeError):  # one that the base does not know is told where it is
+                    base.prompts(said)
+                    found += self._problems_of_anchor(seen, concept)
         for other in self.preserved(seen, erased.concepts[0]) if "retained" in self.uses else ():
             if base.as_read(other) in gone:
                 found.append(
