@@ -82,10 +82,14 @@ class Runner:
     Args:
         device: a torch device; the first GPU if there is one, else the CPU.
         processes: how many fine-tune a model together, each on a GPU of its own if there are any.
+        gpus: how many GPUs, or what share of one, it has to itself; None: the one that it finds.
     """
 
-    def __init__(self, device: str | None = None, processes: int = 1) -> None:
+    def __init__(
+        self, device: str | None = None, processes: int = 1, gpus: float | None = None
+    ) -> None:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.gpus = float(self.device != "cpu") if gpus is None else gpus
         self.processes = processes
         # transformers warns of image processors that nothing here uses when it is imported.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -218,6 +222,7 @@ class _TaskRun:
         root = list(stage.ancestry())[-1]
         base = plugin_of(Base, root.plugin, root.settings)
         values: Provenance = {**provenance(self.runner.device), "base": base.provenance()}
+        values["gpus"] = self.runner.gpus
         if self.order.split > 1:
             values["split"] = self.order.split
         return values

@@ -253,13 +253,15 @@ class Provenance(Machine, total=False):
     """Where and with what a stage was computed, in its record.
 
     `versions` are those of packages (None: not installed), `base` is what the base plug-in says of
-    its source, `split` the parts in which every batch was computed, if it was more than one.
+    its source, `split` the parts in which every batch was computed, if it was more than one; `gpus`
+    how many the worker had to itself, which may be a share of one.
     """
 
     versions: Mapping[str, str | None]
     git_sha: str | None
     base: Mapping[str, Any]
     split: int
+    gpus: float
 
 
 Cause = Literal["bug", "input", "nan", "oom", "hang", "storage", "lost"]

@@ -46,7 +46,7 @@ class WorkerProcess:
         importlib.import_module("torch").set_num_threads(threads)
         load_workers()
         module = importlib.import_module("workers.runner")
-        self.runner = module.Runner(processes=max(1, int(gpus)))
+        self.runner = module.Runner(processes=max(1, int(gpus)), gpus=gpus)
         module.leave_on_sigterm(self.runner)
 
     def run(self, order: WorkOrder, worker: str) -> Iterator[Event]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from orchestrator.core.errors import ResurgeError
 from orchestrator.core.stage import Stage
 from orchestrator.plan.plan import Plan
-from orchestrator.store.store import Store
+from orchestrator.store.store import Record, Store
 from orchestrator.study.points import Points
 from orchestrator.study.tried import Tried, counted
 from orchestrator.sweep.search import SearchSettings
@@ -20,7 +20,7 @@ class Spending:
 
     What the store had before counts like what was run: a budget means the same for whoever goes on
     with a search. Steps are those of fine-tuning, counted when they are asked for; hours are those
-    of workers on every stage that has a record.
+    of GPUs on every stage that has a record, or of workers where no stage had a GPU.
     """
 
     def __init__(self, settings: SearchSettings, store: Store) -> None:
@@ -28,7 +28,7 @@ class Spending:
         self._store = store
         self._longest: dict[str, int] = {}
         self._waiting: dict[str, Stage] = {}
-        self._seconds: dict[str, float] = {}
+        self._seconds: dict[str, tuple[float, float]] = {}
 
     @property
     def is_limited(self) -> bool:
@@ -51,12 +51,13 @@ class Spending:
 
     @property
     def gpu_hours(self) -> float:
-        """Hours of workers, as far as stages have records."""
+        """Hours times GPUs, as far as stages have records; of workers if none had a GPU."""
         for key, stage in list(self._waiting.items()):
             if (record := self._store.get(stage)) is not None:
-                self._seconds[key] = record.seconds
+                self._seconds[key] = (record.seconds, gpus_of(record))
                 del self._waiting[key]
-        return sum(self._seconds.values()) / SECONDS_AN_HOUR
+        on_gpus = sum(seconds * gpus for seconds, gpus in self._seconds.values())
+        return (on_gpus or sum(seconds for seconds, _ in self._seconds.values())) / SECONDS_AN_HOUR
 
     @property
     def is_over(self) -> bool:
@@ -65,6 +66,14 @@ class Spending:
         if steps is not None and self.steps >= steps:
             return True
         return hours is not None and self.gpu_hours >= hours
+
+
+def gpus_of(record: Record) -> float:
+    """How many GPUs a stage's worker had; one, if it had any, where the record is older than that
+    number.
+    """
+    device = record.provenance.get("device", "cpu")
+    return float(record.provenance.get("gpus", device != "cpu"))
 
 
 def spending(points: Points, trials: Iterable[Tried], store: Store) -> Spending:

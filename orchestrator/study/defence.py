@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from orchestrator.study.points import FAILED, RUINED, Numbers, Points
+from orchestrator.study.points import FAILED, RUINED, Numbers, Points, by_member
 from orchestrator.study.study import Study, read_tried
 from orchestrator.study.tried import Tried, best, counted
 from orchestrator.study.worst_case import WorstCase, breaks_defence, keeping
@@ -84,11 +84,17 @@ def judged(search: Search, trials: Sequence[Tried]) -> tuple[float, Numbers] | N
     kept = best(keeping(done, search.subject_to), search.goals, 1)
     sign = 1 if goal.maximize else -1
     worst = kept[0] if kept else max(done, key=lambda trial: sign * trial.values[0])
-    bounds = search.defend.subject_to
-    violations = {f"{bound.name} {bound}": bound.violation(worst.numbers) for bound in bounds}
+    # Of several aggregated values a defence must hold on each.
+    each = list(by_member(worst.numbers).values()) or [worst.numbers]
+    violations = {
+        f"{bound.name} {bound}": max(
+            bound.violation(numbers) if bound.is_told(numbers) else 1.0 for numbers in each
+        )
+        for bound in search.defend.subject_to
+    }
     violations[NO_WORST_CASE] = 0.0 if kept else 1.0
     for name in (FAILED, RUINED):
-        violations[name] = worst.numbers.get(name, 0.0)
+        violations[name] = max(numbers.get(name, 0.0) for numbers in each)
     return worst.values[0], Numbers(worst.numbers, violations)
 
 

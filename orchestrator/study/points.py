@@ -15,7 +15,7 @@ from orchestrator.plan.plan import Plan, PlannedTrial, Planner
 from orchestrator.results.measure import Measured, Scores, TrialReader
 from orchestrator.store.store import Store
 from orchestrator.sweep.grid import point_grid
-from orchestrator.sweep.search import REDUCTION, Bound, Goal, Search
+from orchestrator.sweep.search import REDUCTION, WORST, Bound, Goal, Search
 from orchestrator.sweep.space import Point, Range
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.trial import Trial
@@ -24,6 +24,8 @@ FAILED, RUINED = "unlearning_failed", "model_ruined"
 """Numbers that a point has where unlearning took too little, or ruined the model: the share of its
 seeds.
 """
+_OF_CONCEPT = ("erased.", "_resurgence")
+"""What stands around a concept in the name of its resurgence, as in results."""
 NOT_IDENTITY = ("name", "search", "keep", "resources", "store", "mlflow")
 """Parts of a sweep on which no value of its search hangs."""
 
@@ -199,9 +201,15 @@ def numbers_of(trials: Sequence[Measured], point: Point, search: Search) -> Numb
         return _numbers(trials, point, search)
     groups = members(trials, search.aggregate.axes)
     each = {name: _numbers(group, point, search) for name, group in groups.items()}
-    if search.aggregate.how == "mean":
-        return _mean_of(each, search.goals[0])
-    return _largest_of(each, search.goals[0])
+    made = _mean_of(each, search) if search.aggregate.how == "mean" else _largest_of(each, search)
+    if not (search.levels or search.defend):
+        return made
+    states = {
+        member_number(state, name): numbers.violations[state]
+        for name, numbers in each.items()
+        for state in (FAILED, RUINED)
+    }
+    return replace(made, found={**made.found, **states})
 
 
 def members(trials: Iterable[Measured], axes: Sequence[str]) -> dict[str, list[Measured]]:
@@ -217,15 +225,41 @@ def member_of(planned: PlannedTrial, axes: Sequence[str]) -> str:
     return "/".join(str(planned.trial.params[axis]) for axis in axes)
 
 
-def member_number(goal: Goal, member: str) -> str:
-    """What the goal of one of the aggregated values is called: "resurgence of star"."""
-    return f"{goal.name} of {member}"
+def member_number(name: str, member: str) -> str:
+    """What a number of one of the aggregated values is called: "resurgence of star"."""
+    return f"{name} of {member}"
 
 
-def _largest_of(each: Mapping[str, Numbers], goal: Goal) -> Numbers:
+def by_member(numbers: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """The numbers of each aggregated value, where they are kept (`Search.of_members`)."""
+    begin = member_number(FAILED, "")
+    members = [name.removeprefix(begin) for name in numbers if name.startswith(begin)]
+    ends = {member: member_number("", member) for member in members}
+    return {
+        member: {n.removesuffix(end): value for n, value in numbers.items() if n.endswith(end)}
+        for member, end in ends.items()
+    }
+
+
+def concept_number(concept: str) -> str:
+    """What the resurgence of one concept of a set is called: "erased.star_resurgence"."""
+    return concept.join(_OF_CONCEPT)
+
+
+def concept_numbers(numbers: Mapping[str, float]) -> dict[str, float]:
+    """The resurgence of each concept of a set that is erased together, by concept."""
+    return {
+        name.removeprefix(_OF_CONCEPT[0]).removesuffix(_OF_CONCEPT[1]): value
+        for name, value in numbers.items()
+        if name.startswith(_OF_CONCEPT[0]) and name.endswith(_OF_CONCEPT[1])
+    }
+
+
+def _largest_of(each: Mapping[str, Numbers], search: Search) -> Numbers:
     """The numbers of the worst among those that keep every bound; if none does, of the one that is
     nearest to it.
     """
+    goal = search.goals[0]
     told = {name: numbers for name, numbers in each.items() if numbers.missing is None}
     if not told:
         return next(iter(each.values()))
@@ -235,11 +269,23 @@ def _largest_of(each: Mapping[str, Numbers], goal: Goal) -> Numbers:
         worst = max(kept.values(), key=lambda numbers: sign * numbers.found[goal.name])
     else:
         worst = min(told.values(), key=lambda n: sum(max(0.0, v) for v in n.violations.values()))
-    by_name = {member_number(goal, name): n.found[goal.name] for name, n in kept.items()}
+    # The goal only of those that keep the bounds: by it they are known to.
+    by_name = {
+        member_number(name, member): numbers.found[name]
+        for member, numbers in told.items()
+        for name in (*search.of_members, *_concepts_in(numbers, goal))
+        if name in numbers.found and (member in kept or name != goal.name)
+    }
     return replace(worst, found={**worst.found, **by_name})
 
 
-def _mean_of(each: Mapping[str, Numbers], goal: Goal) -> Numbers:
+def _concepts_in(numbers: Numbers, goal: Goal) -> list[str]:
+    if goal.name != WORST:
+        return []
+    return [concept_number(concept) for concept in concept_numbers(numbers.found)]
+
+
+def _mean_of(each: Mapping[str, Numbers], search: Search) -> Numbers:
     """The means over all; a bound that one of them breaks is broken."""
     if lacking := next((n for n in each.values() if n.missing is not None), None):
         return lacking
@@ -249,7 +295,11 @@ def _mean_of(each: Mapping[str, Numbers], goal: Goal) -> Numbers:
     first, *others = (numbers.violations for numbers in each.values())
     violations = {name: max(v, *(o[name] for o in others)) if others else v
                   for name, v in first.items()}  # fmt: skip
-    by_name = {member_number(goal, name): n.found[goal.name] for name, n in each.items()}
+    by_name = {
+        member_number(name, member): numbers.found[name]
+        for member, numbers in each.items()
+        for name in search.of_members
+    }
     return Numbers({**means, **by_name}, violations)
 
 
@@ -258,7 +308,8 @@ def _numbers(trials: Sequence[Measured], point: Point, search: Search) -> Number
     settings = {name: float(value) for name, value in point.items() if name in ranges}
     earlier = _earlier(trials)
     wanted = {name: earlier[name] for name in search.wanted if name in earlier}
-    every = {**settings, **_means(trials), **wanted}  # "finetune.steps" can be a goal, say
+    # "finetune.steps" can be a goal, say.
+    every = {**settings, **_means(trials), **_of_concepts(trials), **wanted}
     found = {name: value for name, value in every.items() if math.isfinite(value)}
     violations = {
         FAILED: sum(bool(m.unlearning_failed) for m in trials) / len(trials),
@@ -266,7 +317,7 @@ def _numbers(trials: Sequence[Measured], point: Point, search: Search) -> Number
     }
     found |= {name: share for name, share in violations.items() if share}
     for bound in search.subject_to:
-        if bound.name in found and bound.reference in (None, *found):
+        if bound.is_told(found):
             violations[f"{bound.name} {bound}"] = bound.violation(found)
     lacking = next((name for name in search.wanted if name not in found), None)
     if lacking is None:
@@ -303,6 +354,21 @@ def _means(trials: Sequence[Measured]) -> dict[str, float]:
         }
         rows.append({**own, **_of_model(measured, "final", measured.final, measured.metrics)})
     return _averaged(rows)
+
+
+def _of_concepts(trials: Sequence[Measured]) -> dict[str, float]:
+    """The mean resurgence of each concept of a set, and the largest of them."""
+    if not all(measured.paired for measured in trials):
+        return {}
+    by_concept: dict[str, list[float]] = {}
+    for measured in trials:
+        for one in measured.groups:
+            if one.group.role == "erased" and one.group.concept is not None:
+                name = concept_number(one.group.concept)
+                by_concept.setdefault(name, []).append(one.paired.resurgence.value)
+    means = {name: sum(found) / len(found) for name, found in by_concept.items()}
+    own = [m.paired.resurgence.value for m in trials if m.paired]
+    return {**means, WORST: max(means.values(), default=sum(own) / len(own))}
 
 
 def _earlier(trials: Sequence[Measured]) -> dict[str, float]:

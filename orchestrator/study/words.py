@@ -45,9 +45,12 @@ def point_text(point: Point, space: Space) -> str:
 
 
 def setting_text(one: Confirmed, space: Space) -> str:
-    """The same of a confirmed setting, with the aggregated value that it is the worst of."""
+    """The same of a confirmed setting, with the aggregated value, or the concept of a set, that is
+    the worst of it.
+    """
     where = point_text(one.tried.point, space)
-    return f"{where} ({one.member})" if one.member else where
+    of = ", ".join(name for name in (one.member, one.concept) if name)
+    return f"{where} ({of})" if of else where
 
 
 def budget_text(search: Search) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,9 +19,19 @@ from orchestrator.results.settings import Aggregate, aggregate, aggregate_by
 from orchestrator.stats.paired import Estimate
 from orchestrator.store.store import Store
 from orchestrator.study.budget import spending
-from orchestrator.study.points import FAILED, RUINED, Points, member_number, member_of, numbers_of
+from orchestrator.study.points import (
+    FAILED,
+    RUINED,
+    Points,
+    by_member,
+    concept_number,
+    concept_numbers,
+    member_number,
+    member_of,
+    numbers_of,
+)
 from orchestrator.study.tried import Tried, best, candidates, counted
-from orchestrator.sweep.search import Bound, Defend, Goal, Search
+from orchestrator.sweep.search import WORST, Bound, Defend, Goal, Search
 from orchestrator.sweep.space import Point, Space
 
 COVERAGE_RADIUS = 0.1
@@ -35,7 +45,8 @@ class Confirmed:
     `goal` is the first goal's mean with its 95% interval over seeds (and prompts, for resurgence
     and recovery); None until every fresh seed is there. `searched` is the search's own figure: the
     largest of many noisy ones, and so too large on average (the winner's curse). `member` is the
-    value of the aggregated axes that the search found to be the worst, if it took the largest.
+    value of the aggregated axes that the search found to be the worst, if it took the largest;
+    `concept` the concept of a set that it found to come back the most, if it sought that.
     """
 
     tried: Tried
@@ -45,6 +56,7 @@ class Confirmed:
     numbers: Mapping[str, float]
     is_feasible: bool
     member: str = ""
+    concept: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,7 +144,7 @@ def missed(bounds: Iterable[Bound], settings: Sequence[Tried | Confirmed]) -> It
         broken = {
             index: one.numbers
             for index, one in enumerate(settings)
-            if _has(bound, one.numbers) and bound.violation(one.numbers) > 0
+            if bound.is_told(one.numbers) and bound.violation(one.numbers) > 0
         }
         explained |= broken.keys()
         if broken:
@@ -148,18 +160,54 @@ def missed(bounds: Iterable[Bound], settings: Sequence[Tried | Confirmed]) -> It
         yield Missed(None, unlearned)
 
 
-def _has(bound: Bound, numbers: Mapping[str, float]) -> bool:
-    return bound.name in numbers and (bound.reference is None or bound.reference in numbers)
-
-
 def keeps(bounds: Iterable[Bound], numbers: Mapping[str, float]) -> bool:
     """Whether every bound is known to hold."""
-    return all(_has(bound, numbers) and bound.violation(numbers) <= 0 for bound in bounds)
+    return all(bound.is_told(numbers) and bound.violation(numbers) <= 0 for bound in bounds)
 
 
 def keeping(trials: Iterable[Tried], bounds: Sequence[Bound]) -> list[Tried]:
     """The trials that keep these bounds."""
     return [trial for trial in trials if keeps(bounds, trial.numbers)]
+
+
+def seen(trials: Iterable[Tried], search: Search, bounds: Sequence[Bound]) -> list[Tried]:
+    """The trials as one of several sets of bounds sees them: of aggregated values, the largest is
+    that of those which keep these bounds, and a mean keeps what each of them keeps.
+    """
+    return [_seen(one, search, bounds) if one.state == "done" else one for one in trials]
+
+
+def _seen(tried: Tried, search: Search, bounds: Sequence[Bound]) -> Tried:
+    members, goal = by_member(tried.numbers), search.goals[0]
+    if search.aggregate is None or not search.levels or not members:
+        return tried
+    if search.aggregate.how == "mean":
+        return replace(tried, numbers=_strictest(tried.numbers, bounds))
+    told = {name: numbers for name, numbers in members.items() if goal.name in numbers}
+    kept = {name: numbers for name, numbers in told.items() if keeps(bounds, numbers)}
+    if not told:
+        return tried
+    sign = 1 if goal.maximize else -1
+    if kept:
+        worst = max(kept.values(), key=lambda numbers: sign * numbers[goal.name])
+    else:
+        worst = min(told.values(), key=lambda n: sum(max(0.0, b.violation(n)) for b in bounds))
+    broken = {member_number(goal.name, name) for name in told if name not in kept}
+    of_others = set(map(concept_number, concept_numbers(tried.numbers)))
+    left = {n: v for n, v in tried.numbers.items() if n not in broken and n not in of_others}
+    return replace(tried, values=(worst[goal.name],), numbers={**left, **worst})
+
+
+def _strictest(numbers: Mapping[str, float], bounds: Sequence[Bound]) -> dict[str, float]:
+    """The numbers with those of the value that keeps each bound the least in place of the means."""
+    found = dict(numbers)
+    for bound in bounds:
+        told = [of for of in by_member(numbers).values() if bound.is_told(of)]
+        if told:
+            least = max(told, key=bound.violation)
+            names = (bound.name, *([bound.reference] if bound.reference else ()))
+            found |= {name: least[name] for name in names}
+    return found
 
 
 def worst_cases(
@@ -174,7 +222,7 @@ def worst_cases(
             space=search.space.within(fixed),
             goals=search.goals,
             budget=search.settings.trials,
-            trials=tuple(trials),
+            trials=tuple(seen(trials, search, bounds)),
             confirmed=tuple(
                 _confirmed(points, one, store, bounds) for one in _best(trials, points, bounds)
             ),
@@ -201,7 +249,8 @@ def _level(search: Search, bounds: Sequence[Bound]) -> str:
 def _best(trials: Sequence[Tried], points: Points, bounds: Sequence[Bound]) -> list[Tried]:
     if breaks_defence(points.search, trials):
         return []
-    return best(keeping(trials, bounds), points.search.goals, points.search.confirm.top)
+    told = seen(trials, points.search, bounds)
+    return best(keeping(told, bounds), points.search.goals, points.search.confirm.top)
 
 
 def breaks_defence(search: Search, trials: Iterable[Tried]) -> bool:
@@ -212,9 +261,13 @@ def breaks_defence(search: Search, trials: Iterable[Tried]) -> bool:
 
 
 def is_no_defence(defend: Defend, numbers: Mapping[str, float]) -> bool:
-    """Whether the unlearning failed, or ruined the model, or breaks a bound of its own."""
-    is_failed = bool(numbers.get(FAILED) or numbers.get(RUINED))
-    return is_failed or not keeps(defend.subject_to, numbers)
+    """Whether the unlearning failed, or ruined the model, or breaks a bound of its own; of several
+    aggregated values, on any of them.
+    """
+    return any(
+        of.get(FAILED) or of.get(RUINED) or not keeps(defend.subject_to, of)
+        for of in by_member(numbers).values() or (numbers,)
+    )
 
 
 def confirmed(trials: Sequence[Tried], points: Points) -> list[Tried]:
@@ -233,18 +286,28 @@ def _confirmed(points: Points, tried: Tried, store: Store, bounds: Sequence[Boun
     setting = _setting(plan, store, reader, search)
     is_measured = all(m.status == "done" for m in trials)
     numbers = numbers_of(trials, tried.point, search) if is_measured else None
+    told = dict(numbers.found) if numbers else {}
+    if numbers and search.levels and search.aggregate and search.aggregate.how == "mean":
+        told = _strictest(told, bounds)
     goal = search.goals[0]
     return Confirmed(
         tried=tried,
         searched=tried.values[0],
-        goal=_estimate(goal.name, setting, trials, tried.point, points) if is_measured else None,
+        goal=_estimate(goal.name, setting, trials, tried, points) if is_measured else None,
         setting=setting,
-        numbers=numbers.found if numbers else {},
+        numbers=told,
         is_feasible=numbers is not None
         and all(v <= 0 for v in numbers.violations.values())
-        and keeps(bounds, numbers.found),
+        and keeps(bounds, told),
         member=member,
+        concept=worst_concept(tried) if goal.name == WORST else "",
     )
+
+
+def worst_concept(tried: Tried) -> str:
+    """The concept of a set that came back the most on the search's own seeds; '' of one alone."""
+    found = concept_numbers(tried.numbers)
+    return max(found, key=lambda concept: found[concept], default="")
 
 
 def worst_member(tried: Tried, search: Search) -> str:
@@ -255,7 +318,7 @@ def worst_member(tried: Tried, search: Search) -> str:
     goal = search.goals[0]
     if search.aggregate is None or search.aggregate.how != "max":
         return ""
-    prefix, sign = member_number(goal, ""), 1 if goal.maximize else -1
+    prefix, sign = member_number(goal.name, ""), 1 if goal.maximize else -1
     values = {n.removeprefix(prefix): v for n, v in tried.numbers.items() if n.startswith(prefix)}
     return max(values, key=lambda name: sign * values[name], default="")
 
@@ -284,16 +347,24 @@ def _setting(plan: Plan, store: Store, reader: TrialReader, search: Search) -> A
 
 
 def _estimate(
-    name: str, setting: Aggregate, trials: Sequence[Measured], point: Point, points: Points
+    name: str, setting: Aggregate, trials: Sequence[Measured], tried: Tried, points: Points
 ) -> Estimate | None:
-    """Resurgence and recovery as everywhere; any other number's mean over seeds, by Student's t."""
+    """Resurgence and recovery as everywhere, of the worst concept those of the one that was the
+    worst in the search; any other number's mean over seeds, by Student's t.
+    """
+    if name == WORST and (concept := worst_concept(tried)):
+        of = (g.paired.resurgence for g in setting.groups if g.group.concept == concept)
+        return next(of, None)
+    if name == WORST:
+        name = "resurgence"
     if name in ("resurgence", "recovery"):
         paired = setting.paired
         return (getattr(paired, name) if paired else None) or None
     by_seed: dict[int, list[Measured]] = {}
     for measured in trials:
         by_seed.setdefault(measured.planned.trial.seed, []).append(measured)
-    found = [numbers_of(one, point, points.search).found.get(name) for one in by_seed.values()]
+    search = points.search
+    found = [numbers_of(one, tried.point, search).found.get(name) for one in by_seed.values()]
     values = np.array([value for value in found if value is not None])
     if not len(values):
         return None

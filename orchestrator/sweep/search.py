@@ -28,8 +28,11 @@ NUMBERS = (
     "retained_accuracy",
     "unlearned_accuracy",
     "retained_drop",
+    "worst_resurgence",
 )
 """What a trial has whatever metrics the sweep names: of the primary metric's means."""
+WORST = "worst_resurgence"
+"""The resurgence of the one concept of a set that comes back the most; of one concept its own."""
 MEANS = (*get_args(Role), "erased_accuracy", "retained_accuracy")
 """The primary metric's means over a role's pictures, which each model of a trial has."""
 
@@ -83,6 +86,10 @@ class Bound:
         """What the number must reach, or stay below."""
         return self.value * (numbers[self.reference] if self.reference else 1.0)
 
+    def is_told(self, numbers: Mapping[str, float]) -> bool:
+        """Whether all is there that says how far it is kept."""
+        return self.name in numbers and (self.reference is None or self.reference in numbers)
+
     def violation(self, numbers: Mapping[str, float]) -> float:
         """How far its number is on the wrong side: 0 or less where the bound holds."""
         gap = self.limit(numbers) - numbers[self.name]
@@ -124,7 +131,7 @@ class SearchSettings(Settings):
         None, ge=1, description="optimiser steps of fine-tuning after which no new trial begins"
     )
     gpu_hours: float | None = Field(
-        None, gt=0, description="hours of a worker after which no new trial begins"
+        None, gt=0, description="GPUs × hours after which no new trial begins; no GPU: workers"
     )
     parallel: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="settings tried at a time; auto: as many as there are workers"
@@ -197,6 +204,14 @@ class Search:
     def bounds(self) -> tuple[tuple[Bound, ...], ...]:
         """The sets of bounds that have a worst case each, the loosest first."""
         return self.levels or (self.subject_to,)
+
+    @property
+    def of_members(self) -> tuple[str, ...]:
+        """The numbers that are kept of each aggregated value: those that several sets of bounds, or
+        a defence, are judged by.
+        """
+        has_more = self.levels or self.defend
+        return tuple(self.wanted) if has_more else tuple(goal.name for goal in self.goals)
 
     @property
     def wanted(self) -> dict[str, None]:

@@ -14,6 +14,7 @@ from orchestrator.sweep.search import (
     FOR_SEVERAL_GOALS,
     MEANS,
     NUMBERS,
+    WORST,
     Aggregate,
     AggregateHow,
     Bound,
@@ -267,12 +268,16 @@ def _say_unfit(search: Search, grid: Grid, given: Mapping[str, At], at: At) -> N
     """Samplers, pruners, aggregates and defences that cannot do what is asked."""
     if search.defend and (len(search.goals) > 1 or search.levels):
         given["defend"].say("goes with one number and one bound a number: it needs one worst case")
-    if search.defend and search.aggregate:
-        given["defend"].say("goes with no aggregate: whether unlearning worked hangs on the value")
+    unlearning = tuple(f"{edit.key}." for edit in grid.edits if edit.kind == "unlearn")
+    axes = search.aggregate.axes if search.aggregate else ()
+    if search.defend and (own := [axis for axis in axes if axis.startswith(unlearning)]):
+        given["defend"].say(
+            f"a defence is one unlearner, so {own[0]} cannot be aggregated: name it in `for_each`"
+        )
     if search.aggregate and len(search.goals) > 1:
         given["aggregate"].say("several numbers have no largest; seek one")
-    if search.aggregate and search.levels:
-        given["aggregate"].say("goes with one bound a number: give `subject_to` no lists")
+    if search.aggregate and search.aggregate.how == "mean" and search.goals[0].name == WORST:
+        given["aggregate"].say("a mean of worst concepts is of no one concept; use max")
     sampler, place = search.settings.sampler, given.get("sampler", at)
     if len(search.goals) > 1 and sampler not in FOR_SEVERAL_GOALS:
         allowed = ", ".join(FOR_SEVERAL_GOALS)

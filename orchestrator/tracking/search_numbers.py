@@ -93,7 +93,7 @@ def _told(numbers: Mapping[str, float], point: Point, search: Search) -> dict[st
     """
     sought = {wanted.name for wanted in search.goals}
     sought |= search.wanted.keys()
-    of_members = member_number(search.goals[0], "")
+    of_members = member_number(search.goals[0].name, "")
     return {
         name: value
         for name, value in numbers.items()

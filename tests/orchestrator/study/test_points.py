@@ -248,7 +248,7 @@ def test_synonyms_and_concepts_of_a_set_are_numbers_of_each_model() -> None:
         "search.maximize=synonym", "search.subject_to={unlearned.synonym: '<= 50% of base'}"
     )
     flat = Estimate(0.3, 0.3, 0.3)
-    group = GroupNumbers(Group("synonym"), 0.9, 0.2, 0.5, Paired(flat, None, 0.5), flat)
+    group = GroupNumbers(Group("synonym"), 0.9, 0.2, 0.5, Paired(flat, None, 0.5), flat, flat)
     numbers = numbers_of([measured({}, groups=(group,))], POINT, search)
     assert numbers.found["synonym"] == 0.5
     assert numbers.found["base.synonym"] == 0.9

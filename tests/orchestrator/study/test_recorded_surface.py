@@ -6,7 +6,7 @@ The surface has resurgence only; what a setting leaves of the retained concepts 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,22 @@ from typing import Any
 import pytest
 
 from benchmarks.search import AXES, SURFACE, Surface
+from orchestrator.core.errors import SweepError
 from orchestrator.plan.plan import PlannedTrial
-from orchestrator.results.measure import Measured, Pictures, Scores
+from orchestrator.results.measure import Group, GroupNumbers, Measured, Pictures, Scores
 from orchestrator.stats.paired import Estimate, Paired
+from orchestrator.study.defence import judged
 from orchestrator.study.points import PointPlanner, numbers_of
 from orchestrator.study.study import Study
 from orchestrator.study.tried import Tried, best, counted
-from orchestrator.study.worst_case import confirmed, keeping, worst_member
+from orchestrator.study.worst_case import (
+    breaks_defence,
+    confirmed,
+    keeping,
+    seen,
+    worst_concept,
+    worst_member,
+)
 from orchestrator.sweepfile.load import parse
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* experimental")
@@ -88,14 +97,16 @@ class World:
             seconds=1.0,
         )
 
-    def searched(self, text: str) -> tuple[PointPlanner, list[Tried]]:
-        """The search until nothing is left to try."""
+    def searched(
+        self, text: str, change: Callable[[Measured], Measured] = lambda measured: measured
+    ) -> tuple[PointPlanner, list[Tried]]:
+        """The search until nothing is left to try; `change` makes another surface of this one."""
         points = PointPlanner(parse(text))
         search = points.search
         storage = f"journal://{self.folder / 'studies.log'}"
         study = Study(storage, "surface", search, search.space, identity=points.identity({}))
         while (tried := study.ask()) is not None:
-            trials = [self.measured(t) for t in points.measuring(tried.point).trials]
+            trials = [change(self.measured(t)) for t in points.measuring(tried.point).trials]
             numbers = numbers_of(trials, tried.point, search)
             value = numbers.found[search.goals[0].name]
             study.tell(tried.number, [value], numbers.found, numbers.violations)
@@ -238,3 +249,165 @@ def test_a_value_that_broke_a_bound_is_not_the_largest(world: World) -> None:
     assert numbers.found["resurgence of novel"] == 0.4
     assert "resurgence of unrelated" not in numbers.found
     assert all(v <= 0 for v in numbers.violations.values())
+
+
+SHARES = (0.95, 0.85, 0.7)
+LEVELS = 'retained: [">= 85% of base", ">= 95% of base", ">= 70% of base"]'
+
+
+def harsher(measured: Measured) -> Measured:
+    """The same where related pictures cost more of what is retained, so that bounds tell them."""
+    if measured.planned.trial.params["finetune.dataset"] != "related":
+        return measured
+    final = Scores(measured.final.erased, (measured.final.retained or 0.0) - 0.1)
+    return Measured(**{**vars(measured), "final": final})
+
+
+def retained_of(axes: Axes) -> float:
+    """What `harsher` leaves."""
+    return retained_at(dict(zip(AXES, axes, strict=True))) - 0.1 * (axes[0] == "related")
+
+
+def test_several_bounds_of_the_largest_give_what_enumeration_gives_for_each(world: World) -> None:
+    points, trials = world.searched(aggregated("{max: finetune.dataset}", LEVELS), harsher)
+    search, found = points.search, {}
+    for bounds in search.bounds:
+        told = seen(trials, search, bounds)
+        [worst] = best(keeping(told, bounds), search.goals, 1)
+        dataset = worst_member(worst, search)
+        found[bounds[0].value] = (dataset, *(worst.point[axis] for axis in AXES[1:]))
+        assert worst.values == (pytest.approx(world.everything[found[bounds[0].value]]),)
+    for share in SHARES:
+        kept = {
+            axes: value
+            for axes, value in world.everything.items()
+            if retained_of(axes) >= share * BASE_RETAINED
+        }
+        assert found[share] == max(kept, key=lambda axes: kept[axes])
+    assert len(set(found.values())) > 1
+    assert {one.point["finetune.steps"] for one in confirmed(trials, points)}
+
+
+def test_several_bounds_of_the_mean_are_kept_by_each_value(world: World) -> None:
+    points, trials = world.searched(aggregated("{mean: finetune.dataset}", LEVELS), harsher)
+    search = points.search
+    rests = {axes[1:] for axes in world.everything}
+    datasets, counts = ("related", "unrelated", "novel"), []
+    for bounds in search.bounds:
+        least = bounds[0].value * BASE_RETAINED
+        means = {
+            rest: sum(world.everything[(d, *rest)] for d in datasets) / 3
+            for rest in rests
+            if all(retained_of((d, *rest)) >= least for d in datasets)
+        }
+        kept = keeping(seen(trials, search, bounds), bounds)
+        assert len(kept) == len(means)
+        counts.append(len(kept))
+        for worst in best(kept, search.goals, 1):
+            assert worst.values[0] == pytest.approx(max(means.values()))
+    assert counts[0] > counts[1] > counts[2] == 0  # the tightest is too much for one of them
+
+
+def defending(how: str) -> str:
+    outer = "defend: {space: {unlearn.salun.iterations: [50, 100, 150]}}"
+    return aggregated(how).replace("  space:", f"  {outer}\n  space:", 1)
+
+
+@pytest.mark.parametrize("how", ["max", "mean"])
+def test_a_defence_of_an_aggregate_holds_on_every_value(how: str, world: World) -> None:
+    """More iterations leave less to come back; with the most, one data set's unlearning failed."""
+    points = PointPlanner(parse(defending(f"{{{how}: finetune.dataset}}")))
+    search, found = points.search, {}
+    assert search.defend is not None
+
+    def measured(planned: PlannedTrial, defence: int) -> Measured:
+        whole = world.measured(planned)
+        value = whole.paired.resurgence.value * 50 / defence if whole.paired else 0.0
+        failed = defence == 150 and planned.trial.params["finetune.dataset"] == "novel"
+        paired = Paired(Estimate(value, value, value), None, 0.5)
+        return Measured(**{**vars(whole), "paired": paired, "unlearning_failed": failed})
+
+    for defence in (50, 100, 150):
+        tried = []
+        for number, inner in enumerate(search.space.points()):
+            point = {**inner, "unlearn.salun.iterations": defence}
+            trials = [measured(t, defence) for t in points.measuring(point).trials]
+            numbers = numbers_of(trials, point, search)
+            feasible = all(v <= 0 for v in numbers.violations.values())
+            values = (numbers.found["resurgence"],)
+            tried.append(
+                Tried(number, "done", point, values, numbers.found, feasible, None, None, {}, 0, 0)
+            )
+        assert breaks_defence(search, tried) == (defence == 150)
+        told = judged(search, tried)
+        assert told is not None
+        value, numbers = told
+        found[defence] = value, all(v <= 0 for v in numbers.violations.values())
+    datasets = ("related", "unrelated", "novel")
+    over = max if how == "max" else lambda values: sum(values) / 3
+    worst = max(
+        over([world.everything[(d, *rest)] for d in datasets])
+        for rest in {axes[1:] for axes in world.everything}
+    )
+    assert found[50] == (pytest.approx(worst), True)
+    assert found[100] == (pytest.approx(worst / 2), True)
+    assert not found[150][1]
+
+
+def test_the_worst_concept_of_a_set_is_what_enumeration_gives(world: World) -> None:
+    """Hearts come back with LoRA most of all, stars as the surface has it."""
+
+    def hearts(axes: Axes) -> float:
+        return 0.9 * world.everything[axes] + (0.3 if axes[1] == "lora" else 0.0)
+
+    def of_set(measured: Measured) -> Measured:
+        params = measured.planned.trial.params
+        axes = tuple(params[axis] for axis in AXES)
+        zero = Estimate(0.0, 0.0, 0.0)
+        groups = []
+        for concept, value in (("star", world.everything[axes]), ("heart", hearts(axes))):
+            paired = Paired(Estimate(value, value, value), None, 0.5)
+            group = Group("erased", concept)
+            groups.append(GroupNumbers(group, 1.0, 0.1, 0.1 + value, paired, zero, zero))
+        return Measured(**{**vars(measured), "groups": tuple(groups)})
+
+    text = TEXT.replace("concept: star", "concept: [[star, heart]]")
+    text = text.replace("maximize: resurgence", "maximize: worst_resurgence")
+    points, trials = world.searched(text, of_set)
+    [worst] = best(trials, points.search.goals, 1)
+    every = {
+        (concept, axes): value
+        for axes, star in world.everything.items()
+        for concept, value in (("star", star), ("heart", hearts(axes)))
+    }
+    most = max(every, key=lambda key: every[key])
+    assert (worst_concept(worst), axes_of(worst)) == most
+    assert worst.values[0] == pytest.approx(every[most])
+
+
+def test_the_worst_of_one_concept_is_its_own(world: World) -> None:
+    text = TEXT.replace("maximize: resurgence", "maximize: worst_resurgence")
+    points, trials = world.searched(text)
+    [worst] = best(trials, points.search.goals, 1)
+    assert worst.values[0] == pytest.approx(max(world.everything.values()))
+    assert worst_concept(worst) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (
+            aggregated("{mean: finetune.dataset}").replace(
+                "maximize: resurgence", "maximize: worst_resurgence"
+            ),
+            "a mean of worst concepts is of no one concept",
+        ),
+        (
+            defending("{max: unlearn.method}").replace("unlearn: salun", "unlearn: [salun, uce]"),
+            "a defence is one unlearner",
+        ),
+    ],
+)
+def test_what_has_no_answer_is_refused(text: str, why: str) -> None:
+    with pytest.raises(SweepError, match=why):
+        parse(text)
