@@ -85,7 +85,7 @@ def judged(search: Search, trials: Sequence[Tried]) -> tuple[float, Numbers] | N
     sign = 1 if goal.maximize else -1
     worst = kept[0] if kept else max(done, key=lambda trial: sign * trial.values[0])
     # Of several aggregated values a defence must hold on each.
-    each = list(by_member(worst.numbers).values()) or [worst.numbers]
+    each = [*by_member(worst.numbers).values()] or [dict(worst.numbers)]
     violations = {
         f"{bound.name} {bound}": max(
             bound.violation(numbers) if bound.is_told(numbers) else 1.0 for numbers in each
