@@ -60,15 +60,15 @@ def test_some_metric_scores_every_role_that_is_drawn(path: Path) -> None:
 
 
 PUBLISHED = ("celebrity", "illusion", "nudity", "objects", "paper", "resalign", "styles")
-TRAINED_ON = {"celebrity": 1, "paper": 1}
-"""MACE's preset trains on the first of MACE's own five prompts."""
+TRAINED_ON = {"celebrity": "1 of the 5", "paper": "5 of the 25"}
+"""MACE's preset trains on the first of MACE's own five prompts, for each person."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_studies_ask_in_prompts_that_methods_do_not_train_on(name: str) -> None:
     sweep = load(ROOT / "sweeps" / f"{name}.yaml", ("seeds=1",))
     leaks = [one for one in doubts(make_plan(sweep).trials, sweep.base) if "scored as" in one]
-    allowed = f"{TRAINED_ON[name]} of the 5" if name in TRAINED_ON else None
+    allowed = TRAINED_ON.get(name)
     assert all(allowed is not None and allowed in leak for leak in leaks)
 
 
