@@ -231,8 +231,9 @@ class Course:
 
 
 def courses(job: Job) -> list[Course]:
-    """By method and order, in the sweep's order."""
-    settings = {course_key(s.params): s for s in aggregate(job.plan, job.store).shown if s.is_tuned}
+    """By method and order, in the sweep's order; fine-tuned for the most steps that it has."""
+    tuned_ones = sorted(aggregate(job.plan, job.store).shown, key=lambda s: s.steps)
+    settings = {course_key(s.params): s for s in tuned_ones if s.is_tuned}
     found: dict[tuple[str, str], dict[str, Chain]] = defaultdict(dict)
     for chain in chains(job.plan, job.store):
         if not chain.is_control:
@@ -244,7 +245,8 @@ def courses(job: Job) -> list[Course]:
         of = found[method, order]
         points = next(iter(of.values())).points
         tuned = {name: (c.points[-1], settings[method, order, name]) for name, c in of.items()}
-        way = tuple(p for p in points[:-1] if not p.passage.aside)
+        last = points[-1].passage.position
+        way = tuple(p for p in points if p.passage.position < last and not p.passage.aside)
         made.append(Course(method, order, way, tuple(p for p in points if p.passage.aside), tuned))
     return made
 
