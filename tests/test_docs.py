@@ -5,6 +5,7 @@ one that there is.
 from __future__ import annotations
 
 import ast
+import glob
 import re
 import shlex
 from pathlib import Path
@@ -124,6 +125,13 @@ def test_a_sweep_is_read(text: str, written: Path, monkeypatch: pytest.MonkeyPat
         assert find_cluster("here").entry.store == "s3://resurge/store"
         return
     parse(as_sweep(text))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_it_names_of_ours_is_there(page: Path) -> None:
+    ours = "orchestrator|workers|sweeps|tests|benchmarks"
+    spans = re.findall(rf"`((?:{ours})/[^`\s…]+)`", page.read_text("utf-8"))
+    assert [span for span in spans if not glob.glob(str(ROOT / span), recursive=True)] == []
 
 
 @pytest.mark.parametrize("text", blocks("python"))

@@ -406,14 +406,16 @@ def caption(plan: Plan) -> str:
     if not final.is_drawn:
         return "no pictures were drawn: there is no resurgence, only what the metrics say of models"
     score, sampling = final.primary, final.sample.settings["settings"]
-    asked = [p for p in final.sample.settings["probes"] if p["role"] == "erased"]
+    of = {planned.trial.concept: planned.final.sample.settings["probes"] for planned in plan.trials}
+    counts = [sum(probe["role"] == "erased" for probe in probes) for probes in of.values()]
+    asked = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
     seeds = {planned.trial.params.get("seed") for planned in plan.trials}
     meant = "seeds" if len(seeds) > 1 else "this one seed only"
     parts = [
         f"{score.plugin} v{score.version}" if score else "no image metric",
         f"guidance {number(sampling['guidance'])}",
         f"{str(sampling['sampler']).upper()} {sampling['sampler_steps']} steps",
-        f"{len(asked)} prompts × {sampling['images_per_prompt']} images × {len(seeds)} seeds",
+        f"{asked} prompts × {sampling['images_per_prompt']} images × {len(seeds)} seeds",
         f"95% intervals over prompts and {meant}, paired by image",
     ]
     return " · ".join(parts)

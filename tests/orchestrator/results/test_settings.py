@@ -11,7 +11,7 @@ from rich.console import Console
 
 from orchestrator.cli.show.settings import render
 from orchestrator.plan.plan import Plan, make_plan
-from orchestrator.results.settings import Aggregate, aggregate
+from orchestrator.results.settings import Aggregate, aggregate, caption
 from orchestrator.store.store import Store
 from orchestrator.sweepfile.load import parse
 from tests.orchestrator.synthetic import commit
@@ -75,3 +75,15 @@ def test_the_table_has_a_row_for_it(plan: Plan, store: Store) -> None:
     rows = [line.split()[:2] for line in page.getvalue().splitlines()]
     assert ["50", "0"] in rows
     assert ["0", "0"] not in rows
+
+
+def test_the_caption_counts_the_prompts_of_every_set() -> None:
+    sets = "concept: [star, [star, circle]]"
+    one, several = (
+        make_plan(parse(text)) for text in (CHAIN, CHAIN.replace("concept: star", sets))
+    )
+    count = sum(
+        probe["role"] == "erased" for probe in one.trials[0].final.sample.settings["probes"]
+    )
+    assert f" {count} prompts × " in caption(one)
+    assert f" {count} to {2 * count} prompts × " in caption(several)
