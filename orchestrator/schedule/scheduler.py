@@ -118,8 +118,6 @@ class Scheduler:
         self._heard_s: dict[str, float] = {}
         self._under_way: dict[str, dict[str, object]] = {}
         self._lack = ""
-        if leases is not None:
-            leases.running = self._under_way.values()  # as it is when it beats
         self.add(tasks)
 
     def run(self) -> Outcome:
@@ -230,11 +228,14 @@ class Scheduler:
         return False
 
     def _look_at_others(self) -> None:
-        """Take what other heads recorded, and ask again for what they may have dropped."""
+        """Take what other heads recorded, ask again for what they may have dropped, and let them
+        know what runs here.
+        """
         now_s = self._clock_s()
         if self.leases is None or now_s - self._looked_s < LOOK_EVERY_S:
             return
         self._looked_s = now_s
+        self.leases.running = list(self._under_way.values())
         if self._queue.elsewhere:
             recorded = self.store.keys()
             for entry in list(self._queue.elsewhere):
