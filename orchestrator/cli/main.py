@@ -80,13 +80,35 @@ def plan(
     overrides: Overrides = None,
     home: HomeOption = None,
     full: Annotated[bool, typer.Option("--full", help="The whole tree, however long.")] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="COUNT", help="Also what it would take on so many workers."),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of which kind: a part of its name ('H100'), or 'cpu'."),
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, metavar="AMOUNT", help="What a worker's hour costs.")
+    ] = None,
 ) -> None:
-    """Show what a sweep would run: stages naive, unique and cached, and their tree."""
-    from orchestrator.cli.show.plan import show_plan
+    """Show what a sweep would run: stages naive, unique and cached, and their tree.
+
+    With --workers also GPU hours, the time until it is done, and with --price the cost, for every
+    trial alone, for a script that keeps unlearned models, and for this plan: by what stages of the
+    same base took that are in the store.
+    """
+    from orchestrator.cli.show.plan import show_forecast, show_plan
     from orchestrator.run.job import open_job
 
+    if workers is None and (gpu, price) != (None, None):
+        raise ResurgeError("--gpu and --price are about --workers COUNT; give it too")
     job = open_job(sweep, overrides or (), Home.find(home))
     show_plan(job, out, full)
+    if workers is not None:
+        from orchestrator.run.forecast import forecast_job
+
+        show_forecast(forecast_job(job, workers, gpu), workers, price, out)
     warn_of_doubts(job)
 
 

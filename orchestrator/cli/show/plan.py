@@ -1,4 +1,4 @@
-"""`resurge plan`: how many stages, and their tree."""
+"""`resurge plan`: how many stages, their tree, and what they would take."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from rich.tree import Tree
 from orchestrator.cli.show.screen import bold
 from orchestrator.cli.show.tables import new_table
 from orchestrator.core.stage import Stage, StageKind
+from orchestrator.core.text import duration, size_text
 from orchestrator.plan.labels import stage_label
 from orchestrator.plan.plan import Plan
+from orchestrator.run.forecast import Forecast
 from orchestrator.run.job import Job
 from orchestrator.stats.power import PROMPT_ICC, SEED_ICC, Size, minimum_detectable
 
@@ -111,6 +113,39 @@ def sentence(size: Size) -> str:
         f"two-sided, final score 0.5, intra-cluster correlation {PROMPT_ICC:g} by prompt and "
         f"{SEED_ICC:g} by seed{alone})"
     )
+
+
+def show_forecast(found: Forecast, workers: int, price: float | None, console: Console) -> None:
+    """Hours, makespan and cost of four ways to run it; `price` is that of a worker's hour."""
+    is_gpu = found.device != "cpu"
+    own = "GPU hours" if is_gpu else "worker hours"
+    columns = [own, "until done", *(["cost"] if price is not None else [])]
+    table = new_table("", right=columns)
+    ways = {
+        "every trial alone": found.naive,
+        "unlearned models kept by hand": found.by_hand,
+        "shared": found.shared,
+        "to run now": found.left,
+    }
+    for title, way in ways.items():
+        hours = way.worker_s / 3600
+        cost = [f"{hours * price:,.2f}"] if price is not None else []
+        style = "bold" if way is found.left else ""
+        table.add_row(title, f"{hours:,.2f}", duration(way.makespan_s), *cost, style=style)
+    kind = found.device if is_gpu else "CPU"
+    console.print(f"On {workers} workers ({kind}), by what stages of this base took:")
+    console.print(table)
+    saved = found.naive.worker_s / found.shared.worker_s if found.shared.worker_s else 1.0
+    console.print(
+        f"sharing: {saved:.1f} times fewer hours; the longest chain of stages takes "
+        f"{duration(found.path_s)}, whatever the number of workers; about "
+        f"{size_text(found.stored_bytes)} will be stored"
+    )
+    if found.guessed:
+        console.print(
+            f"never run on this base, so guessed by UNet passes: {', '.join(found.guessed)}",
+            style="yellow",
+        )
 
 
 def show_plan_line(job: Job, console: Console) -> None:

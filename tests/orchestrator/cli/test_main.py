@@ -117,6 +117,21 @@ def test_a_sweep_from_run_to_export(folder: Path, calls: Calls) -> None:
 
 
 @pytest.mark.slow
+def test_plan_says_what_it_would_take_once_stages_of_the_base_have_run(folder: Path) -> None:
+    asked = ("plan", "small.yaml", *BRIEF, "--workers", "2")
+    unknown = resurge(*asked, cwd=folder)
+    assert unknown.returncode == 2
+    assert "no stage of this base has run yet" in unknown.stderr
+    assert resurge("run", "small.yaml", *BRIEF, cwd=folder).returncode == 0
+    known = resurge(*asked, "seeds=3", "--price", "2.5", cwd=folder)
+    assert known.returncode == 0
+    for said in ("On 2 workers (CPU)", "every trial alone", "to run now", "cost"):
+        assert said in known.stdout
+    lonely = resurge("plan", "small.yaml", "--price", "2.5", cwd=folder)
+    assert lonely.returncode == 2
+    assert "--workers" in lonely.stderr
+
+
 def test_a_failure_is_exit_code_1_with_the_log(folder: Path) -> None:
     broken = ("unlearn=[nudge, {nudge: {fail: true}}]", *BRIEF[1:])
     done = resurge("run", "small.yaml", *broken, cwd=folder)
