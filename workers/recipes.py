@@ -283,7 +283,11 @@ class SampleSettings(Settings):
 
     images_per_prompt: int = Field(8, ge=1, description="images of each prompt")
     guidance: float | None = Field(None, ge=0, description="guidance scale; null: the base's own")
-    sampler: Literal["ddim"] = Field("ddim", description="DDIM, eta 0")
+    sampler: Literal["ddim", "dpmsolver++", "euler", "unipc"] = Field(
+        "ddim",
+        description="DDIM (eta 0), DPM-Solver++ (second order), Euler or UniPC; published numbers "
+        "are of DDIM's 50 steps",
+    )
     sampler_steps: int | None = Field(None, ge=1, description="steps; null: the base's own")
     noise_seed: int = Field(0, ge=0, description="seed of the initial noise, shared by all models")
     batch_size: int = Field(64, ge=1, description="images per forward pass")

@@ -398,6 +398,10 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+SAMPLERS = {"ddim": "DDIM", "dpmsolver++": "DPM-Solver++", "euler": "Euler", "unipc": "UniPC"}
+"""As they are written."""
+
+
 def caption(plan: Plan) -> str:
     """What the numbers are: metric, guidance, sampler, images, prompts, seeds."""
     if not plan.trials:
@@ -414,7 +418,7 @@ def caption(plan: Plan) -> str:
     parts = [
         f"{score.plugin} v{score.version}" if score else "no image metric",
         f"guidance {number(sampling['guidance'])}",
-        f"{str(sampling['sampler']).upper()} {sampling['sampler_steps']} steps",
+        f"{SAMPLERS[sampling['sampler']]} {sampling['sampler_steps']} steps",
         f"{asked} prompts × {sampling['images_per_prompt']} images × {len(seeds)} seeds",
         f"95% intervals over prompts and {meant}, paired by image",
     ]

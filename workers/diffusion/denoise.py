@@ -52,15 +52,27 @@ class Sampler(Protocol):
     """Of the sampler's steps, from the noisy side: (steps,)."""
     init_noise_sigma: float
 
-    def step(self, prediction: Tensor, timestep: int, latents: Tensor, /) -> Stepped:
+    def step(self, prediction: Tensor, timestep: float, latents: Tensor, /) -> Stepped:
         """Latents (n, c, h, w) with what the model predicts of them, one step on."""
 
+    def scale_model_input(self, latents: Tensor, timestep: float, /) -> Tensor:
+        """Latents as the model is shown them; what a sampler shows is most often they themselves.
 
-Predict = Callable[[Tensor, int], Tensor]
+        Has to be asked at every step.
+        """
+
+
+Predict = Callable[[Tensor, float], Tensor]
 """(latents, timestep) -> the model's prediction, of the latents' shape."""
+SAMPLERS = {
+    "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+}
+"""Diffusers' schedulers beside DDIM, and what of them is not as the pipeline's schedule has it."""
 
 
-NoisePredictor = Callable[[Tensor, "Tensor | int", Tensor], Tensor]
+NoisePredictor = Callable[[Tensor, "Tensor | float", Tensor], Tensor]
 """(latents (n, c, h, w), time steps (n,) or one, text (n, tokens, width)) -> noise, fp32."""
 
 
@@ -77,6 +89,24 @@ def ddim(pipe: Pipeline, steps: int) -> Sampler:
     scheduler.set_timesteps(steps)
     sampler: Sampler = scheduler
     return sampler
+
+
+def sampler(pipe: Pipeline, name: str, steps: int) -> Sampler:
+    """A fresh sampler of `steps` steps on the pipeline's schedule, without noise of its own.
+
+    `ddim`; `dpmsolver++` of second order (Lu et al. 2022), `unipc` (Zhao et al., NeurIPS 2023) and
+    `euler` (Karras et al. 2022, algorithm 2 without churn). As diffusers has them, at even time
+    steps.
+    """
+    import diffusers
+
+    if name == "ddim":
+        return ddim(pipe, steps)
+    cls, own = SAMPLERS[name]
+    scheduler = getattr(diffusers, cls).from_config(pipe.scheduler.config, **own)
+    scheduler.set_timesteps(steps, device=pipe.device)
+    made: Sampler = scheduler
+    return made
 
 
 def latent_shape(pipe: Pipeline) -> tuple[int, int, int]:
@@ -161,7 +191,11 @@ def predictor(pipe: Pipeline, loss_in: LossIn, unet: UNet | None = None) -> Nois
 
 
 def noise_pair(
-    predict: NoisePredictor, latents: Tensor, timesteps: Tensor | int, first: Tensor, second: Tensor
+    predict: NoisePredictor,
+    latents: Tensor,
+    timesteps: Tensor | float,
+    first: Tensor,
+    second: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """ε under two texts in one pass; latents (n, c, h, w), texts (n, tokens, width)."""
     if isinstance(timesteps, Tensor):
@@ -204,10 +238,10 @@ def guided(unet: UNet, text: Tensor, empty: Tensor, scale: float) -> Predict:
     Stable Diffusion's pipeline does.
     """
 
-    def alone(latents: Tensor, timestep: Tensor | int, text: Tensor) -> Tensor:
+    def alone(latents: Tensor, timestep: Tensor | float, text: Tensor) -> Tensor:
         return unet(latents, timestep, encoder_hidden_states=text).sample
 
-    def pair(latents: Tensor, timestep: Tensor | int, texts: Tensor) -> Tensor:
+    def pair(latents: Tensor, timestep: Tensor | float, texts: Tensor) -> Tensor:
         asked, away = texts.unbind(1)
         with _drawing(asked):
             return guide(*noise_pair(alone, latents, timestep, asked, away), scale)
@@ -237,6 +271,16 @@ def denoise(predict: Predict, scheduler: Sampler, latents: Tensor, steps: int) -
     """
     # Integers, read once: a time step that stays on a GPU would be waited for at every step.
     return walk(predict, scheduler, latents, scheduler.timesteps[:steps].tolist())
+
+
+def from_noise(predict: Predict, scheduler: Sampler, noise: Tensor) -> Tensor:
+    """Clean latents (n, c, h, w) from noise of variance 1, by all of a sampler's steps."""
+    latents = noise * scheduler.init_noise_sigma
+    # Read once: a time step that stays on a GPU would be waited for at every step.
+    for timestep in scheduler.timesteps.tolist():
+        shown = scheduler.scale_model_input(latents, timestep)
+        latents = scheduler.step(predict(shown, timestep), timestep, latents).prev_sample
+    return latents
 
 
 def min_snr_weights(scheduler: NoiseSchedule, timesteps: Tensor, gamma: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Prompts and noise -> pictures: DDIM, batched over prompts and images."""
+"""Prompts and noise -> pictures, batched over prompts and images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.core.artifacts import Probe
-from workers.diffusion.denoise import Predict, ddim, denoise, guided, latent_shape
+from workers.diffusion.denoise import Predict, from_noise, guided, latent_shape, sampler
 from workers.diffusion.rng import normal
 from workers.diffusion.text import embed, refuse_cut
 from workers.interfaces.metric import Picture
@@ -115,12 +115,10 @@ def _draw(
     pictures are drawn already, of how many.
     """
     assert settings.guidance is not None and settings.sampler_steps is not None
-    scheduler = ddim(pipe, settings.sampler_steps)
+    scheduler = sampler(pipe, settings.sampler, settings.sampler_steps)
     predict = guided(pipe.unet, text, empty.expand_as(text), settings.guidance)
     predict = _told(predict, len(latents), settings.sampler_steps, at)
-    start = latents * scheduler.init_noise_sigma
-    clean = denoise(predict, scheduler, start, settings.sampler_steps)
-    return decoded(pipe, clean).float().cpu()
+    return decoded(pipe, from_noise(predict, scheduler, latents)).float().cpu()
 
 
 def decoded(pipe: Pipeline, latents: Tensor) -> Tensor:
@@ -146,7 +144,7 @@ def _told(predict: Predict, count: int, steps: int, at: tuple[int, int]) -> Pred
     """Say at every sampler step how far the pictures are: a large pass takes minutes."""
     taken, (drawn, total) = 0, at
 
-    def told(latents: Tensor, timestep: int) -> Tensor:
+    def told(latents: Tensor, timestep: float) -> Tensor:
         nonlocal taken
         found = predict(latents, timestep)
         taken += 1

@@ -95,7 +95,7 @@ class ClassifierGuidance(JudgedAttack):
             text = embed(pipe, [probe.prompt for probe in probes for _ in each])
             empty, predict = embed(pipe, [""]).expand_as(text), noise_predictor(pipe)
 
-            def noise_of(latents: Tensor, timestep: Tensor | int, texts: Tensor) -> Tensor:
+            def noise_of(latents: Tensor, timestep: Tensor | float, texts: Tensor) -> Tensor:
                 asked = predict(latents, timestep, texts)
                 return (
                     guide(asked, predict(latents, timestep, empty), scale) if scale > 1 else asked

@@ -49,7 +49,7 @@ def passes(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 def by_parts(
     predict: Callable[..., Tensor],
     latents: Tensor,
-    timesteps: Tensor | int,
+    timesteps: Tensor | float,
     text: Tensor,
     *shared: Any,
 ) -> Tensor:

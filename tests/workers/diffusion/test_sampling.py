@@ -1,6 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
 from orchestrator.core.artifacts import Probe
 from orchestrator.core.errors import ResurgeError
@@ -16,19 +22,43 @@ def settings(**values):
     )
 
 
+SCHEDULERS = {
+    "ddim": DDIMScheduler,
+    "dpmsolver++": DPMSolverMultistepScheduler,
+    "euler": EulerDiscreteScheduler,
+    "unipc": UniPCMultistepScheduler,
+}
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_same_pictures_as_the_pipelines_own_call(pipe, guidance):
-    s = settings(guidance=guidance)
+@pytest.mark.parametrize("sampler", SCHEDULERS)
+def test_same_pictures_as_the_pipelines_own_call(pipe, sampler, guidance, prediction):
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type=prediction)
+    s = settings(guidance=guidance, sampler=sampler, sampler_steps=6)
     noise = [initial_noise(pipe, p, i, s.noise_seed) for p in PROMPTS for i in range(2)]
+    ours = sample_floats(pipe, PROMPTS, s)
+    pipe.scheduler = SCHEDULERS[sampler].from_config(pipe.scheduler.config)
     expected = pipe(
         list(PROMPTS),
         num_images_per_prompt=2,
         latents=torch.stack(noise),
         guidance_scale=guidance,
-        num_inference_steps=4,
+        num_inference_steps=6,
         output_type="pt",
     ).images
-    assert (sample_floats(pipe, PROMPTS, s) - expected).abs().max() < 1e-3
+    assert (ours - expected).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("sampler", SCHEDULERS)
+def test_every_sampler_repeats_itself_and_draws_other_pictures_than_the_others(pipe, sampler):
+    first = sample_floats(pipe, PROMPTS, settings(sampler=sampler))
+    assert torch.equal(sample_floats(pipe, PROMPTS, settings(sampler=sampler)), first)
+    others = set(SCHEDULERS) - {sampler}
+    assert all(
+        not torch.equal(sample_floats(pipe, PROMPTS, settings(sampler=other)), first)
+        for other in others
+    )
 
 
 def test_a_picture_depends_neither_on_the_batch_nor_on_the_other_prompts(pipe):
