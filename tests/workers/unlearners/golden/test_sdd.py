@@ -5,6 +5,7 @@ from tests.workers.unlearners.golden.drawn import draw_stored
 from tests.workers.unlearners.golden.released import erasure, weights
 from workers.diffusion.text import embed
 from workers.erasure import negative_guidance
+from workers.erasure.stops import as_sdd_released
 from workers.unlearners.sdd import SDD
 
 
@@ -55,6 +56,6 @@ def test_drawing_where_no_step_would_be_pure_noise(shapes, released, monkeypatch
         for step in range(len(k)):
             negative_guidance.draw(
                 asked, settings(golden), shapes.unet, text[None], empty, step,
-                negative_guidance.as_sdd_released,
+                as_sdd_released,
             )  # fmt: skip
         golden.compare("draw.x", torch.cat(seen.x_t))
