@@ -32,6 +32,16 @@ resources: {executor: inline}
 """
 
 
+LONG_FILES = (
+    "workers/test_trouble.py",
+    "workers/shapes/making/test_train.py",
+    "conformance/test_accuracy.py",
+    "workers/test_runner.py",
+    "workers/training/test_spread.py",
+)
+"""A file's tests run in one process: begun last, each of these would keep the others waiting."""
+
+
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """Make the recording plug-ins known; gives what they noted since the last look."""
@@ -54,8 +64,17 @@ def small() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The cluster's tests first: they take longest, and the others run beside them."""
-    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
+    """What takes longest first, so that the others run beside it: the cluster's tests, then the
+    files that take minutes.
+    """
+    root = Path(__file__).parent
+    ranks = {root / name: rank for rank, name in enumerate(LONG_FILES, 1)}
+
+    def rank(item: pytest.Item) -> int:
+        is_cluster = item.get_closest_marker("cluster") is not None
+        return 0 if is_cluster else ranks.get(item.path, len(ranks) + 1)
+
+    items.sort(key=rank)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
