@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from orchestrator.core.concepts import targets_of
 from orchestrator.core.plugin import UnlearnerPlugin
@@ -208,6 +209,14 @@ def _is_data(stages: Iterable[Stage]) -> bool:
     return all(stage.kind == "prepare" and "dataset" in stage.settings for stage in stages)
 
 
+def unlearning_passes(name: str, settings: Mapping[str, Any]) -> int:
+    """UNet passes of an unlearning with a stage's settings, over all that it erases."""
+    cls = find("unlearner", name)
+    assert issubclass(cls, UnlearnerPlugin)
+    times = len(targets_of(settings)) if cls.trains_each else 1
+    return times * cls(cls.Settings.model_validate(settings["settings"])).passes()
+
+
 def _own_cost(stages: Iterable[Stage]) -> float:
     """Cost in training steps. Rough: it orders the queue, nothing else depends on it."""
     longest: dict[str, int] = {}
@@ -216,12 +225,8 @@ def _own_cost(stages: Iterable[Stage]) -> float:
         if stage.trajectory:
             longest[stage.trajectory] = max(longest.get(stage.trajectory, 0), stage.steps)
         elif stage.kind == "unlearn":
-            plugin = find("unlearner", stage.plugin)
-            assert issubclass(plugin, UnlearnerPlugin)
-            settings = plugin.Settings.model_validate(stage.settings["settings"])
             # A training step is a batch of 16, each three passes over a latent.
-            times = len(targets_of(stage.settings)) if plugin.trains_each else 1
-            total += max(10.0, times * plugin(settings).passes() / (3 * 16))
+            total += max(10.0, unlearning_passes(stage.plugin, stage.settings) / (3 * 16))
         elif stage.kind == "sample":
             total += len(stage.settings["probes"])
         elif stage.kind == "prepare":

@@ -13,17 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.core.concepts import targets_of
-from orchestrator.core.digest import canonical_json
+from orchestrator.core.digest import Canonical, canonical_json
 from orchestrator.core.errors import ResurgeError
-from orchestrator.core.plugin import UnlearnerPlugin
-from orchestrator.core.registry import find
 from orchestrator.core.stage import Stage
 from orchestrator.executors.base import ExecutorSettings
 from orchestrator.executors.simulated import Simulated
 from orchestrator.messages import Task
 from orchestrator.plan.plan import Plan
-from orchestrator.plan.tasks import make_tasks
+from orchestrator.plan.tasks import make_tasks, unlearning_passes
 from orchestrator.run.job import Job
 from orchestrator.schedule.scheduler import Scheduler
 from orchestrator.store.store import Record, Store
@@ -144,10 +141,7 @@ def amount_of(kind: str, plugin: str, settings: Mapping[str, Any], trained: int 
         batch = own["batch_size"] * own["accumulation"]
         return float((own["steps"] - trained) * batch * (1 + BACKWARD))
     if kind == "unlearn":
-        cls = find("unlearner", plugin)
-        assert issubclass(cls, UnlearnerPlugin)
-        times = len(targets_of(settings)) if cls.trains_each else 1
-        return float(times * cls(cls.Settings.model_validate(own)).passes())
+        return float(unlearning_passes(plugin, settings))
     asked = settings.get("probes", settings.get("prompts"))
     if kind == "sample" or (kind == "prepare" and asked and "sampler_steps" in own):
         guided = 1 if own["guidance"] <= 1 else 2
@@ -207,8 +201,7 @@ def _taken(records: Iterable[Record]) -> Iterator[tuple[tuple[str, str], float, 
     together: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         if record.kind == "finetune":
-            settings = {k: v for k, v in record.identity["settings"].items() if k != "steps"}
-            recipe = {**record.identity, "settings": settings}
+            recipe = Canonical(record.identity).without_steps
             name = canonical_json([recipe, record.seed, record.parent, dict(record.inputs)])
             together[name].append(record)
         else:

@@ -18,6 +18,16 @@ from tests.full_size.memory_watch import MemoryWatch, descendants, kill
 ROOT = Path(__file__).parents[2]
 LIMIT_BYTES = 20 << 30
 TIMEOUT_S = 45 * 60
+ONE_PICTURE = {
+    "metrics": ["brightness"],
+    "images_per_prompt": 1,
+    "guidance": 1,
+    "sampler_steps": 1,
+    "prompts": ["a photo of {concept}"],
+    "retain": [],
+    "controls": False,
+}
+"""The least that a model can be asked."""
 
 
 @dataclass(frozen=True)

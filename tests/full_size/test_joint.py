@@ -14,7 +14,7 @@ import pytest
 import yaml
 from safetensors import safe_open
 
-from tests.full_size.full_run import LIMIT_BYTES, Run, build_model, run_sweep
+from tests.full_size.full_run import LIMIT_BYTES, ONE_PICTURE, Run, build_model, run_sweep
 from tests.full_size.test_presets import Case, captions
 
 CONCEPTS = ("cat", "bird", "ship")
@@ -30,15 +30,7 @@ def joint_sweep(root: Path) -> dict[str, Any]:
         "base": {"brief": {"source": str(root / "model"), "retained": ["dog"]}},
         "concept": [list(CONCEPTS)],
         "edits": [{"unlearn": {"mace": Case("mace", "sd-object").settings(root)}}],
-        "evaluate": {
-            "metrics": ["brightness"],
-            "images_per_prompt": 1,
-            "guidance": 1,
-            "sampler_steps": 1,
-            "prompts": ["a photo of {concept}"],
-            "retain": [],
-            "controls": False,
-        },
+        "evaluate": ONE_PICTURE,
         "seeds": 1,
         "resources": {"executor": "ray", "workers": 1},
     }

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from orchestrator.core.registry import registry
-from tests.full_size.full_run import LIMIT_BYTES, Run, build_model, run_sweep
+from tests.full_size.full_run import LIMIT_BYTES, ONE_PICTURE, Run, build_model, run_sweep
 from workers.unlearners.mace import SIZES as MACE_SIZES
 
 TIMEOUT_S = 4 * 60 * 60
@@ -113,15 +113,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         "base": {"brief": {"source": str(model), "retained": ["dog"], "templates": ["a {}"]}},
         "concept": "cat",
         "edits": [{"unlearn": [{case.method: case.settings(root)} for case in CASES]}],
-        "evaluate": {
-            "metrics": ["brightness"],
-            "images_per_prompt": 1,
-            "guidance": 1,
-            "sampler_steps": 1,
-            "prompts": ["a photo of {concept}"],
-            "retain": [],
-            "controls": False,
-        },
+        "evaluate": ONE_PICTURE,
         "seeds": 1,
         "keep": [],
         "resources": {"executor": "ray", "workers": 1},
