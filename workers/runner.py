@@ -54,7 +54,7 @@ from workers.model import Model, planned_plugin, plugin_of
 from workers.recipes import SampleSettings
 from workers.runtime.causes import cause_of, message_of
 from workers.runtime.finite import check_numbers, check_tensors
-from workers.runtime.kept import give_back, let_go, look_everywhere
+from workers.runtime.kept import give_back_model, let_go
 from workers.runtime.pace import Leaving, Pace
 from workers.runtime.parts import in_parts
 from workers.runtime.progress import heard_by
@@ -126,8 +126,7 @@ class Runner:
     def drop(self) -> None:
         """Forget the warm model, and give back the memory that it took."""
         self.model = None
-        look_everywhere()
-        give_back()
+        give_back_model()
 
 
 class _TaskRun:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import sys
 from collections.abc import Callable, Hashable
 from functools import lru_cache, wraps
 from typing import TypeVar
@@ -12,6 +13,16 @@ from typing import TypeVar
 A = TypeVar("A", bound=Hashable)
 T = TypeVar("T")
 _clear: list[Callable[[], None]] = []
+
+
+class _Past:
+    """What `give_back` looks past: so many modules, and whether a model came with them."""
+
+    modules = 0
+    has_model = False
+
+
+_past = _Past()
 
 
 def kept(count: int) -> Callable[[Callable[[A], T]], Callable[[A], T]]:
@@ -27,7 +38,11 @@ def kept(count: int) -> Callable[[Callable[[A], T]], Callable[[A], T]]:
 
         @wraps(load)
         def look(what: A) -> T:
-            return cached(what, what.marks() if hasattr(what, "marks") else None)
+            before = cached.cache_info()
+            found = cached(what, what.marks() if hasattr(what, "marks") else None)
+            if before.currsize == count and cached.cache_info().misses > before.misses:
+                look_everywhere()  # the new one took an old one's place
+            return found
 
         _clear.append(cached.cache_clear)
         return look
@@ -39,18 +54,34 @@ def let_go() -> None:
     """Forget everything that is kept."""
     for clear in _clear:
         clear()
+    look_everywhere()
 
 
 def look_past_what_is_here() -> None:
-    """Have `give_back` search no more in what is loaded now: the libraries' half a million objects
-    cost it a quarter of a second each time. What is freed by its count still is.
+    """Have `give_back` search no more in what is loaded now, a model among it, if libraries came
+    with that: their half a million objects cost it a quarter of a second each time, a model's few
+    thousand cost nothing. What is freed by its count still is.
     """
-    gc.freeze()
+    if len(sys.modules) > _past.modules:
+        _past.modules, _past.has_model = len(sys.modules), True
+        gc.freeze()
 
 
 def look_everywhere() -> None:
     """Have the next `give_back` search everything again: something that was loaded is let go."""
+    _past.modules, _past.has_model = 0, False
     gc.unfreeze()
+
+
+def give_back_model() -> None:
+    """`give_back` when no model is held any more; what is left is looked past from then on."""
+    had = _past.has_model
+    if had:
+        gc.unfreeze()
+    give_back()
+    if had:
+        _past.has_model = False
+        gc.freeze()
 
 
 def give_back() -> None:

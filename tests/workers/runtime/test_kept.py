@@ -6,6 +6,7 @@ import weakref
 
 from workers.runtime.kept import (
     give_back,
+    give_back_model,
     kept,
     let_go,
     look_everywhere,
@@ -39,10 +40,36 @@ def test_what_is_loaded_for_long_is_searched_again_once_it_is_let_go() -> None:
     model = Judge()
     model.itself = model  # type: ignore[attr-defined]  # only a search can tell that it is unused
     seen = weakref.ref(model)
+    look_everywhere()
     look_past_what_is_here()
     del model
     give_back()
     assert seen() is not None
-    look_everywhere()
+    give_back_model()
+    assert seen() is None
+
+
+def test_what_comes_without_libraries_is_searched_every_time() -> None:
+    look_past_what_is_here()
+    model = Judge()
+    model.itself = model  # type: ignore[attr-defined]
+    seen = weakref.ref(model)
+    look_past_what_is_here()
+    del model
     give_back()
     assert seen() is None
+
+
+def test_a_judge_whose_place_another_takes_is_searched_for() -> None:
+    def load(name: str) -> Judge:
+        judge = Judge()
+        judge.itself = judge  # type: ignore[attr-defined]
+        return judge
+
+    look = kept(1)(load)
+    look_everywhere()
+    first = weakref.ref(look("one"))
+    look_past_what_is_here()
+    look("two")
+    give_back()
+    assert first() is None
