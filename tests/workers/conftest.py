@@ -60,3 +60,10 @@ def pipe(warm):
 @pytest.fixture(scope="session")
 def examples():
     return Related(Related.Settings(size=12)).examples("star", 32)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A test that sets another number would slow down every later one."""
+    yield
+    assert torch.get_num_threads() == 1

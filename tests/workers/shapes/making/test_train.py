@@ -19,6 +19,7 @@ SHORT = Recipe(
     judge_steps=3,
     unet_steps=3,
     save_every_steps=2,
+    threads=1,  # more would wait for each other beside other tests, and stay set for these
 )
 
 
