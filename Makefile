@@ -9,7 +9,7 @@ TOOLS := $(VENV)/.tools
 PARALLEL ?= -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install tools demo test test-fast test-slow test-docker cluster-secrets check format test-cluster bench fuzz chaos coverage bench-search evidence methods joint samplers tuning worst-case clean
+.PHONY: help install tools demo test test-fast test-slow test-long test-docker cluster-secrets check format test-cluster bench fuzz chaos coverage bench-search evidence methods joint samplers tuning worst-case clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -73,6 +73,9 @@ worst-case: install ## Search for the worst case of three methods and write docs
 
 test-cluster: tools ## Run the quickstart and every kind of event on a cluster of network namespaces: as root, a quarter of an hour
 	$(BIN)/python -m pytest -m cluster tests/integration/cluster -s
+
+test-long: tools ## Erase the bundled model's star by the methods that take a minute each
+	$(BIN)/python -m pytest -m "long and not cluster" $(PARALLEL)
 
 fuzz: tools ## Damage every kind of input at length, SEED=0 AREAS="sweeps pictures …": half an hour
 	$(BIN)/python -m tests.fuzz $(AREAS) --seed $(or $(SEED),0)

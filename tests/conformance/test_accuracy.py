@@ -15,7 +15,13 @@ from workers.interfaces.material import Work
 
 pytestmark = [pytest.mark.slow]
 
-METHODS = [name for name, cls in registry("unlearner").items() if cls.changes and cls.is_method]
+DEAR = {"advunlearn", "concept_ablation", "receler", "resalign", "sdd", "stereo"}
+"""A minute each, even so."""
+METHODS = [
+    pytest.param(name, marks=pytest.mark.long) if name in DEAR else name
+    for name, cls in registry("unlearner").items()
+    if cls.changes and cls.is_method
+]
 PASSES = 8_000
 """What a method may cost; more, and its iterations are cut in proportion."""
 LONGER = {"receler": 14_000, "sdd": 20_000, "stereo": 20_000}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,10 +103,15 @@ def set_side(model: Path, pixels: int) -> None:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """One sweep of all presets: the base is loaded once, and a stage's failure is its own."""
-    root = tmp_path_factory.mktemp("presets")
+    """One sweep of all presets: the base is loaded once, and a stage's failure is its own.
+
+    It takes an hour. With PRESETS_FOLDER=FOLDER it is kept there, and goes on when begun again.
+    """
+    kept = os.environ.get("PRESETS_FOLDER")
+    root = Path(kept) if kept else tmp_path_factory.mktemp("presets")
     model = root / "model"
-    build_model("sd14", model)
+    if not model.exists():
+        build_model("sd14", model)
     set_side(model, 128)
     (root / "captions.txt").write_text("\n".join(captions()))
     sweep = {
@@ -122,7 +128,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     run = run_sweep("presets", root, TIMEOUT_S)
     print(run.report())
     yield run
-    for file in root.rglob("*.safetensors"):
+    for file in () if kept else root.rglob("*.safetensors"):
         file.unlink()
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import io
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
@@ -55,20 +53,6 @@ search:
   confirm: {{top: 0}}
 resources: {{executor: inline}}
 """
-
-
-@pytest.fixture(autouse=True)
-def frozen() -> Iterator[None]:
-    """After each training a worker collects garbage. Here it would look through all modules of
-    the tests and of the search each time, which takes longer than the training.
-    """
-    import workers.runner
-    import workers.shapes.making.architecture  # noqa: F401
-
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def found_by(sampler: str, trials: int, top: tuple[float, int], folder: Path) -> WorstCase:

@@ -8,7 +8,7 @@ from workers.shapes.making.architecture import load_pipeline
 from workers.shapes.making.evaluate import generate, measure
 from workers.shapes.vocabulary import NOVEL_SHAPES, SHAPES, caption
 
-IMAGES = 48
+IMAGES = 24
 
 
 @pytest.fixture(scope="module")
