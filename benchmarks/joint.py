@@ -20,7 +20,7 @@ from benchmarks.methods import ERASED_AT_MOST, RETAINED_AT_LEAST, head, line, wr
 from orchestrator.home import Home
 from orchestrator.results.chains import Chain, Point, chains
 from orchestrator.results.figures import COLOURS
-from orchestrator.results.measure import ERASED, Group
+from orchestrator.results.groups import ERASED, Group
 from orchestrator.results.settings import Aggregate, aggregate
 from orchestrator.run.job import Job, open_job
 from orchestrator.stats.paired import Estimate

@@ -23,7 +23,8 @@ from benchmarks.methods import head, line, wrapped
 from orchestrator.core.artifacts import IMAGES_DRAWN
 from orchestrator.home import Home
 from orchestrator.plan.plan import Waypoint
-from orchestrator.results.measure import ERASED, Group, TrialReader
+from orchestrator.results.groups import ERASED, Group
+from orchestrator.results.measure import TrialReader
 from orchestrator.results.settings import Aggregate, aggregate
 from orchestrator.run.job import Job, open_job
 from orchestrator.stats.intervals import Array

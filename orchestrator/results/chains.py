@@ -15,7 +15,8 @@ from orchestrator.core.concepts import concepts_of, joined
 from orchestrator.core.stage import Stage
 from orchestrator.core.text import number, one_line
 from orchestrator.plan.plan import Plan, PlannedTrial, Waypoint
-from orchestrator.results.measure import ERASED, Group, TrialReader, Values, scored_groups
+from orchestrator.results.groups import ERASED, Group
+from orchestrator.results.measure import TrialReader, Values, scored_groups
 from orchestrator.stats.intervals import are_shares
 from orchestrator.stats.paired import Estimate, mean_interval
 from orchestrator.store.store import Store
@@ -161,7 +162,7 @@ def score_of(group: Group, models: Sequence[Values]) -> Estimate:
     """The mean of a group's pictures of one model a seed, with its interval."""
     values = np.stack([one.values for one in models])
     clusters = models[0].clusters if group.is_sample else None
-    return mean_interval(values, are_shares(values), clusters)
+    return mean_interval(values, bool(are_shares(values).all()), clusters)
 
 
 def _erased(stage: Stage) -> tuple[str, ...]:

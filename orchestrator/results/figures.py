@@ -15,7 +15,8 @@ from orchestrator.core.errors import ResurgeError
 from orchestrator.core.text import axis_value, number
 from orchestrator.plan.plan import Plan, PlannedTrial
 from orchestrator.results.chains import Chain, Point, chains
-from orchestrator.results.measure import ERASED, Group, TrialReader
+from orchestrator.results.groups import ERASED, Group
+from orchestrator.results.measure import TrialReader
 from orchestrator.results.pictures import Shown, cell, read_images
 from orchestrator.results.settings import Aggregate, Summary, aggregate
 from orchestrator.stats.paired import Estimate

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,17 +25,16 @@ from orchestrator.core.artifacts import (
 from orchestrator.core.errors import CorruptObject, StoreError
 from orchestrator.core.stage import Stage
 from orchestrator.plan.plan import Plan, PlannedTrial, Waypoint
-from orchestrator.stats.intervals import Array
-from orchestrator.stats.paired import (
-    Estimate,
-    Paired,
-    change,
-    mean_interval,
-    model_ruined,
-    paired_interval,
-    unchanged,
-    unlearning_failed,
+from orchestrator.results.groups import (
+    ERASED,
+    Group,
+    GroupNumbers,
+    GroupValues,
+    numbers_of,
+    worst_of,
 )
+from orchestrator.stats.intervals import Array
+from orchestrator.stats.paired import Paired, model_ruined, unlearning_failed
 from orchestrator.store.store import Record, Store
 
 Status = Literal["done", "incomplete", "failed"]
@@ -55,49 +53,6 @@ class Scores:
     erased: float | None = None
     retained: float | None = None
     never_known: float | None = None
-
-
-@dataclass(frozen=True)
-class Group:
-    """Some of the pictures that a model is asked: a role's, or those of one concept of it."""
-
-    role: Role
-    concept: str | None = None
-
-    @property
-    def name(self) -> str:
-        """As columns begin with it."""
-        return self.role if self.concept is None else f"{self.role}.{self.concept}"
-
-    @property
-    def is_sample(self) -> bool:
-        """Whether its concepts stand for others of their kind, as prompts do for other prompts."""
-        return self.role in KEPT and self.concept is None
-
-    def has(self, row: ValueRow) -> bool:
-        """Whether a picture is one of it."""
-        return row.role == self.role and self.concept in (None, row.concept)
-
-
-ERASED = Group("erased")
-"""What resurgence is defined on."""
-
-
-@dataclass(frozen=True)
-class GroupNumbers:
-    """A group's means on the three models, what came back and what unlearning took.
-
-    `lost` is base - unlearned, paired by image: of other concepts, the interference. `after` is
-    `final` with its interval.
-    """
-
-    group: Group
-    base: float
-    unlearned: float
-    final: float
-    paired: Paired
-    lost: Estimate
-    after: Estimate
 
 
 @dataclass(frozen=True)
@@ -217,11 +172,27 @@ class TrialReader:
 
     def measure(self, planned: PlannedTrial) -> Measured:
         """The trial's numbers; kept once nothing more is to come."""
-        if planned.key in self._measured:
-            return self._measured[planned.key]
+        [measured] = self.measure_all([planned])
+        return measured
+
+    def all(self) -> list[Measured]:
+        """The numbers of every trial, in the plan's order."""
+        return self.measure_all(self.plan.trials)
+
+    def measure_all(self, trials: Sequence[PlannedTrial]) -> list[Measured]:
+        """The numbers of some trials: many at once cost much less than one by one."""
+        new = [planned for planned in trials if planned.key not in self._measured]
         # First what reads files: a record that is found damaged counts as none in all that follows.
-        paired = self._paired(planned)
-        groups = tuple(self._groups(planned))
+        values = [(planned.key, one) for planned in new for one in self._group_values(planned)]
+        groups: dict[str, list[GroupNumbers]] = {planned.key: [] for planned in new}
+        numbers = numbers_of([one for _, one in values])
+        for (key, _), one in zip(values, numbers, strict=True):
+            groups[key].append(one)
+        found = {planned.key: self._measure(planned, groups[planned.key]) for planned in new}
+        self._measured |= {key: one for key, one in found.items() if one.is_final}
+        return [found.get(planned.key) or self._measured[planned.key] for planned in trials]
+
+    def _measure(self, planned: PlannedTrial, groups: Sequence[GroupNumbers]) -> Measured:
         seconds = sum(record.seconds for record in self.records(planned.stages()))
         base, unlearned, final = (
             self.scores(point) for point in (planned.base, planned.unlearned, planned.final)
@@ -236,14 +207,14 @@ class TrialReader:
         keys = {stage.key for stage in planned.stages()}
         is_failed = not keys.isdisjoint(self._failed)
         status: Status = "done" if keys <= self._keys else "failed" if is_failed else "incomplete"
-        measured = Measured(
+        return Measured(
             planned=planned,
             status=status,
             base=base,
             unlearned=unlearned,
             final=final,
             control=self.scores(control.final).erased if control else None,
-            paired=paired,
+            paired=next((one.paired for one in groups if one.group == ERASED), None),
             unlearning_failed=failed,
             model_ruined=ruined,
             pictures=self.pictures([planned]),
@@ -251,15 +222,8 @@ class TrialReader:
             seconds=seconds,
             base_metrics=self._metrics(planned.base),
             unlearned_metrics=self._metrics(planned.unlearned),
-            groups=groups,
+            groups=tuple(one for one in groups if one.group != ERASED),
         )
-        if measured.is_final:
-            self._measured[planned.key] = measured
-        return measured
-
-    def all(self) -> list[Measured]:
-        """The numbers of every trial, in the plan's order."""
-        return [self.measure(planned) for planned in self.plan.trials]
 
     def scores(self, point: Waypoint) -> Scores:
         """The primary metric's means over each role."""
@@ -331,20 +295,14 @@ class TrialReader:
             self._losses[record.key] = found
         return self._losses[record.key]
 
-    def _paired(self, planned: PlannedTrial) -> Paired | None:
-        known = self._three(planned, ERASED)
-        if known is None:
-            return None
-        base, unlearned, final = (values.values[None] for values in known)
-        paired = paired_interval(base, unlearned, final)
-        return unchanged(paired) if is_unchanged(planned) else paired
-
-    def _groups(self, planned: PlannedTrial) -> Iterator[GroupNumbers]:
-        for group in groups_of(planned.final):
+    def _group_values(self, planned: PlannedTrial) -> Iterator[GroupValues]:
+        """Of the erased concept as a whole and of what is measured beside it, if it is there."""
+        for group in (ERASED, *groups_of(planned.final)):
             if (known := self._three(planned, group)) is not None:
-                values = [one.values[None] for one in known]
+                base, unlearned, final = (one.values[None] for one in known)
                 clusters = known[0].clusters if group.is_sample else None
-                yield group_numbers(group, values, None, clusters, is_unchanged(planned))
+                models = (base, unlearned, final)
+                yield GroupValues(group, models, None, clusters, is_unchanged(planned))
 
     def _three(self, planned: PlannedTrial, group: Group) -> list[Values] | None:
         """The group's values on the three models; None unless all have some."""
@@ -441,68 +399,6 @@ def scored_groups(point: Waypoint) -> list[Group]:
         each = asked[role] if role in ASKS_ERASED and len(asked[role]) > 1 else ()
         found += [Group(role), *(Group(role, concept) for concept in each)]
     return found
-
-
-def group_numbers(
-    group: Group,
-    values: Sequence[Array],
-    shares: bool | None,
-    clusters: Sequence[int] | None,
-    has_no_edit: bool,
-) -> GroupNumbers:
-    """Of the three models' values, each of shape (seeds, prompts, images).
-
-    `has_no_edit` says that the final model is the unlearned one.
-    """
-    base, unlearned, final = values
-    paired = paired_interval(base, unlearned, final, shares, clusters)
-    return GroupNumbers(
-        group=group,
-        base=float(np.nanmean(base)),
-        unlearned=float(np.nanmean(unlearned)),
-        final=float(np.nanmean(final)),
-        paired=unchanged(paired) if has_no_edit else paired,
-        lost=change(unlearned, base, shares, clusters),
-        after=mean_interval(final, shares, clusters),
-    )
-
-
-def group_columns(groups: Iterable[GroupNumbers]) -> dict[str, float | str | None]:
-    """The numbers by column: "synonym_final", "other_lost_low", "erased.star_resurgence".
-
-    An interval's end is None where too little was measured for one.
-    """
-    groups, found = list(groups), dict[str, float | str | None]()
-    for one in groups:
-        estimates = {"resurgence": one.paired.resurgence, "recovery": one.paired.recovery}
-        means = {"base": one.base, "unlearned": one.unlearned, "final": one.final}
-        if one.group.role != "retained":  # which has columns of these names in any case
-            found |= {f"{one.group.name}_{name}": value for name, value in means.items()}
-        found |= _ends(f"{one.group.name}_final", one.after)
-        for name, estimate in (estimates | {"lost": one.lost}).items():
-            found |= interval_columns(f"{one.group.name}_{name}", estimate)
-    if (worst := worst_of(groups)) is not None:
-        found["worst_concept"] = worst.group.concept
-        found |= interval_columns("worst_resurgence", worst.paired.resurgence)
-    return found
-
-
-def interval_columns(name: str, estimate: Estimate | None) -> dict[str, float | None]:
-    """A value and the ends of its interval, null where there is none."""
-    if estimate is None:
-        return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
-    return {name: estimate.value, **_ends(name, estimate)}
-
-
-def _ends(name: str, estimate: Estimate) -> dict[str, float | None]:
-    ends = ((f"{name}_low", estimate.low), (f"{name}_high", estimate.high))
-    return {end: value if math.isfinite(value) else None for end, value in ends}
-
-
-def worst_of(groups: Iterable[GroupNumbers]) -> GroupNumbers | None:
-    """Of several concepts that are erased together, the one that came back the most."""
-    each = [one for one in groups if one.group.role == "erased"]
-    return max(each, key=lambda one: one.paired.resurgence.value, default=None)
 
 
 def is_unchanged(planned: PlannedTrial) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -13,29 +14,24 @@ from orchestrator.core.errors import ResurgeError
 from orchestrator.core.hints import suggest
 from orchestrator.core.text import number
 from orchestrator.plan.plan import Plan
-from orchestrator.results.measure import (
+from orchestrator.results.groups import (
     ERASED,
     Group,
     GroupNumbers,
+    GroupValues,
+    numbers_of,
+    worst_of,
+)
+from orchestrator.results.measure import (
     Measured,
     Pictures,
     TrialReader,
-    group_numbers,
     groups_of,
     is_unchanged,
     kept_role,
-    worst_of,
 )
 from orchestrator.stats.intervals import Array, are_shares
-from orchestrator.stats.paired import (
-    ALPHA,
-    MAX_RETAINED_LOSS,
-    Paired,
-    holm,
-    mean_interval,
-    paired_interval,
-    unchanged,
-)
+from orchestrator.stats.paired import ALPHA, MAX_RETAINED_LOSS, Paired, holm
 from orchestrator.store.store import Store
 from orchestrator.sweep.trial import Scalar
 
@@ -251,7 +247,13 @@ def _settings(reader: TrialReader, trials: Iterable[Measured], key: Key) -> tupl
     groups: dict[tuple[object, ...], list[Measured]] = {}
     for measured in trials:
         groups.setdefault(key(measured), []).append(measured)
-    settings = [_aggregate(reader, group) for group in groups.values()]
+    alike = [_Alike(reader, group) for group in groups.values()]
+    values = [list(one.values()) for one in alike]
+    numbers = iter(numbers_of([each for some in values for each in some]))  # all at once
+    settings = [
+        _aggregate(one, list(islice(numbers, len(some))))
+        for one, some in zip(alike, values, strict=True)
+    ]
     ranked = {i: s.paired.p for i, s in enumerate(settings) if s.is_ranked and s.paired}
     for i, p in zip(ranked, holm(list(ranked.values())), strict=True):
         settings[i] = replace(settings[i], p_holm=p)
@@ -263,22 +265,44 @@ def _settings(reader: TrialReader, trials: Iterable[Measured], key: Key) -> tupl
     return tuple(sorted(settings, key=rank))
 
 
-def _aggregate(reader: TrialReader, trials: Sequence[Measured]) -> Aggregate:
-    scored = [m for m in trials if m.paired is not None]
+class _Alike:
+    """The trials of a setting."""
+
+    def __init__(self, reader: TrialReader, trials: Sequence[Measured]) -> None:
+        self.reader = reader
+        self.trials = trials
+        self.scored = [m for m in trials if m.paired is not None]
+        self.replicates = _replicates(self.scored)
+
+    def values(self) -> Iterator[GroupValues]:
+        """Of the erased concept as a whole, and of the groups that every trial asks for and has
+        values of.
+        """
+        trials = [m for replicate in self.replicates for m in replicate]
+        if not trials:
+            return
+        asked = groups_of(trials[0].planned.final)
+        known = (g for g in asked if all(any(o.group == g for o in m.groups) for m in trials))
+        for group in (ERASED, *known):
+            (base, unlearned, final), shares, clusters = _stacked(
+                self.reader, self.replicates, group
+            )
+            yield GroupValues(
+                group=group,
+                models=(base, unlearned, final),
+                shares=shares,
+                clusters=tuple(clusters) if group.is_sample else None,
+                has_no_edit=all(is_unchanged(m.planned) for m in trials),
+            )
+
+
+def _aggregate(alike: _Alike, numbers: Sequence[GroupNumbers]) -> Aggregate:
+    trials, scored, replicates = alike.trials, alike.scored, alike.replicates
     seeds = {m.planned.trial.seed for m in trials}
     lacking = {m.planned.trial.seed for m in trials if m.paired is None}
     has_control = [m for m in trials if m.planned.control is not None]
-    replicates = _replicates(scored)
     kept = [m for replicate in replicates for m in replicate] or trials
-    paired = final = None
-    groups: tuple[GroupNumbers, ...] = ()
-    if replicates:
-        (base, unlearned, last), shares, _ = _stacked(reader, replicates, ERASED)
-        final = mean_interval(last, shares)
-        paired = paired_interval(base, unlearned, last, shares)
-        if all(is_unchanged(m.planned) for m in scored):
-            paired = unchanged(paired)
-        groups = tuple(_groups(reader, replicates))
+    erased = next((one for one in numbers if one.group == ERASED), None)
     return Aggregate(
         params=_common(trials),
         is_control=trials[0].planned.is_control,
@@ -294,36 +318,23 @@ def _aggregate(reader: TrialReader, trials: Sequence[Measured]) -> Aggregate:
         controls_planned=len(has_control),
         controls_scored=sum(m.control is not None for m in has_control),
         without_score=sum(m.status == "done" and m.paired is None for m in trials),
-        pictures=reader.pictures(m.planned for m in trials),
+        pictures=alike.reader.pictures(m.planned for m in trials),
         base=_mean(m.base.erased for m in trials),
         unlearned=_mean(m.unlearned.erased for m in kept),
         final=_mean(m.final.erased for m in kept),
         control=_mean(m.control for m in trials),
         retained=_mean(m.final.retained for m in kept),
         never_known=_mean(m.final.never_known for m in kept),
-        paired=paired,
+        paired=erased.paired if erased else None,
         p_holm=None,
         resurgence_by_seed=tuple(
             float(np.mean([m.paired.resurgence.value for m in replicate if m.paired]))
             for replicate in replicates
         ),
-        final_low=final.low if final else None,
-        final_high=final.high if final else None,
-        groups=groups,
+        final_low=erased.after.low if erased else None,
+        final_high=erased.after.high if erased else None,
+        groups=tuple(one for one in numbers if one.group != ERASED),
     )
-
-
-def _groups(
-    reader: TrialReader, replicates: Sequence[Sequence[Measured]]
-) -> Iterator[GroupNumbers]:
-    """Of the groups that every trial asks for and has values of."""
-    trials = [m for replicate in replicates for m in replicate]
-    for group in groups_of(trials[0].planned.final):
-        if all(any(one.group == group for one in m.groups) for m in trials):
-            values, shares, clusters = _stacked(reader, replicates, group)
-            same = all(is_unchanged(m.planned) for m in trials)
-            of = clusters if group.is_sample else None
-            yield group_numbers(group, list(values), shares, of, same)
 
 
 def _common(trials: Sequence[Measured]) -> dict[str, Scalar]:
@@ -369,7 +380,7 @@ def _stacked(
             points = (planned.base, planned.unlearned, planned.final)
             found = [v for point in points if (v := reader.group(point, group)) is not None]
             values = np.stack([one.values for one in found])
-            are_all_shares = are_all_shares and are_shares(values)
+            are_all_shares = are_all_shares and bool(are_shares(values).all())
             by_concept.setdefault(planned.trial.concept, []).append(values)
             of[planned.trial.concept] = found[0].clusters
         means = [np.mean(found, axis=0) for _, found in sorted(by_concept.items())]

@@ -17,7 +17,7 @@ from pyarrow import csv
 from orchestrator.core.concepts import joined
 from orchestrator.plan.plan import Plan
 from orchestrator.results.chains import Chain, chains
-from orchestrator.results.measure import group_columns, interval_columns
+from orchestrator.results.groups import group_columns, interval_columns
 from orchestrator.results.settings import Summary, aggregate, aggregate_by
 from orchestrator.results.times import Times, times_to_resurgence
 from orchestrator.results.trials_table import of_one_type

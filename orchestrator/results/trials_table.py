@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from orchestrator.plan.plan import Plan
 from orchestrator.results.chains import way_columns
-from orchestrator.results.measure import Measured, TrialReader, group_columns
+from orchestrator.results.groups import group_columns
+from orchestrator.results.measure import Measured, TrialReader
 from orchestrator.store.store import Store
 
 

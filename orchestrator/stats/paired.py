@@ -10,16 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from orchestrator.stats.intervals import (
     NORMAL_QUANTILE,
     Array,
-    Mean,
+    Means,
     are_shares,
-    least_variance,
-    two_way_mean,
+    least_variances,
+    two_way_means,
     without_gaps,
 )
+
+Shares = npt.NDArray[np.bool_] | None
+"""Of each of many settings, whether its values are 0 or 1, or means of such; None: look them up."""
 
 MIN_GAP = 0.05
 """The smallest base − unlearned that recovery may be a share of: below it, it is noise / noise."""
@@ -89,6 +93,50 @@ def wilson(successes: float, n: float, quantile: float = NORMAL_QUANTILE) -> tup
     return low, 1.0 if successes == n else middle + half
 
 
+def paired_intervals(
+    base: Array,
+    unlearned: Array,
+    final: Array,
+    shares: Shares = None,
+    clusters: Sequence[int] | None = None,
+) -> list[Paired]:
+    """Resurgence and recovery of many settings at once, with intervals over prompts and seeds.
+
+    The three models drew the same prompts from the same noise, so value (s, p, i) of each belongs
+    together and what counts is their difference. `two_way_means` says what the intervals are and
+    what they mean for one, two and three seeds. Recovery is a ratio of two means: its interval is
+    that of its linear part (the delta method).
+
+    Args:
+        base, unlearned, final: shape (n, seeds, prompts, images), or broadcast to it.
+        shares: whether the values are 0 or 1, or means of such, (n,); looked up in the values if
+            None.
+        clusters: which prompts are of one concept, where concepts are a sample of others.
+    """
+    models = np.broadcast_arrays(base, unlearned, final)
+    shares = _all_shares(*models) if shares is None else shares
+    was, low, now = (without_gaps(values) for values in models)
+    gap, back = was - low, now - low
+    taken, regained = _means_of(gap, shares, clusters), _means_of(back, shares, clusters)
+    recovered: list[Estimate | None] = [None] * len(gap)
+    # None too where the interval of what was taken away reaches next to nothing.
+    [known] = np.nonzero(taken.values - taken.half_widths > MIN_GAP)
+    if known.size:
+        gap, back, of = gap[known], back[known], taken.values[known]
+        share = back.reshape(len(back), -1).mean(axis=1) / of
+        each = (slice(None), None, None, None)
+        linear = share[each] + (back - share[each] * gap) / of[each]
+        least = np.where(shares[known], least_variances(back) / of**2, 0.0)
+        found = _estimates(two_way_means(linear, least, clusters), None)
+        for i, estimate in zip(known, found, strict=True):
+            recovered[i] = estimate
+    regain, p_values = _estimates(regained, shares), regained.p_values
+    return [
+        Paired(resurgence, recovery, float(p))
+        for resurgence, recovery, p in zip(regain, recovered, p_values, strict=True)
+    ]
+
+
 def paired_interval(
     base: Array,
     unlearned: Array,
@@ -96,45 +144,26 @@ def paired_interval(
     shares: bool | None = None,
     clusters: Sequence[int] | None = None,
 ) -> Paired:
-    """Resurgence and recovery with intervals over prompts and seeds.
-
-    The three models drew the same prompts from the same noise, so value (s, p, i) of each belongs
-    together and what counts is their difference. `two_way_mean` says what the intervals are and
-    what they mean for one, two and three seeds. Recovery is a ratio of two means: its interval is
-    that of its linear part (the delta method).
-
-    Args:
-        base, unlearned, final: shape (seeds, prompts, images), or broadcast to it.
-        shares: whether the values are 0 or 1, or means of such; looked up in the values if None.
-        clusters: which prompts are of one concept, where concepts are a sample of others.
-    """
-    stacked = np.stack(np.broadcast_arrays(base, unlearned, final))
-    shares = are_shares(stacked) if shares is None else shares
-    was, low, now = (without_gaps(values) for values in stacked)
-    gap, back = was - low, now - low
-    taken, regained = _mean_of(gap, shares, clusters), _mean_of(back, shares, clusters)
-    recovered = None
-    # None too where the interval of what was taken away reaches next to nothing.
-    if taken.value - taken.half_width > MIN_GAP:
-        share = float(back.mean()) / taken.value
-        linear = share + (back - share * gap) / taken.value
-        least = least_variance(back) / taken.value**2 if shares else 0.0
-        recovered = _estimate(two_way_mean(linear, least, clusters), None)
-    return Paired(
-        resurgence=_estimate(regained, (-1.0, 1.0) if shares else None),
-        recovery=recovered,
-        p=regained.p_value,
-    )
+    """Of one setting: `paired_intervals` of models of shape (seeds, prompts, images)."""
+    was, low, now = (np.asarray(values)[None] for values in (base, unlearned, final))
+    [found] = paired_intervals(was, low, now, _one(shares), clusters)
+    return found
 
 
-def change(
-    before: Array, after: Array, shares: bool | None = None, clusters: Sequence[int] | None = None
-) -> Estimate:
-    """after - before with its interval, paired by image; arguments as of `paired_interval`."""
-    stacked = np.stack(np.broadcast_arrays(before, after))
-    shares = are_shares(stacked) if shares is None else shares
-    was, now = (without_gaps(values) for values in stacked)
-    return _estimate(_mean_of(now - was, shares, clusters), (-1.0, 1.0) if shares else None)
+def changes(
+    before: Array, after: Array, shares: Shares = None, clusters: Sequence[int] | None = None
+) -> list[Estimate]:
+    """after - before with intervals, paired by image; arguments as of `paired_intervals`."""
+    models = np.broadcast_arrays(before, after)
+    shares = _all_shares(*models) if shares is None else shares
+    was, now = (without_gaps(values) for values in models)
+    return _estimates(_means_of(now - was, shares, clusters), shares)
+
+
+def change(before: Array, after: Array) -> Estimate:
+    """Of one pair of models: `changes` of values of shape (seeds, prompts, images)."""
+    [found] = changes(np.asarray(before)[None], np.asarray(after)[None])
+    return found
 
 
 def unchanged(paired: Paired) -> Paired:
@@ -143,21 +172,35 @@ def unchanged(paired: Paired) -> Paired:
     return Paired(zero, zero if paired.recovery else None, 1.0)
 
 
-def mean_interval(
-    values: Array, shares: bool | None = None, clusters: Sequence[int] | None = None
-) -> Estimate:
-    """The mean of one model's values over prompts and seeds; `clusters` as of `paired_interval`.
+def mean_intervals(
+    values: Array, shares: Shares = None, clusters: Sequence[int] | None = None
+) -> list[Estimate]:
+    """The mean of each model's values over prompts and seeds; arguments as of `paired_intervals`.
 
     For a proportion it is Wilson's interval, which stays between 0 and 1 and has a width also
     where all images agree. As many images as would be as uncertain if they were independent stand
     for n, and Student's t for the normal (Korn and Graubard, 1998; Franco et al., 2019).
     """
-    mean = two_way_mean(without_gaps(values), clusters=clusters)
-    if not (are_shares(values) if shares is None else shares):
-        return _estimate(mean, None)
-    n, binomial = int(np.isfinite(values).sum()), mean.value * (1 - mean.value)
-    effective = min(n, binomial / mean.variance) if binomial > 0 and mean.variance > 0 else n
-    return Estimate(mean.value, *wilson(mean.value * effective, effective, mean.quantile))
+    shares = are_shares(values) if shares is None else shares
+    means = two_way_means(without_gaps(values), clusters=clusters)
+    counts = np.isfinite(values).reshape(len(values), -1).sum(axis=1)
+    found = _estimates(means, None)
+    numbers = zip(means.values, means.variances, means.quantiles, counts, strict=True)
+    for i, (value, variance, quantile, n) in enumerate(numbers):
+        if shares[i]:
+            binomial = value * (1 - value)
+            effective = min(n, binomial / variance) if binomial > 0 and variance > 0 else n
+            ends = wilson(float(value * effective), float(effective), float(quantile))
+            found[i] = Estimate(float(value), *ends)
+    return found
+
+
+def mean_interval(
+    values: Array, shares: bool | None = None, clusters: Sequence[int] | None = None
+) -> Estimate:
+    """Of one model: `mean_intervals` of values of shape (seeds, prompts, images)."""
+    [found] = mean_intervals(np.asarray(values)[None], _one(shares), clusters)
+    return found
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -172,13 +215,30 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _mean_of(differences: Array, shares: bool, clusters: Sequence[int] | None) -> Mean:
-    least = least_variance(differences) if shares else 0.0
-    return two_way_mean(differences, least, clusters)
+def _one(shares: bool | None) -> Shares:
+    return None if shares is None else np.array([shares])
 
 
-def _estimate(mean: Mean, bounds: tuple[float, float] | None) -> Estimate:
-    low, high = mean.value - mean.half_width, mean.value + mean.half_width
-    if bounds is not None:
-        low, high = max(low, bounds[0]), min(high, bounds[1])
-    return Estimate(mean.value, low, high)
+def _all_shares(*models: Array) -> npt.NDArray[np.bool_]:
+    """Whether all of the models' values are 0 or 1."""
+    found = are_shares(models[0])
+    for values in models[1:]:
+        found = found & are_shares(values)
+    return found
+
+
+def _means_of(
+    differences: Array, shares: npt.NDArray[np.bool_], clusters: Sequence[int] | None
+) -> Means:
+    least = np.where(shares, least_variances(differences), 0.0)
+    return two_way_means(differences, least, clusters)
+
+
+def _estimates(means: Means, shares: Shares) -> list[Estimate]:
+    """With intervals that end at -1 and 1 where `shares` says that differences do."""
+    half = means.half_widths
+    low, high = means.values - half, means.values + half
+    if shares is not None:
+        low = np.where(shares, np.maximum(low, -1.0), low)
+        high = np.where(shares, np.minimum(high, 1.0), high)
+    return [Estimate(*map(float, one)) for one in zip(means.values, low, high, strict=True)]

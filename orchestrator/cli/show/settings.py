@@ -11,7 +11,7 @@ from orchestrator.cli.show.tables import axis_cells, header, new_table, print_wh
 from orchestrator.core.artifacts import KEPT, Role
 from orchestrator.core.errors import ResurgeError
 from orchestrator.results.chains import Chain
-from orchestrator.results.measure import Group
+from orchestrator.results.groups import Group
 from orchestrator.results.settings import Aggregate, Summary
 from orchestrator.stats.paired import Estimate
 

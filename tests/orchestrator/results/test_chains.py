@@ -17,7 +17,7 @@ from orchestrator.core.concepts import targets_of
 from orchestrator.core.stage import Stage
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.results.chains import Chain, Passage, chains
-from orchestrator.results.measure import Group
+from orchestrator.results.groups import Group
 from orchestrator.results.settings import aggregate, caption
 from orchestrator.results.settings_table import points_rows, points_table
 from orchestrator.results.trials_table import table

@@ -11,7 +11,8 @@ import pytest
 from orchestrator.core.artifacts import VALUES, ValueRow
 from orchestrator.core.stage import Stage
 from orchestrator.plan.plan import Plan, make_plan
-from orchestrator.results.measure import Group, TrialReader, group_columns
+from orchestrator.results.groups import Group, group_columns
+from orchestrator.results.measure import TrialReader
 from orchestrator.results.settings import aggregate
 from orchestrator.results.settings_table import settings_rows
 from orchestrator.results.trials_table import table

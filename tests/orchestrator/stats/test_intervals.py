@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,19 @@ from benchmarks.coverage import (
     coverage_of_score,
     power,
 )
-from orchestrator.stats.intervals import least_variance, two_way_mean, without_gaps
+from orchestrator.stats.intervals import are_shares, least_variances, two_way_means, without_gaps
+
+
+def two_way_mean(values, clusters=None):
+    """Of one mean, its numbers."""
+    means = two_way_means(values[None], clusters=clusters)
+    return SimpleNamespace(
+        value=float(means.values[0]),
+        variance=float(means.variances[0]),
+        df=float(means.dfs[0]),
+        half_width=float(means.half_widths[0]),
+        p_value=float(means.p_values[0]),
+    )
 
 
 def test_known_variance_and_degrees_of_freedom():
@@ -54,18 +67,46 @@ def test_the_least_variance_has_half_a_pair_in_every_cell():
     """10 pairs, 4 of which came and 1 of which went: (4.5, 1.5) of 12."""
     differences = np.array([1, 1, 1, 1, -1, 0, 0, 0, 0, 0], dtype=float)
     expected = (6 / 12 - (3 / 12) ** 2) / 10
-    assert least_variance(differences) == pytest.approx(expected)
+    assert least_variances(differences[None]) == pytest.approx(expected)
 
 
 def test_gaps_change_neither_the_mean_nor_the_order_of_its_error():
     rng = np.random.default_rng(1)
     values = rng.uniform(size=(2, 20, 10))
     gappy = np.where(rng.uniform(size=values.shape) < 0.2, np.nan, values)
-    filled = without_gaps(gappy)
+    [filled] = without_gaps(gappy[None])
     assert filled.mean() == pytest.approx(np.nanmean(gappy))
     full, part = two_way_mean(values), two_way_mean(filled)
     assert full.variance < part.variance < 2 * full.variance
     assert without_gaps(values) is values
+
+
+def test_gaps_of_one_leave_the_others_alone():
+    values = np.random.default_rng(1).uniform(size=(2, 1, 4, 3))
+    gappy = values.copy()
+    gappy[0, 0, 0, 0] = np.nan
+    filled = without_gaps(gappy)
+    assert np.array_equal(filled[1], values[1])
+    assert filled[0].mean() == pytest.approx(np.nanmean(gappy[0]))
+
+
+def test_shares_are_told_one_by_one():
+    values = np.array([[0.0, 1.0, np.nan], [0.0, 0.5, 1.0], [1.0, 1.0, 1.0]])
+    assert are_shares(values).tolist() == [True, False, True]
+
+
+def test_many_at_once_are_what_each_is_alone():
+    rng = np.random.default_rng(3)
+    values = rng.uniform(size=(20, 3, 6, 4))
+    values[:3] = 0.5  # nothing varies
+    clusters = [0, 0, 1, 1, 2, 2]
+    least = rng.uniform(0, 0.02, 20)
+    for which in (None, clusters):
+        many = two_way_means(values, least, which)
+        for i in range(20):
+            one = two_way_means(values[i : i + 1], least[i : i + 1], which)
+            for name in ("values", "variances", "dfs", "half_widths", "p_values"):
+                assert getattr(many, name)[i] == getattr(one, name)[0]
 
 
 @pytest.mark.slow

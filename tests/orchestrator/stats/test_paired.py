@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 
 from orchestrator.stats.paired import (
+    changes,
     holm,
     mean_interval,
+    mean_intervals,
     model_ruined,
     paired_interval,
+    paired_intervals,
     unchanged,
     unlearning_failed,
     wilson,
@@ -203,3 +206,24 @@ def test_a_model_is_ruined_where_more_than_half_of_the_rest_went(
     base: float, unlearned: float, is_ruined: bool
 ) -> None:
     assert model_ruined(base, unlearned) is is_ruined
+
+
+def test_many_at_once_are_what_each_is_alone():
+    rng = np.random.default_rng(11)
+    base, unlearned, final = (rng.integers(0, 2, (30, 2, 5, 4)).astype(float) for _ in range(3))
+    base[:20] = 1.0  # something that was taken away, so that there is a recovery
+    final[5] = unlearned[5]
+    final[6:9, 0, 0, 0] = np.nan
+    final[10:15] = rng.uniform(size=(5, 2, 5, 4))  # no shares
+    clusters = [0, 0, 1, 2, 2]
+    for of in (None, clusters):
+        many = paired_intervals(base, unlearned, final, None, of)
+        alone = [
+            paired_interval(*models, None, of)
+            for models in zip(base, unlearned, final, strict=True)
+        ]
+        assert many == alone
+        assert any(one.recovery for one in many) and not all(one.recovery for one in many)
+        assert mean_intervals(final, None, of) == [mean_interval(one, None, of) for one in final]
+        lost = changes(unlearned, base, None, of)
+        assert [one.value for one in lost] == pytest.approx([*(base - unlearned).mean((1, 2, 3))])

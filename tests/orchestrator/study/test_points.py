@@ -11,7 +11,8 @@ import pytest
 
 from orchestrator.core.errors import ResurgeError
 from orchestrator.plan.plan import make_plan
-from orchestrator.results.measure import Group, GroupNumbers, Measured, Pictures, Scores
+from orchestrator.results.groups import Group, GroupNumbers
+from orchestrator.results.measure import Measured, Pictures, Scores
 from orchestrator.stats.paired import Estimate, Paired
 from orchestrator.study.points import PointPlanner, numbers_of
 from orchestrator.sweep.search import Search

@@ -16,7 +16,8 @@ import pytest
 from benchmarks.search import AXES, SURFACE, Surface
 from orchestrator.core.errors import SweepError
 from orchestrator.plan.plan import PlannedTrial
-from orchestrator.results.measure import Group, GroupNumbers, Measured, Pictures, Scores
+from orchestrator.results.groups import Group, GroupNumbers
+from orchestrator.results.measure import Measured, Pictures, Scores
 from orchestrator.stats.paired import Estimate, Paired
 from orchestrator.study.defence import judged
 from orchestrator.study.points import PointPlanner, numbers_of
