@@ -41,11 +41,10 @@ def page(home: Home, folder: Path) -> Iterator[str]:
     yield ""
     yield from wrapped(
         "Shapes erased from the bundled model by every method that can erase several, with the "
-        "defaults that ship or fewer iterations where the sweep says so. *Erased* is the share of "
-        "pictures in which the judge sees the shape that was asked for, over all erased shapes; "
-        "*in other words* the same of sentences that no method trains on; *others* the same of "
-        f"shapes and fills that should survive. In brackets {INTERVALS} "
-        "([measuring.md](measuring.md)). Written by `make joint`."
+        "defaults that ship. *Erased* is the share of pictures in which the judge sees the shape "
+        "that was asked for, over all erased shapes; *in other words* the same of sentences that "
+        "no method trains on; *others* the same of shapes and fills that should survive. In "
+        f"brackets {INTERVALS} ([measuring.md](measuring.md)). Written by `make joint`."
     )
     yield from section("One, two and four shapes at once", JOINT, home, folder, joint)
     title = "Three shapes, in three orders"
