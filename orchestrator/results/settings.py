@@ -394,6 +394,8 @@ def _stacked(
 def _equally_many(values: Sequence[Array]) -> list[Array]:
     """Each (models, prompts, images), filled with NaN up to the most images that one has."""
     most = max(some.shape[2] for some in values)
+    if all(some.shape[2] == most for some in values):
+        return list(values)
     return [
         np.pad(some, ((0, 0), (0, 0), (0, most - some.shape[2])), constant_values=np.nan)
         for some in values
