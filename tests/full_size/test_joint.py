@@ -1,7 +1,7 @@
 """Three concepts that MACE erases jointly, at Stable Diffusion 1.4's size.
 
-By its preset for objects, which is for sets of any size; how long and how many is cut as for every
-preset.
+By its preset for objects, which is for sets of any size; how long and how many, and the pictures'
+size, is cut as for every preset.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import yaml
 from safetensors import safe_open
 
 from tests.full_size.full_run import LIMIT_BYTES, ONE_PICTURE, Run, build_model, run_sweep
-from tests.full_size.test_presets import Case, captions
+from tests.full_size.test_presets import Case, captions, set_side
 
 CONCEPTS = ("cat", "bird", "ship")
 TIMEOUT_S = 2 * 60 * 60
@@ -40,6 +40,7 @@ def joint_sweep(root: Path) -> dict[str, Any]:
 def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     root = tmp_path_factory.mktemp("joint")
     build_model("sd14", root / "model")
+    set_side(root / "model", 128)
     (root / "captions.txt").write_text("\n".join(captions()))
     (root / "sweep.yaml").write_text(yaml.safe_dump(joint_sweep(root), sort_keys=False))
     run = run_sweep("joint", root, TIMEOUT_S)
