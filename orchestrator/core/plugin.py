@@ -100,6 +100,9 @@ class BasePlugin(Plugin):
     kind = "base"
     guidance: ClassVar[float] = 7.5
     sampler_steps: ClassVar[int] = 50
+    evaluation: ClassVar[str] = "templates"
+    """The set that models are asked where a sweep names none: `held_out`, if the methods' own
+    defaults train on the base's prompts."""
 
     @abstractmethod
     def concepts(self) -> tuple[str, ...] | None:
@@ -172,6 +175,10 @@ class _BaseOfSet(BasePlugin):
     @property
     def sampler_steps(self) -> int:  # type: ignore[override]
         return self.base.sampler_steps
+
+    @property
+    def evaluation(self) -> str:  # type: ignore[override]
+        return self.base.evaluation
 
     def concepts(self) -> tuple[str, ...] | None:
         return self.base.concepts()

@@ -231,8 +231,8 @@ def _canonical_evaluate(evaluate: Evaluate) -> dict[str, Any]:
 
 
 def _canonical_sets(sets: Sequence[EvaluationPlugin]) -> dict[str, Any]:
-    """The usual set's two settings stand in the block itself, as they may in a file."""
+    """The settings of `templates` stand in the block itself, as they may in a file."""
     values: dict[str, Any] = {"retain": None, "prompts": None}
     if [one.name for one in sets] == ["templates"]:
-        return values | given_settings(sets[0].settings)
+        return values | given_settings(sets[0].settings) | {"set": "templates"}
     return values | {"set": [_named(one) for one in sets]}

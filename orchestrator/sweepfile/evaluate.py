@@ -31,7 +31,7 @@ def read_evaluate(at: At, grid: Grid | None) -> Evaluate | None:
     given = known(at, (*own, *recipe.Settings.model_fields), required=("metrics",))
     sample = fill(recipe.Settings, {k: v for k, v in given.items() if k not in own}, at)
     named = is_given(given, "set") and given["set"].value != "templates"
-    sets = _sets(given["set"], given, grid) if named else _templates(given, grid)
+    sets = _sets(given["set"], given, grid) if named else _usual(given, grid)
     controls = flag(given["controls"]) if "controls" in given else True
     draws = "pictures" not in given or _draws(given["pictures"])
     found = Evaluate((), recipe(sample), sets, controls, draws) if sample and sets else None
@@ -56,8 +56,10 @@ def _draws(at: At) -> bool:
     return bool(at.value != "none")
 
 
-def _templates(given: Mapping[str, At], grid: Grid | None) -> tuple[EvaluationPlugin, ...]:
-    """The set that asks the base's own prompts; two of the block's keys are its settings."""
+def _usual(given: Mapping[str, At], grid: Grid | None) -> tuple[EvaluationPlugin, ...]:
+    """The set that the base asks where none is named, or `templates`, which `prompts` are of; the
+    block's keys `retain` and `prompts` are its settings.
+    """
     retain = prompts = None
     if is_given(given, "retain"):
         kept = given["retain"]
@@ -76,7 +78,8 @@ def _templates(given: Mapping[str, At], grid: Grid | None) -> tuple[EvaluationPl
                     item.say(f"is the same to the model as {other!r}, which stands before")
         if any("{concept}" not in prompt for prompt in prompts) or not prompts:
             return ()  # it was said
-    plugin = find("evaluation", "templates")
+    is_base_s = not is_given(given, "set") and prompts is None and grid is not None
+    plugin = find("evaluation", grid.base.evaluation if is_base_s and grid else "templates")
     own = {"retain": retain, "prompts": prompts}
     settings = plugin.Settings(**{name: value for name, value in own.items() if value is not None})
     return (cast("EvaluationPlugin", plugin(settings)),)

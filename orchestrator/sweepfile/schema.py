@@ -148,7 +148,7 @@ def _evaluate(definitions: Schema) -> Schema:
     }
     abouts = {
         "metrics": "the metrics to compute",
-        "set": "what models are asked; of several sets the rows are pooled; null: templates",
+        "set": "what models are asked; of several sets the rows are pooled; null: the base's own",
         "retain": "concepts that should survive; null: the base's own",
         "prompts": "templates that contain {concept}; null: the base's own",
         "controls": "also run the controls",

@@ -40,6 +40,7 @@ class Shapes(Base):
     version = 1
     guidance = 3.0
     sampler_steps = 15
+    evaluation = "held_out"
 
     def concepts(self) -> tuple[str, ...]:
         """Every shape, colour and fill."""

@@ -20,3 +20,4 @@ def test_it_answers_as_the_base_itself_does() -> None:
     assert seen.bare("red") == base.bare("red") == "a red shape"
     assert seen.prompts("star") == base.prompts("star")
     assert (seen.guidance, seen.sampler_steps) == (base.guidance, base.sampler_steps)
+    assert seen.evaluation == base.evaluation

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.core.errors import SweepError
+from orchestrator.core.registry import find
 from orchestrator.home import Home
 from orchestrator.plan.plan import make_plan
 from orchestrator.plan.stored import from_text, to_text
@@ -33,11 +34,21 @@ def probes(more: str) -> list[dict[str, object]]:
     return found
 
 
-def test_templates_is_what_is_asked_unless_another_set_is_named() -> None:
+def test_the_bundled_base_is_asked_what_no_method_trains_on_unless_another_set_is_named() -> None:
     usual = probes("")
-    assert usual == probes("set: templates") == probes("set: null")
+    assert usual == probes("set: held_out") == probes("set: null") != probes("set: templates")
     assert {probe["role"] for probe in usual} == {"erased", "retained", "never_known"}
-    assert probes("retain: [circle]") == probes("set: {templates: {retain: [circle]}}")
+    assert probes("retain: [circle]") == probes("set: {held_out: {retain: [circle]}}")
+
+
+def test_prompts_are_asked_as_they_are() -> None:
+    given = 'prompts: ["one {concept}"]'
+    assert probes(given) == probes(f"set: templates, {given}")
+    assert {p["prompt"] for p in probes(given) if p["role"] == "erased"} == {"one star"}
+
+
+def test_a_base_of_ones_own_is_asked_its_own_prompts() -> None:
+    assert find("base", "diffusers").evaluation == "templates"
 
 
 def test_the_same_rows_are_the_same_pictures_whatever_set_they_are_of() -> None:
