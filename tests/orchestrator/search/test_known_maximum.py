@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from itertools import product
 from pathlib import Path
@@ -53,6 +54,18 @@ search:
   confirm: {{top: 0}}
 resources: {{executor: inline}}
 """
+
+
+@pytest.fixture(autouse=True)
+def frozen() -> None:
+    """After each training a worker collects garbage. Here it would look through all modules of
+    the tests and of the search each time, which takes longer than the training.
+    """
+    import workers.runner
+    import workers.shapes.making.architecture  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
 
 
 def found_by(sampler: str, trials: int, top: tuple[float, int], folder: Path) -> WorstCase:
