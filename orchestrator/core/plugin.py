@@ -100,7 +100,7 @@ class BasePlugin(Plugin):
     kind = "base"
     guidance: ClassVar[float] = 7.5
     sampler_steps: ClassVar[int] = 50
-    evaluation: ClassVar[str] = "templates"
+    evaluation: ClassVar[Literal["templates", "held_out"]] = "templates"
     """The set that models are asked where a sweep names none: `held_out`, if the methods' own
     defaults train on the base's prompts."""
 
@@ -177,7 +177,7 @@ class _BaseOfSet(BasePlugin):
         return self.base.sampler_steps
 
     @property
-    def evaluation(self) -> str:  # type: ignore[override]
+    def evaluation(self) -> Literal["templates", "held_out"]:  # type: ignore[override]
         return self.base.evaluation
 
     def concepts(self) -> tuple[str, ...] | None:

@@ -78,8 +78,9 @@ def _usual(given: Mapping[str, At], grid: Grid | None) -> tuple[EvaluationPlugin
                     item.say(f"is the same to the model as {other!r}, which stands before")
         if any("{concept}" not in prompt for prompt in prompts) or not prompts:
             return ()  # it was said
-    is_base_s = not is_given(given, "set") and prompts is None and grid is not None
-    plugin = find("evaluation", grid.base.evaluation if is_base_s and grid else "templates")
+    usual = grid.base.evaluation if grid else "templates"
+    is_named = is_given(given, "set") or prompts is not None
+    plugin = find("evaluation", "templates" if is_named else usual)
     own = {"retain": retain, "prompts": prompts}
     settings = plugin.Settings(**{name: value for name, value in own.items() if value is not None})
     return (cast("EvaluationPlugin", plugin(settings)),)

@@ -16,10 +16,13 @@ _clear: list[Callable[[], None]] = []
 
 
 class _Past:
-    """What `give_back` looks past: so many modules, and whether a model came with them."""
+    """What `give_back` looks past: so many modules, and whether a model may be among it. If not
+    `everywhere`, where the next one looks.
+    """
 
     modules = 0
     has_model = False
+    everywhere = False
 
 
 _past = _Past()
@@ -63,25 +66,27 @@ def look_past_what_is_here() -> None:
     thousand cost nothing. What is freed by its count still is.
     """
     if len(sys.modules) > _past.modules:
-        _past.modules, _past.has_model = len(sys.modules), True
-        gc.freeze()
+        _past.modules = len(sys.modules)
+        _look_past_it()
 
 
 def look_everywhere() -> None:
-    """Have the next `give_back` search everything again: something that was loaded is let go."""
-    _past.modules, _past.has_model = 0, False
+    """Have the next `give_back` search everything, once: something that was loaded is let go."""
+    _past.everywhere = True
     gc.unfreeze()
 
 
+def _look_past_it() -> None:
+    _past.everywhere, _past.has_model = False, True
+    gc.freeze()
+
+
 def give_back_model() -> None:
-    """`give_back` when no model is held any more; what is left is looked past from then on."""
-    had = _past.has_model
-    if had:
-        gc.unfreeze()
+    """`give_back` when no model is held any more."""
+    if _past.has_model:
+        look_everywhere()
     give_back()
-    if had:
-        _past.has_model = False
-        gc.freeze()
+    _past.has_model = False
 
 
 def give_back() -> None:
@@ -91,6 +96,8 @@ def give_back() -> None:
     import torch  # not above: plug-ins keep their judges with this module
 
     gc.collect()
+    if _past.everywhere:
+        _look_past_it()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     with contextlib.suppress(OSError, AttributeError):

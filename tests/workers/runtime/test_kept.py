@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 
 from workers.runtime.kept import (
@@ -41,7 +42,7 @@ def test_what_is_loaded_for_long_is_searched_again_once_it_is_let_go() -> None:
     model.itself = model  # type: ignore[attr-defined]  # only a search can tell that it is unused
     seen = weakref.ref(model)
     look_everywhere()
-    look_past_what_is_here()
+    give_back()
     del model
     give_back()
     assert seen() is not None
@@ -67,9 +68,10 @@ def test_a_judge_whose_place_another_takes_is_searched_for() -> None:
         return judge
 
     look = kept(1)(load)
-    look_everywhere()
     first = weakref.ref(look("one"))
-    look_past_what_is_here()
+    look_everywhere()
+    give_back()
     look("two")
     give_back()
     assert first() is None
+    assert gc.get_freeze_count() > 1000, "and what is left is looked past again"
