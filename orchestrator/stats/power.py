@@ -46,7 +46,7 @@ def minimum_detectable(
 
     The normal approximation is (1.96 + 0.84) · se (Cohen, 1988). It takes the standard error for
     known, and with few prompts and seeds it promises too much: so means stay normal, and the
-    interval's own variance and degrees of freedom (`intervals.two_way_mean`) are drawn from their
+    interval's own variance and degrees of freedom (`intervals.two_way_means`) are drawn from their
     distributions under these correlations. One seed has no variance between seeds: what is
     detected is that seed's resurgence. For one setting; among many, Holm's correction asks for
     more.
