@@ -9,7 +9,7 @@ TOOLS := $(VENV)/.tools
 PARALLEL ?= -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install tools demo test test-fast test-slow test-long test-docker cluster-secrets check format test-cluster bench fuzz chaos coverage bench-search evidence methods joint samplers tuning worst-case clean
+.PHONY: help install tools demo test test-fast test-slow test-long test-docker cluster-secrets check format test-cluster bench bench-gpu fuzz chaos coverage bench-search evidence methods joint samplers tuning worst-case clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -97,6 +97,11 @@ joint: install ## Erase several concepts, at once and in turn, and write docs/jo
 samplers: install ## Draw the same models with every sampler and write docs/samplers.md: a quarter of an hour
 	$(BIN)/python -m benchmarks.samplers settings | xargs -L 1 $(BIN)/resurge run sweeps/samplers.yaml
 	$(BIN)/python -m benchmarks.samplers docs
+
+bench-gpu: install ## Measure what one GPU does and write docs/gpu.md: ten minutes
+	$(BIN)/pip install -q --no-deps -c constraints.txt open_clip_torch
+	$(BIN)/python -m benchmarks.gpu run
+	$(BIN)/python -m benchmarks.gpu docs
 
 evidence: install ## Run the sweeps on distance, harmful data and a curriculum; write docs/evidence.md
 	set -e; for name in distance mixed sequential; do $(BIN)/resurge run sweeps/$$name.yaml; done

@@ -18,7 +18,7 @@ from workers.diffusion.rng import integers, normal
 from workers.runtime.parts import by_parts
 
 if TYPE_CHECKING:
-    from workers.interfaces.pipeline import Pipeline, SchedulerConfig, UNet
+    from workers.interfaces.pipeline import Pipeline, Predicted, SchedulerConfig, UNet
     from workers.interfaces.unlearner import LossIn
 
 
@@ -60,6 +60,14 @@ class Sampler(Protocol):
 
         Has to be asked at every step.
         """
+
+
+class Denoiser(Protocol):
+    """A UNet, or what computes as one."""
+
+    def __call__(
+        self, sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor
+    ) -> Predicted: ...
 
 
 Predict = Callable[[Tensor, float], Tensor]
@@ -167,7 +175,8 @@ def noise_predictor(pipe: Pipeline, unet: UNet | None = None) -> NoisePredictor:
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(pipe.device)
 
     def part(latents: Tensor, timesteps: Tensor | int, text: Tensor) -> Tensor:
-        prediction = network(latents, timesteps, encoder_hidden_states=text).sample
+        when = filled(timesteps, latents.device)
+        prediction = network(latents, when, encoder_hidden_states=text).sample
         return to_noise(scheduler, prediction, latents, timesteps)
 
     return lambda latents, timesteps, text: by_parts(part, latents, timesteps, text)
@@ -185,7 +194,8 @@ def predictor(pipe: Pipeline, loss_in: LossIn, unet: UNet | None = None) -> Nois
     network = unet or pipe.unet
 
     def part(latents: Tensor, timesteps: Tensor | int, text: Tensor) -> Tensor:
-        return at_least_fp32(network(latents, timesteps, encoder_hidden_states=text).sample)
+        when = filled(timesteps, latents.device)
+        return at_least_fp32(network(latents, when, encoder_hidden_states=text).sample)
 
     return lambda latents, timesteps, text: by_parts(part, latents, timesteps, text)
 
@@ -231,7 +241,31 @@ def drawn_text() -> Tensor | None:
     return _drawn_text.get()
 
 
-def guided(unet: UNet, text: Tensor, empty: Tensor, scale: float) -> Predict:
+def filled(timestep: Tensor | float, device: torch.device) -> Tensor:
+    """A time step as a tensor: a number is filled in there, where one that is copied to a GPU would
+    be waited for, and all the work before it too.
+    """
+    if isinstance(timestep, Tensor):
+        return timestep
+    kind = torch.int64 if isinstance(timestep, int) else torch.float64
+    return torch.full((), timestep, dtype=kind, device=device)
+
+
+def in_bf16(unet: UNet) -> Denoiser:
+    """A UNet under autocast; what it predicts is fp32 again, for guidance and the sampler."""
+
+    def predict(
+        sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor
+    ) -> Predicted:
+        with torch.autocast(sample.device.type, torch.bfloat16):
+            found = unet(sample, timestep, encoder_hidden_states=encoder_hidden_states)
+        found.sample = found.sample.float()
+        return found
+
+    return predict
+
+
+def guided(unet: Denoiser, text: Tensor, empty: Tensor, scale: float) -> Predict:
     """The UNet under guidance towards `text` and away from `empty`, both (n, tokens, width).
 
     At a scale of 1 or less there is nothing to guide, and the pass for `empty` is left out, as
@@ -239,7 +273,8 @@ def guided(unet: UNet, text: Tensor, empty: Tensor, scale: float) -> Predict:
     """
 
     def alone(latents: Tensor, timestep: Tensor | float, text: Tensor) -> Tensor:
-        return unet(latents, timestep, encoder_hidden_states=text).sample
+        when = filled(timestep, latents.device)
+        return unet(latents, when, encoder_hidden_states=text).sample
 
     def pair(latents: Tensor, timestep: Tensor | float, texts: Tensor) -> Tensor:
         asked, away = texts.unbind(1)

@@ -27,15 +27,20 @@ def normal(
     shape: Sequence[int], seed: int, step: int, stream: str, device: str | torch.device = "cpu"
 ) -> Tensor:
     """Standard normal numbers, fp32 of `shape`, drawn on the CPU and moved to `device`."""
-    drawn = torch.randn(tuple(shape), generator=generator(seed, step, stream))
-    return drawn.to(device, non_blocking=True)
+    return _moved(torch.randn(tuple(shape), generator=generator(seed, step, stream)), device)
 
 
 def integers(
     high: int, count: int, seed: int, step: int, stream: str, device: str | torch.device = "cpu"
 ) -> Tensor:
     """Uniform int64 numbers (count,) in [0, high), drawn on the CPU and moved to `device`."""
-    drawn = torch.randint(high, (count,), generator=generator(seed, step, stream))
+    return _moved(torch.randint(high, (count,), generator=generator(seed, step, stream)), device)
+
+
+def _moved(drawn: Tensor, device: str | torch.device) -> Tensor:
+    """Without waiting: from memory that is not pinned a GPU fetches it only when it is idle."""
+    if torch.device(device).type == "cuda":
+        drawn = drawn.pin_memory()
     return drawn.to(device, non_blocking=True)
 
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class WarmPipeline:
     """A pipeline with a pristine copy of its editable weights, named "unet.…", "text_encoder.…".
 
-    The copy is kept on the CPU. `pipe` is the live pipeline: what edits change and samplers use.
+    The copy is kept on the CPU, in pinned memory if the pipeline is on a GPU, so that a reset takes
+    as long as the bus does. `pipe` is the live pipeline: what edits change and samplers use.
     `edits` are those that were put last; weights may have moved since (`now` gives what they are).
     """
 
@@ -39,7 +40,7 @@ class WarmPipeline:
         self.pipe: Pipeline = self.base.load(self.device)
         refuse_unfit(self.pipe, self.base.name)
         tell(0, 1)
-        self._base = {name: snapshot(value) for name, value in live_parameters(self.pipe).items()}
+        self._base = {name: _copy(value) for name, value in live_parameters(self.pipe).items()}
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -56,7 +57,7 @@ class WarmPipeline:
             self._load()
             live = live_parameters(self.pipe)
         for name, value in live.items():
-            value.copy_(self._base[name])
+            value.copy_(self._base[name], non_blocking=True)
             value.requires_grad_(False)
             value.grad = None
         for part in EDITABLE:
@@ -94,7 +95,7 @@ class WarmPipeline:
         return {
             name: snapshot(value)
             for name, value in live_parameters(self.pipe).items()
-            if not torch.equal(value.detach().cpu(), self._base[name])
+            if not torch.equal(value.detach(), self._base[name].to(value.device, non_blocking=True))
         }
 
     def base_state(self) -> dict[str, Tensor]:
@@ -104,3 +105,9 @@ class WarmPipeline:
     def state(self) -> dict[str, Tensor]:
         """The present weights on the CPU, a snapshot that shares what the base already holds."""
         return self._base | self.changed()
+
+
+def _copy(value: Tensor) -> Tensor:
+    """On the CPU, where a GPU can fetch it without help."""
+    copy = snapshot(value)
+    return copy.pin_memory() if value.is_cuda else copy

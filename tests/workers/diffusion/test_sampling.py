@@ -61,6 +61,14 @@ def test_every_sampler_repeats_itself_and_draws_other_pictures_than_the_others(p
     )
 
 
+def test_half_precision_draws_nearly_the_same_pictures_and_is_told_apart(pipe):
+    whole, half = (sample_floats(pipe, PROMPTS, settings(precision=p)) for p in ("fp32", "bf16"))
+    assert 0 < (half - whole).abs().mean() < 0.02
+    assert half.dtype == pipe.unet.dtype == torch.float32
+    assert settings(precision="bf16").identity() != settings().identity()
+    assert settings(precision="fp32").identity() == settings().identity()
+
+
 def test_a_picture_depends_neither_on_the_batch_nor_on_the_other_prompts(pipe):
     together = sample_floats(pipe, PROMPTS, settings())
     small = sample_floats(pipe, PROMPTS, settings(batch_size=1))
