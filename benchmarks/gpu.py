@@ -104,10 +104,10 @@ class Bench:
             todo: list[tuple[str, Callable[[Part], None]]] = [
                 ("Fine-tuning", self.finetuning),
                 ("Drawing", self.drawing),
-                ("Stages", lambda part: self.stages(part, Path(folder))),
                 ("Every preset", lambda part: self.presets(part, Path(folder))),
-                ("What else would pay", self.compiled),
                 ("CUDA graphs", self.graphs),
+                ("Stages", lambda part: self.stages(part, Path(folder))),
+                ("What else would pay", self.compiled),
                 ("Shares of the GPU", self.shares),
                 ("Same scores as on the CPU", self.same_scores),
             ]
