@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from workers.interfaces.pipeline import Pipeline
 
 P = TypeVar("P", bound=Plugin)
+SAVING = 0.1
+"""What saving a training state may take, as a share of the training since the last one."""
 
 
 def plugin_of(kind: type[P], name: str, settings: Mapping[str, Any]) -> P:
@@ -91,6 +94,7 @@ class Model:
         look_past_what_is_here()
         self.trainer: Trainer | SpreadTrainer | None = None
         self.numbers: dict[str, float] = {}
+        self._saved_s = self._unsaved_s = 0.0
 
     def become(self, target: Stage) -> None:
         """Make the pipeline the model that `target` is, computing only what cannot be loaded."""
@@ -200,10 +204,18 @@ class Model:
         assert self.trainer is not None  # it is the task at hand
         return self.trainer.losses
 
-    def checkpoint(self, target: Stage) -> None:
-        """Store the training state, so that nothing up to here has to be trained again."""
+    def checkpoint(self, target: Stage, needed: bool = True) -> None:
+        """Store the training state, so that nothing up to here has to be trained again.
+
+        If it is not `needed`, and not due either, it is left where writing the last one took more
+        than a tenth of the training since: a large model's state outlasts a few of its steps.
+        """
         assert self.trainer is not None and target.trajectory is not None
+        if not (needed or self.pace.is_due() or self._saved_s <= SAVING * self._unsaved_s):
+            return
+        begin = time.perf_counter()
         keep_state(self.store, target.trajectory, self.trainer.step, *self.trainer.state())
+        self._saved_s, self._unsaved_s = time.perf_counter() - begin, 0.0
         self.pace.done()
 
     def _unlearn(self, target: Stage) -> None:
@@ -309,6 +321,7 @@ class Model:
         kept = latest_state(self.store, target.trajectory, at_most=target.steps)
         if kept is not None:
             self.trainer.load_state(*kept[1:])
+        self._unsaved_s = 0.0
         self._train(target)
 
     def _train(self, target: Stage) -> None:
@@ -316,10 +329,14 @@ class Model:
         assert self.trainer is not None
 
         def save() -> None:
+            nonlocal begin
             self.checkpoint(target)
+            begin = time.perf_counter()
             self.pace.leave_if_asked()
 
+        begin = time.perf_counter()
         self.trainer.train_to(target.steps, self.progress, self.pace.is_due, save)
+        self._unsaved_s += time.perf_counter() - begin
         self._refuse_ruined(target, "lower finetune.learning_rate")
 
     @torch.no_grad()

@@ -247,7 +247,7 @@ class _TaskRun:
     def finetune(self, stage: Stage, folder: Path) -> _Result:
         model = self.model(stage)
         model.become(stage)
-        model.checkpoint(stage)
+        model.checkpoint(stage, needed=self.order.task.keep_checkpoints)
         path = folder / LOSSES.name
         LOSSES.write(path, (LossRow(*pair) for pair in model.losses))
         recent = [loss for _, loss in model.losses[-LOSS_WINDOW_STEPS:]]

@@ -15,7 +15,7 @@ import yaml
 from safetensors import safe_open
 
 from tests.full_size.full_run import LIMIT_BYTES, ONE_PICTURE, Run, build_model, run_sweep
-from tests.full_size.test_presets import Case, captions, set_side
+from tests.full_size.presets import Case, captions, set_side
 
 CONCEPTS = ("cat", "bird", "ship")
 TIMEOUT_S = 2 * 60 * 60

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -25,6 +27,7 @@ from orchestrator.store.store import Store
 from orchestrator.sweepfile.load import parse
 from workers.editing.edit_file import load_edits
 from workers.editing.pipeline import WarmPipeline
+from workers.training import checkpoints
 from workers.training.checkpoints import load_tensors
 
 Calls = Callable[[], list[str]]
@@ -233,6 +236,30 @@ def test_checkpoints_go_when_the_trajectory_is_complete(small: str, tmp_path: Pa
     kept = Store(tmp_path / "kept")
     run(plan, kept, keep=("checkpoints",))
     assert kept.checkpoints(str(trajectory)) == [2]
+
+
+@pytest.mark.parametrize(
+    ("saving", "keep", "expected"),
+    [(math.inf, (), [1, 2, 3]), (0.0, (), [1]), (0.0, ("checkpoints",), [1, 2, 3])],
+)
+def test_a_state_that_takes_long_to_write_is_written_only_if_it_must(
+    small: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    saving: float,
+    keep: tuple[str, ...],
+    expected: list[int],
+) -> None:
+    saved: list[int] = []
+
+    def keep_state(store: Store, digest: str, step: int, *state: Any) -> None:
+        saved.append(step)
+        checkpoints.keep_state(store, digest, step, *state)
+
+    monkeypatch.setattr("workers.model.keep_state", keep_state)
+    monkeypatch.setattr("workers.model.SAVING", saving)
+    assert run(plan_of(small, *BRIEF, "finetune.steps=[1, 2, 3]"), Store(tmp_path), keep).ok
+    assert saved == expected
 
 
 def test_a_failed_stage_takes_only_its_descendants(small: str, tmp_path: Path) -> None:
