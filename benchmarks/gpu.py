@@ -35,11 +35,13 @@ from torch import Tensor, nn
 from benchmarks import drawing, finetuning, stages
 from benchmarks.models import new_pipeline, pictures
 from benchmarks.sides import Line, rate, wait_for_device
+from orchestrator.core.registry import registry
 from orchestrator.sweepfile.load import parse
 from workers.recipes import FinetuneSettings
 from workers.training.finetune import Trainer
 
 if TYPE_CHECKING:
+    from tests.full_size.presets import Case
     from workers.interfaces.pipeline import Pipeline
 
 ROOT = Path(__file__).parents[1]
@@ -221,15 +223,17 @@ class Bench:
     def graphs(self, part: Part) -> None:
         """Passes of the UNet alone, launched one kernel at a time and as one CUDA graph."""
         part.columns = ["UNet alone", "unit", "launched", "graph", "times"]
+        said = {"shapes": "bundled model", "sd14": "SD 1.4's size"}
         for name, count in (("shapes", 16), ("shapes", 128), ("sd14", 4), ("sd14", 16)):
             pipe = self.sd() if name == "sd14" else new_pipeline("shapes", "cuda")
             for what, measure in (("drawing", _graphed_pass), ("training", _graphed_step)):
                 plain, graph = measure(pipe, count, 4 if self.brief else 12)
-                row = [f"{name}, {what}, batch {count}", "passes/s", f"{plain:.1f}"]
+                row = [f"{said[name]}, {what}, batch {count}", "passes/s", f"{plain:.1f}"]
                 part.rows.append([*row, f"{graph:.1f}", f"{graph / plain:.2f}"])
                 pipe.unet.requires_grad_(False)
                 torch.cuda.empty_cache()
         part.notes.append("bf16 autocast; training is forward and backward without the optimiser")
+        part.notes.append("nothing uses graphs yet")
 
     def shares(self, part: Part) -> None:
         """Several workers on one GPU, each training the bundled model: steps a second in all."""
@@ -285,7 +289,7 @@ class Bench:
             "evaluate": ONE_PICTURE | {"images_per_prompt": 4, "sampler_steps": 4, "guidance": 7.5},
             "seeds": 1,
         }
-        self.staged(part, sweep)
+        self.staged(part, sweep, lambda cost: None if cost.kind == "score" else cost.name)
 
     def presets(self, part: Part, folder: Path) -> None:
         """Every published preset for Stable Diffusion, a few iterations of it."""
@@ -293,21 +297,33 @@ class Bench:
 
         model = self.saved(folder)
         cases = CASES[:3] if self.brief else CASES
-        self.staged(part, sweep_of(folder, model, cases, ONE_PICTURE, "inline"), "unlearn")
+        # Presets that are equal but for what is cut short are one stage.
+        names: dict[str, str] = {}
+        for case in cases:
+            cls = registry("unlearner")[case.method].Settings
+            key = _key(case.method, cls.model_validate(case.settings(folder)).full())
+            names[key] = f"{names[key]}, {case.preset}" if key in names else _name(case)
+        sweep = sweep_of(folder, model, cases, ONE_PICTURE, "inline")
+        self.staged(
+            part, sweep, lambda cost: names.get(_key(cost.plugin, cost.settings["settings"]))
+        )
         part.notes.append(
             "random weights, two iterations, batches of one, gradient checkpointing, 512 pixels; "
             "the rest as the preset has it"
         )
 
-    def staged(self, part: Part, sweep: dict[str, Any], kind: str = "") -> None:
-        """A sweep's stages as rows."""
+    def staged(
+        self, part: Part, sweep: dict[str, Any], named: Callable[[stages.Cost], str | None]
+    ) -> None:
+        """A sweep's stages as rows: those that are named, and those that failed."""
         part.columns = ["stage", "s", "peak GiB", "ms a step", ""]
 
         def told(cost: stages.Cost) -> None:
-            if cost.failure or cost.kind == kind or (not kind and cost.kind != "score"):
+            if (name := named(cost)) is not None or cost.failure:
                 step = "" if cost.step_s is None else f"{1e3 * cost.step_s:.0f}"
                 peak = f"{cost.peak_bytes / stages.GIB:.2f}"
-                part.rows.append([cost.name, f"{cost.seconds:.2f}", peak, step, cost.failure[:200]])
+                name = name or cost.name
+                part.rows.append([name, f"{cost.seconds:.2f}", peak, step, cost.failure[:200]])
                 self.console.print(*part.rows[-1], markup=False)
                 self.save()
 
@@ -437,6 +453,14 @@ def _share(index: int, sharers: Sequence[int], barrier: Barrier, found: Any) -> 
             trainer.train_to(trainer.step + 10)
         wait_for_device()
         found.put((count, (trainer.step - done) / (time.perf_counter() - begin)))
+
+
+def _key(method: str, settings: dict[str, Any]) -> str:
+    return f"{method} {json.dumps(settings, sort_keys=True)}"
+
+
+def _name(case: Case) -> str:
+    return f"{case.method} {case.preset}"
 
 
 def _pictures(folder: Path) -> Path:

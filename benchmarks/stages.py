@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,10 +65,10 @@ class Cost:
 
     @property
     def name(self) -> str:
-        """Kind, plug-in, and what tells its settings from others'."""
+        """Kind, plug-in, and what tells a fine-tuning from others."""
         told = self.settings.get("settings", {})
-        more = told.get("preset") or told.get("adapter") or ""
-        return " ".join(filter(None, (self.kind, self.plugin, str(more))))
+        more = [str(told[name]) for name in ("adapter", "precision") if name in told]
+        return " ".join([self.kind, *({self.plugin} - {self.kind}), *more])
 
     @property
     def step_s(self) -> float | None:
@@ -83,7 +84,7 @@ class Watch:
         self.stages = {stage.key: stage for stage in plan.stages}
         self.costs: list[Cost] = []
         self._begin = 0.0
-        self._ends: dict[int, list[float]] = {}
+        self._ends: list[tuple[weakref.ref[torch.optim.Optimizer], list[float]]] = []
 
     @property
     def holds(self) -> str | None:
@@ -112,7 +113,11 @@ class Watch:
 
     def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         wait_for_device()
-        self._ends.setdefault(id(optimizer), []).append(time.perf_counter())
+        ends = next((ends for kept, ends in self._ends if kept() is optimizer), None)
+        if ends is None:
+            ends = []
+            self._ends.append((weakref.ref(optimizer), ends))
+        ends.append(time.perf_counter())
 
     def _note(self, event: StageCommitted | StageFailed) -> None:
         wait_for_device()
@@ -122,7 +127,8 @@ class Watch:
         cost = Cost(of, stage.kind, stage.plugin, dict(stage.settings))
         cost.seconds, cost.peak_bytes = time.perf_counter() - self._begin, peak_bytes()
         # Of several optimisers, the one that the time goes to.
-        ends = max(self._ends.values(), key=lambda times: times[-1] - times[0], default=[])
+        every = [times for _, times in self._ends]
+        ends = max(every, key=lambda times: times[-1] - times[0], default=[])
         cost.steps_s = [after - before for before, after in itertools.pairwise(ends)]
         if isinstance(event, StageFailed):
             cost.failure = event.failure.message

@@ -48,6 +48,14 @@ INSTEAD: dict[str, dict[str, Any]] = {
     # CLIPSeg would have to be fetched; λ 0 wants captions that span the embeddings.
     "mace": {"segmenter": "contrast", "general_captions": "{root}/captions.txt"},
 }
+REFUSED = {("mace", "sd-celebrity-1"), ("mace", "sd-nudity")}
+"""λ is 0 there, which a closed form allows only where the captions' embeddings span their space, as
+30,000 of a trained text encoder's do. Random weights' do not, and that is said.
+"""
+TOO_LARGE_FOR_A_CPU = {"erasediff"}
+"""Weights, where an epoch began, two gradients, Adam's two moments: 19 GiB on a GPU, and on a CPU
+the base's own copy beside them.
+"""
 THINGS = ("cat", "dog", "bird", "ship", "house", "tree", "car", "horse", "river", "chair")
 PLACES = ("park", "kitchen", "forest", "street", "field", "museum", "garden", "desert", "harbour")
 LOOKS = ("red", "old", "small", "wooden", "bright", "quiet", "broken", "tall", "blue", "strange")

@@ -15,9 +15,17 @@ import yaml
 
 from orchestrator.core.registry import registry
 from tests.full_size.full_run import LIMIT_BYTES, ONE_PICTURE, Run, build_model, run_sweep
-from tests.full_size.presets import CASES, Case, set_side, sweep_of
+from tests.full_size.presets import (
+    CASES,
+    REFUSED,
+    TOO_LARGE_FOR_A_CPU,
+    Case,
+    set_side,
+    sweep_of,
+)
 
 TIMEOUT_S = 4 * 60 * 60
+HERE = [case for case in CASES if case.method not in TOO_LARGE_FOR_A_CPU]
 pytestmark = [pytest.mark.slow, pytest.mark.full_size, pytest.mark.integration]
 
 
@@ -33,7 +41,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     if not model.exists():
         build_model("sd14", model)
     set_side(model, 128)
-    sweep = sweep_of(root, model, CASES, ONE_PICTURE, "ray")
+    sweep = sweep_of(root, model, HERE, ONE_PICTURE, "ray")
     (root / "sweep.yaml").write_text(yaml.safe_dump(sweep, sort_keys=False))
     run = run_sweep("presets", root, TIMEOUT_S)
     print(run.report())
@@ -50,11 +58,14 @@ def test_the_whole_stays_within_the_memory(done: Run) -> None:
     assert done.watch.peak_bytes() < LIMIT_BYTES, done.report()
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.method}-{case.preset}")
+@pytest.mark.parametrize("case", HERE, ids=lambda case: f"{case.method}-{case.preset}")
 def test_a_preset_erases_without_nan(done: Run, case: Case) -> None:
     """The stage is recorded: a loss that is not finite would have failed it."""
     cls = registry("unlearner")[case.method].Settings
     settings = cls.model_validate(case.settings(done.home.parent)).full()
+    if (case.method, case.preset) in REFUSED:
+        assert any("condition number" in str(failure) for failure in done.failures())
+        return
     asked = [record for record in done.records() if record["plugin"] == case.method]
     assert settings in [record["settings"]["settings"] for record in asked], (
         f"{done.failures()}\n{done.output[-4000:]}"

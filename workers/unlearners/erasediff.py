@@ -132,7 +132,8 @@ class EraseDiff(PictureUnlearner):
             retaining = torch.autograd.grad(kept, values)
             forgetting = torch.autograd.grad(gone, values)
             there = gradient_after(values, forgotten, s.inner_steps, s.inner_rate)
-            forgetting = tuple(g - t for g, t in zip(forgetting, there, strict=True))
+            for g, t in zip(forgetting, there, strict=True):
+                g.sub_(t)
             self._balance(values, retaining, forgetting)
             return (kept + gone).detach()
 
@@ -185,12 +186,12 @@ class EraseDiff(PictureUnlearner):
     def _balance(
         self, values: list[nn.Parameter], retaining: Gradients, forgetting: Gradients
     ) -> Tensor | float:
-        """Leave g_r + λ g_f in the values; return λ."""
+        """Leave g_r + λ g_f in the values, in the place of g_f; return λ."""
         weight: Tensor | float | None = self.settings.weight
         if weight is None:
             weight = automatic_weight(retaining, forgetting, self.settings.eta)
         for value, r, f in zip(values, retaining, forgetting, strict=True):
-            value.grad = r + weight * f
+            value.grad = f.mul_(weight).add_(r)
         return weight
 
 
