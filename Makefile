@@ -61,8 +61,10 @@ format: tools ## Let ruff format and sort
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install ## What sharing stages saves, both sides measured in one run
-	$(BIN)/python -m benchmarks.sharing
+bench: install ## Sharing, the head, schedules, fine-tuning, drawing, memory: both sides in one run
+	$(BIN)/pip install -q --no-deps -c constraints.txt open_clip_torch
+	set -e; for what in sharing head simulated finetuning "finetuning sd14" drawing "drawing sd14" stages; do \
+		$(BIN)/python -m benchmarks.$$what; done
 
 bench-search: install ## Samplers on a recorded surface, ten repeats each: a minute
 	$(BIN)/python -m benchmarks.search

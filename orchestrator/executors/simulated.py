@@ -53,7 +53,7 @@ class Simulated(Executor):
         self.orders: list[WorkOrder] = []
         self.now_s = 0.0
         self.holds: dict[str, str | None] = {}
-        self.busy: set[str] = set()
+        self._free: dict[str, None] = {}
         self.history: list[tuple[float, str, str]] = []
         self._queue: list[tuple[float, int, Event]] = []
         self._order = itertools.count()
@@ -64,15 +64,16 @@ class Simulated(Executor):
         given = self.settings.workers
         count = given if isinstance(given, int) else 2 if given == "auto" else given.max
         self.holds = {f"worker-{index}": None for index in range(count)}
+        self._free = dict.fromkeys(self.holds)
 
     def workers(self) -> Workers:
         """As many as were asked for; those without a task are free."""
-        free = [FreeWorker(n, held) for n, held in self.holds.items() if n not in self.busy]
+        free = [FreeWorker(name, self.holds[name]) for name in self._free]
         return Workers(free, len(self.holds), shares_gpu=self.shares_gpu)
 
     def submit(self, order: WorkOrder, worker: str) -> None:
         """Put the task's events on the clock; `history` gets (start, worker, task)."""
-        self.busy.add(worker)
+        del self._free[worker]
         self.history.append((self.now_s, worker, order.task.id))
         self.orders.append(order)
         at = self.now_s
@@ -103,7 +104,7 @@ class Simulated(Executor):
         if isinstance(event, TaskEnded):
             self.holds[event.worker] = event.holds
         if isinstance(event, TaskEnded | WorkerLost):
-            self.busy.discard(event.worker)
+            self._free[event.worker] = None
         return [event]
 
     def abandon(self, task_id: str, reason: str) -> None:

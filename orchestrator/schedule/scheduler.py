@@ -190,6 +190,8 @@ class Scheduler:
         if not self._queue.wanted.total():
             return
         for worker in self.executor.workers().free:
+            if not self._queue.wanted.total():
+                return
             entry = self._queue.best_for(worker)
             while entry is not None and not self._claim(entry):
                 entry = self._queue.best_for(worker)
@@ -356,7 +358,7 @@ class Scheduler:
     def _end_silence(self) -> None:
         """Take a task from a worker of which nothing was heard for too long."""
         limit_s, now_s = self.rules.stage_timeout_s, self._clock_s()
-        if now_s - self._listened_s < min(LOOK_EVERY_S, limit_s / 10):
+        if now_s - self._listened_s < min(LOOK_EVERY_S, limit_s / 10) or math.isinf(limit_s):
             return
         self._listened_s = now_s
         for task_id in self.running:
