@@ -327,6 +327,7 @@ class Model:
     def _train(self, target: Stage) -> None:
         """Train on; the state is saved whenever that is due on the way."""
         assert self.trainer is not None
+        begin = time.perf_counter()
 
         def save() -> None:
             nonlocal begin
@@ -334,7 +335,6 @@ class Model:
             begin = time.perf_counter()
             self.pace.leave_if_asked()
 
-        begin = time.perf_counter()
         self.trainer.train_to(target.steps, self.progress, self.pace.is_due, save)
         self._unsaved_s += time.perf_counter() - begin
         self._refuse_ruined(target, "lower finetune.learning_rate")

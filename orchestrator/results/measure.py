@@ -148,13 +148,26 @@ class TrialReader:
             for trial in plan.trials
             if trial.is_control
         }
+        self._keys: set[str] = set()
+        self._failed: set[str] = set()
         self.refresh()
 
-    def refresh(self) -> None:
-        """Look which stages have a record now, and which failed."""
+    def refresh(self) -> set[str]:
+        """Look which stages have a record now, and which failed; keys of which that is new."""
+        keys, failed = self._keys, self._failed
         self._keys = self.store.keys()
-        self._records = {key: record for key, record in self._records.items() if key in self._keys}
+        if gone := keys - self._keys:
+            self._forget(gone)
         self._failed = self.store.failures().keys() - self._keys
+        return (keys ^ self._keys) | (failed ^ self._failed)
+
+    def _forget(self, gone: set[str]) -> None:
+        """Of records that were set aside, so that what is made in their place is read."""
+        for key in gone:
+            for known in (self._records, self._losses, self._pictured):
+                known.pop(key, None)
+        self._values = {at: values for at, values in self._values.items() if at[0] not in gone}
+        self._measured.clear()
 
     def record(self, stage: Stage) -> Record | None:
         """The stage's record as of the last refresh."""

@@ -133,16 +133,19 @@ class Tracker:
         self.artifact_root = artifact_root
         self._experiments: dict[str, str] = {}
         self._known: dict[str, dict[str, _Known]] = {}
+        self._whole: set[str] = set()
 
     def sync(self, view: View, with_files: bool = True) -> Counts:
-        """Write what MLflow lacks; without files, leave out what takes long to make.
+        """Write what MLflow lacks. Without files, leave out what takes long to make, and once all
+        was written look at nothing but what has changed since, which is all that is counted then.
 
         What MLflow refuses of one run stops no other.
         """
         counts = Counts()
         known = self._runs_of(view.name)
         shown = set()
-        for run in view.runs():
+        only_new = not with_files and view.name in self._whole
+        for run in view.runs(only_new):
             shown.add(run.key)
             due = run if with_files else replace(run, files={})
             problems = _Problems()
@@ -150,9 +153,12 @@ class Tracker:
                 self._bring(view, run, due, counts, problems)
             if problems.found:
                 counts.refused[run.name] = problems.found[0]
-        self._put_aside(view, known.keys() - shown, counts)
+        if not only_new:
+            self._put_aside(view, known.keys() - shown, counts)
+        self._whole.add(view.name)
         if counts.refused:
             self._known.pop(view.name)  # it may be that somebody deleted one: look again
+            self._whole.discard(view.name)
         return counts
 
     def _bring(self, view: View, run: Run, due: Run, counts: Counts, problems: _Problems) -> None:
@@ -177,6 +183,7 @@ class Tracker:
         """After an error: read again what MLflow has."""
         self._experiments.clear()
         self._known.clear()
+        self._whole.clear()
         self.__dict__.pop("_client", None)
 
     @cached_property

@@ -91,8 +91,10 @@ class View(Protocol):
     def store(self) -> Store:
         """Where the runs' images are."""
 
-    def runs(self) -> Iterable[Run]:
-        """The runs as of now, a parent before those below it."""
+    def runs(self, only_new: bool = False) -> Iterable[Run]:
+        """The runs as of now, a parent before those below it; it may leave out those that were
+        shown as they are now when all were last asked for to the end.
+        """
 
     def holds(self, key: str) -> bool:
         """Whether a run belongs to it, shown now or not."""
@@ -126,18 +128,39 @@ def end_of(record: Record) -> int:
     return start_of(record) + round(record.seconds * 1000)
 
 
-def commit_tags(records: Iterable[Record]) -> dict[str, str]:
-    """The commit of our code that the newest record was made with."""
-    newest = max(records, key=lambda record: record.started, default=None)
-    sha = newest.provenance.get("git_sha") if newest else None
-    return {"resurge.git_sha": sha, "mlflow.source.git.commit": sha} if sha else {}
+@dataclass
+class Made:
+    """When, where and by which of our commits records were made; they are counted one by one."""
 
+    start_ms: int = 0
+    end_ms: int = 0
+    _newest: str = ""
+    _git_sha: str | None = None
+    _counts: dict[str, int] = field(default_factory=dict)
 
-def environment_text(records: Iterable[Record]) -> str:
-    """Every environment that the records were made in, and how many in each."""
-    counts: dict[str, int] = {}
-    for record in records:
-        text = json.dumps(dict(record.provenance), sort_keys=True)
-        counts[text] = counts.get(text, 0) + 1
-    found = [{"records": count, **json.loads(text)} for text, count in sorted(counts.items())]
-    return json.dumps(found, indent=1)
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> Made:
+        """All of these."""
+        made = cls()
+        for record in records:
+            made.count(record)
+        return made
+
+    def count(self, record: Record) -> None:
+        """One more."""
+        start_ms, text = start_of(record), json.dumps(dict(record.provenance), sort_keys=True)
+        self.start_ms = min(self.start_ms, start_ms) if self._counts else start_ms
+        self.end_ms = max(self.end_ms, end_of(record))
+        self._counts[text] = self._counts.get(text, 0) + 1
+        if record.started > self._newest:
+            self._newest, self._git_sha = record.started, record.provenance.get("git_sha")
+
+    def commit_tags(self) -> dict[str, str]:
+        """The commit of our code that the newest record was made with."""
+        sha = self._git_sha
+        return {"resurge.git_sha": sha, "mlflow.source.git.commit": sha} if sha else {}
+
+    def environments(self) -> str:
+        """Every environment that the records were made in, and how many in each."""
+        counts = sorted(self._counts.items())
+        return json.dumps([{"records": n, **json.loads(text)} for text, n in counts], indent=1)

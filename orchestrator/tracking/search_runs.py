@@ -31,12 +31,11 @@ from orchestrator.tracking.run import (
     CONFIRMED,
     WORST_CASE,
     File,
+    Made,
     Run,
     RunStatus,
     as_params,
-    commit_tags,
     end_of,
-    environment_text,
     start_of,
 )
 from orchestrator.tracking.search_numbers import confirmed_points, study_points, trial_points
@@ -77,8 +76,8 @@ class StudyView:
         self._plans: dict[tuple[str, int], Plan | None] = {}
         self._covered: dict[str, _Covered] = {}
 
-    def runs(self) -> Iterator[Run]:
-        """Each study's run, then those of its trials and of its confirmed settings."""
+    def runs(self, only_new: bool = False) -> Iterator[Run]:
+        """Each study's run, then those of its trials and of its confirmed settings; always all."""
         if self._reader is None:
             self._reader = TrialReader(self._points.nothing, self.store)
         else:
@@ -171,10 +170,10 @@ class _Study:
             for one in self.all_confirmed
             for record in self._own_records(self.points.confirming(one.tried.point).trials)
         ]
-        records = [*self.reader.records(dict.fromkeys(stages)), *confirming]
+        made = Made.of((*self.reader.records(dict.fromkeys(stages)), *confirming))
         texts = {
             "space.json": json.dumps(case.space.described(), indent=1, ensure_ascii=False),
-            "environment.json": environment_text(records),
+            "environment.json": made.environments(),
             "sweep.yaml": self.points.recorded,
         }
         shares = importance(in_memory(case.trials, case.space, case.goals))
@@ -194,7 +193,7 @@ class _Study:
                 "resurge.pruner": search.settings.pruner,
                 "resurge.confirm": confirm_text(search),
                 "mlflow.note.content": "\n\n".join(self._sentences()),
-                **commit_tags(records),
+                **made.commit_tags(),
             },
             points=tuple(study_points(case, self.coverage, shares, end_ms)),
             texts=texts,

@@ -15,6 +15,7 @@ from typing import Any
 
 from orchestrator.core.artifacts import CONSTANT_PICTURES, LOSS
 from orchestrator.core.digest import sha256
+from orchestrator.core.stage import Stage
 from orchestrator.plan.labels import trial_label
 from orchestrator.plan.plan import Plan, PlannedTrial
 from orchestrator.results.chains import means_of, passages
@@ -23,13 +24,12 @@ from orchestrator.store.store import Record, Store
 from orchestrator.sweep.trial import scalar
 from orchestrator.tracking.inputs import data_inputs
 from orchestrator.tracking.run import (
+    Made,
     MetricPoint,
     Run,
     RunStatus,
     as_params,
-    commit_tags,
     end_of,
-    environment_text,
     points_of,
     start_of,
 )
@@ -53,10 +53,47 @@ class SweepView:
         self._plan = plan
         self._source = source
         self._reader: TrialReader | None = None
+        self._made = Made()
+        self._measured: dict[str, Measured] = {}
+        self._unsent: set[str] = set()
         self._asked = evaluate_params(plan)
         self._asked_of: dict[str, dict[str, Any]] = {}
         # The rest of it is in the stages' digests, whatever else it is called by.
         self._apart = {key: self._asked.get(f"evaluate.{key}") for key in ("metrics", "controls")}
+
+    @cached_property
+    def _stages(self) -> dict[str, Stage]:
+        return {stage.key: stage for stage in self._plan.stages}
+
+    @cached_property
+    def _readers_of(self) -> dict[str, list[PlannedTrial]]:
+        """By a stage's key, the trials whose numbers hang on it; those of its control are."""
+        finals = {
+            (trial.final.model.digest, trial.trial.concept): trial.final.stages()
+            for trial in self._plan.trials
+            if trial.is_control
+        }
+        found: dict[str, list[PlannedTrial]] = {}
+        for planned in self._plan.trials:
+            also = finals.get((planned.control or "", planned.trial.concept), ())
+            for key in dict.fromkeys(stage.key for stage in (*planned.stages(), *also)):
+                found.setdefault(key, []).append(planned)
+        return found
+
+    @cached_property
+    def _members(self) -> dict[str, list[PlannedTrial]]:
+        """Trials that differ in nothing but the steps of their last fine-tune, in their order."""
+        found: dict[str, list[PlannedTrial]] = {}
+        for planned in self._plan.trials:
+            if planned.steps_param is not None:
+                found.setdefault(_trajectory(planned), []).append(planned)
+        for members in found.values():
+            members.sort(key=lambda planned: planned.steps)
+        return found
+
+    @cached_property
+    def _text(self) -> str:
+        return _plan_text(self._plan)
 
     @cached_property
     def _trials(self) -> dict[str, str]:
@@ -83,31 +120,65 @@ class SweepView:
     def _keys(self) -> set[str]:
         return {*self._trials.values(), *self._trajectories.values()}
 
-    def runs(self) -> Iterator[Run]:
+    def runs(self, only_new: bool = False) -> Iterator[Run]:
         """The sweep's run first, then those of its trajectories and trials that have begun."""
+        reader = self._read()
+        yield self._sweep_run()
+        for own, members in self._members.items():
+            is_new = not self._unsent.isdisjoint(planned.key for planned in members)
+            key = self._trajectories.get(own)
+            if key is None or (only_new and not is_new):
+                continue
+            measured = [self._measured[planned.key] for planned in members]
+            if run := _trajectory_run(reader, measured, key, self._params(members[0])):
+                yield run
+        for planned in self._plan.trials:
+            if only_new and planned.key not in self._unsent:
+                continue
+            key, asked = self._trials[planned.key], self._params(planned)
+            if (run := _trial_run(reader, self._measured[planned.key], key, asked)) is not None:
+                yield run
+        self._unsent.clear()
+
+    def _read(self) -> TrialReader:
+        """Measure again what may be other than it was, and nothing else: a stage that is recorded
+        must not cost what there is of thousands.
+        """
         if self._reader is None:
             self._reader = TrialReader(self._plan, self.store)
+            changed, new = list(self._stages), list(self._plan.trials)
         else:
-            self._reader.refresh()
-        trials = self._reader.all()
-        yield _sweep(self._reader, trials, self._source)
-        # A trajectory: trials that differ in nothing but the steps of their last fine-tune.
-        groups: dict[str, list[Measured]] = {}
-        for measured in trials:
-            if measured.planned.steps_param is not None:
-                groups.setdefault(_trajectory(measured.planned), []).append(measured)
-        for own, members in groups.items():
-            members.sort(key=lambda measured: measured.planned.steps)
-            if (key := self._trajectories.get(own)) is None:
-                continue
-            asked = self._params(members[0].planned)
-            if run := _trajectory_run(self._reader, members, key, asked):
-                yield run
-        for measured in trials:
-            key = self._trials[measured.planned.key]
-            asked = self._params(measured.planned)
-            if (run := _trial_run(self._reader, measured, key, asked)) is not None:
-                yield run
+            changed = [key for key in self._reader.refresh() if key in self._stages]
+            readers = (planned for key in changed for planned in self._readers_of.get(key, ()))
+            new = list({planned.key: planned for planned in readers}.values())
+        reader = self._reader
+        self._measured |= {one.planned.key: one for one in reader.measure_all(new)}
+        self._unsent.update(planned.key for planned in new)
+        records = [reader.record(self._stages[key]) for key in changed]
+        known = [record for record in records if record is not None]
+        if len(known) == len(records):
+            for record in known:
+                self._made.count(record)
+        else:  # one may have been counted that is gone
+            self._made = Made.of(reader.records(self._plan.stages))
+        return reader
+
+    def _sweep_run(self) -> Run:
+        plan, made = self._plan, self._made
+        texts = {"plan.json": self._text, "environment.json": made.environments()}
+        if self._source is not None:
+            texts["sweep.yaml"] = self._source
+        tags = {"resurge.trials": str(len(plan.trials)), "resurge.stages": str(len(plan.stages))}
+        return Run(
+            kind="sweep",
+            key=SWEEP_KEY,
+            name=plan.name,
+            status=_status(self._measured[planned.key] for planned in plan.trials),
+            start_ms=made.start_ms,
+            end_ms=made.end_ms,
+            tags=tags | made.commit_tags(),
+            texts=texts,
+        )
 
     def _params(self, planned: PlannedTrial) -> dict[str, Any]:
         """What a trial was asked, by name; the same for all trials of a concept."""
@@ -119,25 +190,6 @@ class SweepView:
             own = {"evaluate.prompts": scalar(prompts), "evaluate.retain": scalar(retained)}
             self._asked_of[concept] = self._asked | own
         return self._asked_of[concept]
-
-
-def _sweep(reader: TrialReader, trials: Sequence[Measured], source: str | None) -> Run:
-    plan = reader.plan
-    records = list(reader.records(plan.stages))
-    texts = {"plan.json": _plan_text(plan), "environment.json": environment_text(records)}
-    if source is not None:
-        texts["sweep.yaml"] = source
-    tags = {"resurge.trials": str(len(plan.trials)), "resurge.stages": str(len(plan.stages))}
-    return Run(
-        kind="sweep",
-        key=SWEEP_KEY,
-        name=plan.name,
-        status=_status(trials),
-        start_ms=min((start_of(record) for record in records), default=0),
-        end_ms=max((end_of(record) for record in records), default=0),
-        tags=tags | commit_tags(records),
-        texts=texts,
-    )
 
 
 def evaluate_params(plan: Plan) -> dict[str, Any]:

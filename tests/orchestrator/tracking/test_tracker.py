@@ -40,7 +40,7 @@ class Shown:
     name: str = "paintings"
     kept: set[str] = field(default_factory=set)
 
-    def runs(self) -> Iterator[Run]:
+    def runs(self, only_new: bool = False) -> Iterator[Run]:
         yield from self.shown
 
     def holds(self, key: str) -> bool:
