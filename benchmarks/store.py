@@ -99,10 +99,11 @@ def read(folder: str, trials: int) -> None:
 
     plans: list[Plan] = []
     timed("plan", lambda: plans.append(plan_of(trials)))
-    [plan], store = plans, Store(folder)
+    [plan], store = plans, Store(folder).packed()
     timed("keys", store.keys)
     timed("every record", lambda: [store.get(stage) for stage in plan.stages])
-    timed("results", lambda: TrialReader(plan, Store(folder)).all())
+    store.flush()
+    timed("results", lambda: TrialReader(plan, Store(folder).packed()).all())
     print(" ".join(f"{name.replace(' ', '_')}={seconds:.3f}" for name, seconds in spent.items()))
 
 

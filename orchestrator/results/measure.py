@@ -203,6 +203,7 @@ class TrialReader:
             groups[key].append(one)
         found = {planned.key: self._measure(planned, groups[planned.key]) for planned in new}
         self._measured |= {key: one for key, one in found.items() if one.is_final}
+        self.store.flush()
         return [found.get(planned.key) or self._measured[planned.key] for planned in trials]
 
     def _measure(self, planned: PlannedTrial, groups: Sequence[GroupNumbers]) -> Measured:
@@ -303,8 +304,8 @@ class TrialReader:
         if record.key not in self._losses:
             found: list[LossRow] = []
             if LOSSES.name in record.objects:
-                with self._unless_damaged(record), self.store.object(record, LOSSES.name) as path:
-                    found = LOSSES.read(path)
+                with self._unless_damaged(record):
+                    found = self.store.rows(record, LOSSES)
             self._losses[record.key] = found
         return self._losses[record.key]
 
@@ -350,8 +351,8 @@ class TrialReader:
         if stage is None or record is None:
             return None
         if (stage.key, ERASED) not in self._values:
-            with self._unless_damaged(record), self.store.object(record, VALUES.name) as path:
-                every = VALUES.read(path)
+            with self._unless_damaged(record):
+                every = self.store.rows(record, VALUES)
             if stage.key not in self._keys:
                 return None
             needed = {ERASED, *groups_of(point)}

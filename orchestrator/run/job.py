@@ -96,8 +96,8 @@ class Job:
         """Where its results are."""
         location = self.home.store_location(self._given)
         if self._opened is not None and self._opened.location == location:
-            return self._opened
-        return Store(location)
+            return self._opened.packed()
+        return Store(location).packed()
 
     @cached_property
     def plan(self) -> Plan:
@@ -227,7 +227,9 @@ class Job:
             StoreError: a record was made with a default that has moved since.
         """
         keys = self.store.keys()
-        return {s.key for s in self.plan.stages if s.key in keys and self.store.get(s)}
+        done = {s.key for s in self.plan.stages if s.key in keys and self.store.get(s)}
+        self.store.flush()
+        return done
 
     def worst_cases(self) -> list[WorstCase]:
         """What its search has found, by study."""

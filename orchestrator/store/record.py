@@ -146,13 +146,18 @@ class Record:
                 raise ValueError(f"its object {name!r} is outside the store: {error}") from error
             if not blob["path"].startswith(where):
                 raise ValueError(f"its object {name!r} is not below {where}…")
-        objects = {name: Blob(**blob) for name, blob in values["objects"].items()}
-        record = cls(**{**values, "objects": objects})
+        record = cls.read(values)
         if record.key != key:
             raise ValueError(f"it is the record of {record.key}")
         if record.identified() != record.digest:
             raise ValueError("its digest is not that of its identity")
         return record
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Record:
+        """Of values that `from_json` has found right before."""
+        objects = {name: Blob(**blob) for name, blob in values["objects"].items()}
+        return cls(**{**values, "objects": objects})
 
 
 _TYPES: Mapping[str, type | tuple[type, ...]] = {

@@ -19,6 +19,7 @@ and in one move. Whatever is killed before that leaves nothing that anyone reads
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -31,10 +32,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from orchestrator.core.artifacts import Failure, Provenance
+from orchestrator.core.artifacts import Failure, Provenance, RowFile
 from orchestrator.core.errors import CorruptObject, DamagedDocument, StoreError, UnreadableFile
 from orchestrator.core.stage import Stage
 from orchestrator.store.files import Files, NotAFile, fault_of_file, sha256_of
+from orchestrator.store.index import Index, stamp_of
 from orchestrator.store.paths import (
     CHECKPOINT,
     CHECKPOINTS,
@@ -48,11 +50,13 @@ from orchestrator.store.paths import (
 )
 from orchestrator.store.patience import Patience
 from orchestrator.store.quarantine import set_aside
+from orchestrator.store.record import SCHEMA
 from orchestrator.store.record import Blob as Blob
 from orchestrator.store.record import Record as Record
 from orchestrator.store.sealed import seal, seal_of, unseal
 
 T = TypeVar("T")
+R = TypeVar("R", bound=tuple[Any, ...])
 _KEY, _STEP = re.compile("[0-9a-f]{16}"), re.compile("[0-9]{1,18}")
 
 
@@ -100,6 +104,20 @@ class Store:
         self.files = Files(location, patience)
         self.location, self.root = self.files.location, self.files.root
         self.lost: set[str] = set()
+        self._index: Index | None = None
+
+    def packed(self) -> Store:
+        """The same, reading what it has read before from an index beside the files: for whoever
+        reads thousands of records and scores. A bucket has none.
+        """
+        if self.files.is_local and self._index is None:
+            self._index = Index(Path(self.root))
+        return self
+
+    def flush(self) -> None:
+        """Write what the index has not written yet."""
+        if self._index is not None:
+            self._index.flush()
 
     # Records
 
@@ -139,10 +157,17 @@ class Store:
         Raises:
             StoreError: a later Resurge wrote it.
         """
-        found = self._sound(json_path(RECORDS, key), partial(Record.from_json, key))
+        path = json_path(RECORDS, key)
+        stamp, known = self._indexed(path)
+        if known is not None:
+            return Record.read(known)
+        found = self._sound(path, partial(Record.from_json, key))
         if found is not None and found.fault is not None:
             self.lost.add(key)
-        return found.value if found is not None else None
+        record = found.value if found is not None else None
+        if record is not None:
+            self._remember(path, stamp, record.to_json())
+        return record
 
     def look(self, key: str) -> Found[Record] | None:
         """The file of the record with that 16-digit key, unchanged; None if there is none.
@@ -215,6 +240,34 @@ class Store:
                 yield path
             except UnreadableFile as error:
                 raise self._damaged(record, str(error)) from error
+
+    def rows(self, record: Record, table: RowFile[R]) -> list[R]:
+        """The rows of one of the record's tables, of columns that JSON can say.
+
+        Raises:
+            StoreError, CorruptObject: as of `object`.
+        """
+        blob = record.objects.get(table.name)
+        stamp, known = self._indexed(blob.path) if blob is not None else (None, None)
+        if known is not None:
+            return [table.row(*values) for values in known]
+        with self.object(record, table.name) as path:
+            found = table.read(path)
+        if blob is not None:
+            self._remember(blob.path, stamp, found)
+        return found
+
+    def _indexed(self, path: str) -> tuple[str | None, Any]:
+        """A file's stamp, and what was read of it before."""
+        if self._index is None or (found := stamp_of(Path(self.root, path))) is None:
+            return None, None
+        stamp = f"{SCHEMA}:{found}"  # another version of ours writes other values
+        data = self._index.get(path, stamp)
+        return stamp, None if data is None else json.loads(data)
+
+    def _remember(self, path: str, stamp: str | None, values: Any) -> None:
+        if self._index is not None and stamp is not None:
+            self._index.put(path, stamp, json.dumps(values, separators=(",", ":")).encode())
 
     def _damaged(self, record: Record, why: str) -> CorruptObject:
         """Set the record aside; one that was changed meanwhile stays as it is now."""
