@@ -18,7 +18,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from rich.console import Console
 
-from benchmarks.models import Name, new_pipeline
+from benchmarks.models import asked
 from benchmarks.sides import Line, Work, rate, rates, show
 from orchestrator.core.artifacts import Probe
 from workers.diffusion.sampling import initial_noise, sample
@@ -91,12 +91,12 @@ def peer_of(pipe: Any, dtype: torch.dtype) -> StableDiffusionPipeline:
 
 
 def drawn_by_peer(
-    peer: StableDiffusionPipeline, pipe: Pipeline, asked: Sequence[str], steps: int
+    peer: StableDiffusionPipeline, pipe: Pipeline, texts: Sequence[str], steps: int
 ) -> np.ndarray:
     """uint8 (n, height, width, 3) of one call."""
-    noise = torch.stack([initial_noise(pipe, prompt, 0, 0) for prompt in asked])
+    noise = torch.stack([initial_noise(pipe, prompt, 0, 0) for prompt in texts])
     made = peer(
-        prompt=list(asked),
+        prompt=list(texts),
         num_inference_steps=steps,
         guidance_scale=GUIDANCE,
         latents=noise.to(peer.device, peer.unet.dtype),
@@ -114,8 +114,8 @@ def compare(
 ) -> Numbers:
     """All sides' rates. One by one, `singles` pictures stand for all (None: all are drawn)."""
     half = torch.bfloat16 if precision == "bf16" else torch.float32
-    peer, asked = peer_of(pipe, half), prompts(count)
-    few = asked[:singles]
+    peer, every = peer_of(pipe, half), prompts(count)
+    few = every[:singles]
 
     def one_by_one() -> None:
         for prompt in few:
@@ -123,13 +123,13 @@ def compare(
 
     sides: dict[str, Work] = {
         "ours": lambda: rate(count, lambda: drawn_by_us(pipe, count, steps, precision)),
-        "batched": lambda: rate(count, lambda: drawn_by_peer(peer, pipe, asked, steps)),
+        "batched": lambda: rate(count, lambda: drawn_by_peer(peer, pipe, every, steps)),
         "one by one": lambda: rate(len(few), one_by_one),
     }
     found = rates(sides, rounds)
     ours, theirs = (
         drawn_by_us(pipe, count, steps, precision),
-        drawn_by_peer(peer, pipe, asked, steps),
+        drawn_by_peer(peer, pipe, every, steps),
     )
     difference = float(np.abs(ours.astype(int) - theirs.astype(int)).max())
     return Numbers(found["ours"], found["batched"], found["one by one"], difference)
@@ -137,19 +137,12 @@ def compare(
 
 def main(arguments: Sequence[str]) -> None:
     """Measure one model and print all sides."""
-    name: Name = "sd14" if "sd14" in arguments else "shapes"
-    is_small = name == "shapes"
-    usual = [64, 15, 32] if is_small else [4, 4, 128]
-    numbers = [int(text) for text in arguments if text.isdigit()]
-    count, steps, side = numbers + usual[len(numbers) :]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_float32_matmul_precision("high")  # as the workers do
-    pipe = new_pipeline(name, device, None if is_small else side)
+    name, (count, steps, _), pipe = asked(arguments, [64, 15, 32], [4, 4, 128])
     found = compare(pipe, "fp32", count, steps)
     console = Console()
     show(console, "drawing", found.lines(f"{name} fp32, {steps} steps"))
     console.print(f"largest difference of a pixel: {found.difference:.0f} of 255")
-    if device == "cpu" and not found.difference <= SAME:
+    if pipe.device.type == "cpu" and not found.difference <= SAME:
         raise SystemExit("the two sides do not draw the same pictures")
 
 

@@ -26,7 +26,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.models import Name, new_pipeline, pictures
+from benchmarks.models import asked, pictures
 from benchmarks.sides import Line, rate, rates, show
 from workers.diffusion.denoise import training_scheduler, training_target
 from workers.diffusion.rng import integers, normal
@@ -209,24 +209,17 @@ def _normalised(file: bytes) -> Tensor:
 
 def main(arguments: Sequence[str]) -> None:
     """Measure one model and print both sides."""
-    name: Name = "sd14" if "sd14" in arguments else "shapes"
     precision: Precision = "bf16" if "bf16" in arguments else "fp32"
-    is_small = name == "shapes"
-    usual = [16, 20, 32] if is_small else [1, 2, 128]
-    numbers = [int(text) for text in arguments if text.isdigit()]
-    batch, steps, side = numbers + usual[len(numbers) :]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_float32_matmul_precision("high")  # as the workers do
-    pipe = new_pipeline(name, device, None if is_small else side)
+    name, (batch, steps, _), pipe = asked(arguments, [16, 20, 32], [1, 2, 128])
     # Of a large model a copy, gradients and moments at once are more than a laptop has.
-    looks = is_small or device != "cpu"
+    looks = name == "shapes" or pipe.device.type != "cpu"
     found = compare(pipe, precision, batch, steps, looks_at_losses=looks)
     console = Console()
     show(console, "fine-tuning", [found.line(f"{name} {precision}, full weights, batch {batch}")])
     console.print(f"encoding {PICTURES} pictures once, before ours: {found.encoding_s:.2f} s")
     if looks:
         console.print(f"largest relative difference of the losses: {found.loss_difference:.1e}")
-    if precision == "fp32" and device == "cpu" and found.loss_difference > SAME:
+    if precision == "fp32" and pipe.device.type == "cpu" and found.loss_difference > SAME:
         raise SystemExit("the two sides do not train the same model")
 
 

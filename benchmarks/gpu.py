@@ -37,6 +37,7 @@ from benchmarks.models import new_pipeline, pictures
 from benchmarks.sides import Line, rate, wait_for_device
 from orchestrator.core.registry import registry
 from orchestrator.sweepfile.load import parse
+from tests.full_size.full_run import ONE_PICTURE
 from workers.recipes import FinetuneSettings
 from workers.training.finetune import Trainer
 
@@ -49,15 +50,6 @@ CARDS = Path(__file__).parent / "cards"
 SIDE_PX = 512
 SHARERS = (1, 2, 4, 8)
 SHARE_S = 4.0
-ONE_PICTURE = {
-    "metrics": ["brightness"],
-    "images_per_prompt": 1,
-    "guidance": 1,
-    "sampler_steps": 1,
-    "prompts": ["a photo of {concept}"],
-    "retain": [],
-    "controls": False,
-}
 SAME_SWEEP = """
 name: same
 base: shapes

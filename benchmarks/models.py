@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
@@ -34,6 +35,22 @@ def new_pipeline(name: Name, device: str, size_px: int | None = None) -> Pipelin
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.eval().requires_grad_(False)
     return cast("Pipeline", pipe)
+
+
+def asked(
+    arguments: Sequence[str], small: Sequence[int], large: Sequence[int]
+) -> tuple[Name, list[int], Pipeline]:
+    """What a command line asks for: a model, numbers in their order (those that are left out are
+    the model's usual ones, the last of them its pictures' side), and the model itself.
+    """
+    name: Name = "sd14" if "sd14" in arguments else "shapes"
+    usual = large if name == "sd14" else small
+    given = [int(text) for text in arguments if text.isdigit()]
+    numbers = [*given, *usual[len(given) :]]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_float32_matmul_precision("high")  # as the workers do
+    side = numbers[-1] if name == "sd14" else None
+    return name, numbers, new_pipeline(name, device, side)
 
 
 def size_px(pipe: Pipeline) -> int:
