@@ -65,19 +65,19 @@ class Strip:
     rows: tuple[tuple[Shown, ...], ...]
 
 
-def figure(plan: Plan, store: Store, path: Path) -> None:
+def figure(plan: Plan, store: Store, path: Path, reader: TrialReader | None = None) -> None:
     """Write the curves and, below them, images of the setting that brought the most back."""
     from matplotlib import rc_context
 
     with rc_context({"text.parse_math": False}):  # what users write may hold a $
-        _draw(plan, store, path)
+        _draw(reader or TrialReader(plan, store), path)
 
 
-def _draw(plan: Plan, store: Store, path: Path) -> None:
+def _draw(reader: TrialReader, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    reader = TrialReader(plan, store)
+    plan, store = reader.plan, reader.store
     summary = aggregate(plan, store, reader)
     has_way = any(planned.way for planned in plan.trials)
     ways = _ways(chains(plan, store, reader), summary.axes) if has_way else {}

@@ -16,6 +16,7 @@ from orchestrator.core.registry import find
 from orchestrator.executors.base import Executor
 from orchestrator.messages import Event, StageCommitted, StageFailed
 from orchestrator.plan.tasks import make_tasks
+from orchestrator.results.measure import TrialReader
 from orchestrator.results.trials_table import table, write
 from orchestrator.run.job import Job
 from orchestrator.run.progress import Progress
@@ -252,10 +253,11 @@ def _write_exports(job: Job, folder: Path) -> list[Path]:
     endings = ("parquet", "csv", "png", "settings.parquet", "points.parquet")
     paths = [folder / f"{job.name}.{ending}" for ending in endings]
     plan, store = job.plan, job.store
-    rows = table(plan, store)
+    reader = TrialReader(plan, store)
+    rows = table(plan, store, reader)
     write(rows, paths[0])
     csv.write_csv(rows, paths[1])
-    figure(plan, store, paths[2])
-    write(settings_table(aggregate(plan, store)), paths[3])
-    write(points_table(chains(plan, store)), paths[4])
+    figure(plan, store, paths[2], reader)
+    write(settings_table(aggregate(plan, store, reader)), paths[3])
+    write(points_table(chains(plan, store, reader)), paths[4])
     return paths
