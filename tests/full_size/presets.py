@@ -52,10 +52,11 @@ REFUSED = {("mace", "sd-celebrity-1"), ("mace", "sd-nudity")}
 """λ is 0 there, which a closed form allows only where the captions' embeddings span their space, as
 30,000 of a trained text encoder's do. Random weights' do not, and that is said.
 """
-TOO_LARGE_FOR_A_CPU = {"erasediff"}
-"""Weights, where an epoch began, two gradients, Adam's two moments: 19 GiB on a GPU, and on a CPU
-the base's own copy beside them.
+CPU_GIB = 15.5
+"""What a preset may take of a GPU if it is to run on a CPU with 20 GiB, where the base's own copy
+of 4 GiB lies beside.
 """
+MEASURED = Path(__file__).parents[2] / "benchmarks" / "cards" / "nvidia-h200.json"
 THINGS = ("cat", "dog", "bird", "ship", "house", "tree", "car", "horse", "river", "chair")
 PLACES = ("park", "kitchen", "forest", "street", "field", "museum", "garden", "desert", "harbour")
 LOOKS = ("red", "old", "small", "wooden", "bright", "quiet", "broken", "tall", "blue", "strange")
@@ -83,6 +84,17 @@ CASES = [
     for preset in getattr(cls.Settings, "PRESETS", {})
     if (preset == "sd" or preset.startswith("sd-")) and preset not in MACE_SIZES
 ]
+
+
+def peaks_gib() -> dict[str, float]:
+    """What each preset took of a GPU with 512 pixels a side, by "method preset"."""
+    parts = json.loads(MEASURED.read_text())["parts"]
+    [rows] = [part["rows"] for part in parts if part["title"] == "Every preset"]
+    found = {}
+    for stage, _, peak, *_ in rows:
+        method, presets = stage.split(" ", 1)
+        found |= {f"{method} {preset}": float(peak) for preset in presets.split(", ")}
+    return found
 
 
 def captions() -> list[str]:
