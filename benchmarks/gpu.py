@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
 from benchmarks import drawing, finetuning, stages
+from benchmarks.graphs import decoded, graphed_pass, graphed_step
 from benchmarks.models import new_pipeline, pictures
 from benchmarks.sides import Line, rate, wait_for_device
 from orchestrator.core.registry import registry
@@ -207,7 +207,7 @@ class Bench:
             part.rows.append([what, unit, *numbers])
         part.notes.append(f"compiling and both measurements: {time.monotonic() - begin:.0f} s")
         part.notes += [
-            f"autoencoder alone, {kind}: {_decoded(pipe, count, kind):.1f} pictures/s"
+            f"autoencoder alone, {kind}: {decoded(pipe, count, kind):.1f} pictures/s"
             for kind in (torch.float32, torch.bfloat16)
         ]
         self.fresh()  # a compiled one stays so
@@ -218,7 +218,7 @@ class Bench:
         said = {"shapes": "bundled model", "sd14": "SD 1.4's size"}
         for name, count in (("shapes", 16), ("shapes", 128), ("sd14", 4), ("sd14", 16)):
             pipe = self.sd() if name == "sd14" else new_pipeline("shapes", "cuda")
-            for what, measure in (("drawing", _graphed_pass), ("training", _graphed_step)):
+            for what, measure in (("drawing", graphed_pass), ("training", graphed_step)):
                 plain, graph = measure(pipe, count, 4 if self.brief else 12)
                 row = [f"{said[name]}, {what}, batch {count}", "passes/s", f"{plain:.1f}"]
                 part.rows.append([*row, f"{graph:.1f}", f"{graph / plain:.2f}"])
@@ -356,77 +356,6 @@ def _scores_on_cpu() -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
     )
-
-
-def _decoded(pipe: Pipeline, count: int, dtype: torch.dtype) -> float:
-    """Pictures a second that the autoencoder decodes in a precision, which it keeps."""
-    vae, side = pipe.vae.to(dtype), SIDE_PX // 8
-    latents = torch.randn(count, 4, side, side, device="cuda", dtype=dtype)
-    with torch.inference_mode():
-        vae.decode(latents)
-        return rate(count, lambda: vae.decode(latents))
-
-
-def _inputs(pipe: Pipeline, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents, time steps and text for a pass."""
-    config = pipe.unet.config
-    side = config.sample_size
-    latents = torch.randn(count, config.in_channels, side, side, device="cuda")
-    tokens = pipe.tokenizer.model_max_length
-    text = torch.randn(count, tokens, config.cross_attention_dim, device="cuda")
-    return latents, torch.full((count,), 500, device="cuda"), text
-
-
-class _Passes(nn.Module):
-    """A UNet's tensors in, a tensor out, under autocast."""
-
-    def __init__(self, unet: nn.Module) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, latents: Tensor, when: Tensor, text: Tensor) -> Tensor:
-        """What it predicts."""
-        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-            found: Tensor = self.unet(latents, when, encoder_hidden_states=text).sample
-        return found
-
-
-def _graphed_pass(pipe: Pipeline, count: int, times: int) -> tuple[float, float]:
-    """Passes a second without gradients, and of their graph."""
-    unet, given = _Passes(pipe.unet), _inputs(pipe, count)
-    with torch.no_grad():
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                unet(*given)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            unet(*given)
-        plain = rate(times, lambda: [unet(*given) for _ in range(times)])
-        return plain, rate(times, lambda: [graph.replay() for _ in range(times)])
-
-
-def _graphed_step(pipe: Pipeline, count: int, times: int) -> tuple[float, float]:
-    """Forward and backward passes a second, and of their graphs."""
-    pipe.unet.requires_grad_(True)
-    unet, given = _Passes(pipe.unet), _inputs(pipe, count)
-
-    def steps(module: Callable[..., Tensor]) -> Callable[[], None]:
-        def run() -> None:
-            for _ in range(times):
-                module(*given).float().square().mean().backward()
-                pipe.unet.zero_grad(set_to_none=True)
-
-        return run
-
-    steps(unet)()
-    plain = rate(times, steps(unet))
-    graphed = torch.cuda.make_graphed_callables(unet, given)
-    steps(graphed)()
-    found = rate(times, steps(graphed))
-    return plain, found
 
 
 def _share(index: int, sharers: Sequence[int], barrier: Barrier, found: Any) -> None:
