@@ -291,8 +291,8 @@ class SampleSettings(Settings):
     sampler_steps: int | None = Field(None, ge=1, description="steps; null: the base's own")
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
-        description="bf16 is autocast of the UNet over fp32 weights; guidance, the sampler and the "
-        "autoencoder stay in fp32",
+        description="bf16 is autocast of the UNet over fp32 weights; guidance, the sampler, the "
+        "autoencoder and classifier_guidance stay in fp32",
     )
     noise_seed: int = Field(0, ge=0, description="seed of the initial noise, shared by all models")
     batch_size: int = Field(64, ge=1, description="images per forward pass")

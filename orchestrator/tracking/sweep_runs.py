@@ -54,6 +54,7 @@ class SweepView:
         self._source = source
         self._reader: TrialReader | None = None
         self._made = Made()
+        self._counted: set[str] = set()
         self._measured: dict[str, Measured] = {}
         self._unsent: set[str] = set()
         self._asked = evaluate_params(plan)
@@ -154,13 +155,12 @@ class SweepView:
         reader = self._reader
         self._measured |= {one.planned.key: one for one in reader.measure_all(new)}
         self._unsent.update(planned.key for planned in new)
-        records = [reader.record(self._stages[key]) for key in changed]
-        known = [record for record in records if record is not None]
-        if len(known) == len(records):
-            for record in known:
-                self._made.count(record)
-        else:  # one may have been counted that is gone
-            self._made = Made.of(reader.records(self._plan.stages))
+        if not self._counted.isdisjoint(changed):  # one is gone, or was made again
+            self._made, changed = Made(), list(self._stages)
+            self._counted.clear()
+        for record in reader.records(self._stages[key] for key in changed):
+            self._made.count(record)
+            self._counted.add(record.key)
         return reader
 
     def _sweep_run(self) -> Run:

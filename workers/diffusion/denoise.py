@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -251,8 +251,13 @@ def filled(timestep: Tensor | float, device: torch.device) -> Tensor:
     return torch.full((), timestep, dtype=kind, device=device)
 
 
-def in_bf16(unet: UNet) -> Denoiser:
-    """A UNet under autocast; what it predicts is fp32 again, for guidance and the sampler."""
+def denoiser(pipe: Pipeline, precision: Literal["fp32", "bf16"]) -> Denoiser:
+    """The pipeline's UNet as pictures are drawn with it; bf16 is autocast over fp32 weights, and
+    what it predicts is fp32 again, for guidance and the sampler.
+    """
+    unet = pipe.unet
+    if precision == "fp32":
+        return unet
 
     def predict(
         sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor

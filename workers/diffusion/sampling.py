@@ -12,9 +12,9 @@ from torch import Tensor
 from orchestrator.core.artifacts import Probe
 from workers.diffusion.denoise import (
     Predict,
+    denoiser,
     from_noise,
     guided,
-    in_bf16,
     latent_shape,
     sampler,
 )
@@ -146,7 +146,7 @@ def _draw(
     """
     assert settings.guidance is not None and settings.sampler_steps is not None
     scheduler = sampler(pipe, settings.sampler, settings.sampler_steps)
-    unet = in_bf16(pipe.unet) if settings.precision == "bf16" else pipe.unet
+    unet = denoiser(pipe, settings.precision)
     predict = guided(unet, text, empty.expand_as(text), settings.guidance)
     predict = _told(predict, len(latents), settings.sampler_steps, at)
     return decoded(pipe, from_noise(predict, scheduler, latents)).float()

@@ -43,11 +43,12 @@ class Completion(Redraw):
         self, pipe: Pipeline, latents: Tensor, text: Tensor, sampling: SampleSettings
     ) -> Tensor:
         """From the noised latents through the last steps."""
-        from workers.diffusion.denoise import guided, walk
+        from workers.diffusion.denoise import denoiser, guided, walk
         from workers.diffusion.text import embed
 
         assert sampling.guidance is not None
         scheduler, timesteps = last_steps(pipe, self.settings.noise, sampling)
         empty = embed(pipe, [""]).expand_as(text)
         noisy = noised_to(pipe, latents, timesteps[0], self.settings.seed, "completion")
-        return walk(guided(pipe.unet, text, empty, sampling.guidance), scheduler, noisy, timesteps)
+        unet = denoiser(pipe, sampling.precision)
+        return walk(guided(unet, text, empty, sampling.guidance), scheduler, noisy, timesteps)

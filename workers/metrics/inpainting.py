@@ -45,13 +45,14 @@ class Inpainting(Redraw):
         """From noise, with the outside put back at every step."""
         import torch
 
-        from workers.diffusion.denoise import guided, walk
+        from workers.diffusion.denoise import denoiser, guided, walk
         from workers.diffusion.rng import normal
         from workers.diffusion.text import embed
 
         assert sampling.guidance is not None
         scheduler, timesteps = last_steps(pipe, 1.0, sampling)
-        predict = guided(pipe.unet, text, embed(pipe, [""]).expand_as(text), sampling.guidance)
+        unet = denoiser(pipe, sampling.precision)
+        predict = guided(unet, text, embed(pipe, [""]).expand_as(text), sampling.guidance)
         is_hidden = square(latents, self.settings.hidden)
         noise = normal(latents.shape, self.settings.seed, 0, "inside", latents.device)
         drawn = noise.to(latents.dtype) * scheduler.init_noise_sigma
